@@ -1,0 +1,61 @@
+# `make` prints this help. README's two commands are `make run` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install run test check lint types imports proto proto-check docs docs-check test-fast format clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("HiLoRA Serve needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP) ## Create .venv with everything that development needs
+
+run: $(STAMP) ## Start the whole system with the shipped pool on http://127.0.0.1:8000
+	$(BIN)/hilora demo --port 8000
+
+test: $(STAMP) ## Run every test: real Redis, real processes, the running system
+	$(PYTEST)
+
+test-fast: $(STAMP) ## Run the unit and contract tests
+	$(PYTEST) tests/unit tests/contract -q
+
+check: lint types imports proto-check docs-check test-fast ## Everything that needs no running system, in two minutes
+
+lint: $(STAMP) ## Lint and check the formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Format the code and apply safe fixes
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## Check the types
+	$(BIN)/pyright
+
+imports: $(STAMP) ## Check the rules of dependency
+	$(BIN)/lint-imports
+
+proto: $(STAMP) ## Generate proto/gen from proto/hilora_rpc
+	$(BIN)/python scripts/generate_protos.py
+
+proto-check: $(STAMP) ## Fail if proto/gen is out of date
+	$(BIN)/python scripts/generate_protos.py --check
+
+docs: $(STAMP) ## Generate docs/configuration.md from the settings
+	$(BIN)/python scripts/generate_configuration.py
+
+docs-check: $(STAMP) ## Fail if docs/configuration.md is out of date
+	$(BIN)/python scripts/generate_configuration.py --check
+
+clean: ## Remove the environment, caches and the demo's data
+	rm -rf $(VENV) .hilora .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,142 @@
+"""What sequence-level routing decides for one request, as frozen values.
+
+A `RoutingPlan` is all a worker needs: whose rank-one components (ROCs) take part, how many each may
+switch on, and by what rule. A `RoutingDecision` is the plan together with its reasons, for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from hilora.adapter import RocBasis
+
+
+class RocScore(StrEnum):
+    """By what a token's ROCs compete (algorithm.md, token level)."""
+
+    ACTIVATION = "activation"
+    """`|a . x|`, the paper's."""
+    CONTRIBUTION = "contribution"
+    """`|a . x| * ||b||`: invariant under `(a, b) -> (t a, b / t)`."""
+
+
+class GateScope(StrEnum):
+    """Among which ROCs they compete."""
+
+    PER_ADAPTER = "per_adapter"
+    """The `o_i` best of each adapter."""
+    GLOBAL = "global"
+    """The `O = sum o_i` best over the union of the candidates, by `weight * score`."""
+
+
+class RoutingMode(StrEnum):
+    """How likelihoods become candidates and budgets."""
+
+    PAPER = "paper"
+    """Equations E3-E6 literally: full shrunk covariances, multinomial sampling."""
+    CALIBRATED = "calibrated"
+    """Pooled empirical-Bayes scores, fitted temperature, deterministic counts."""
+    EXPLICIT = "explicit"
+    """The client named the adapter, or the base: nothing was chosen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RocBudget:
+    """One adapter's share of a plan."""
+
+    adapter_id: str
+    adapter_name: str
+    lora_rank: int
+    """`r_i`: the ROCs the adapter has (its largest module's)."""
+    num_rocs: int
+    """`o_i`: the ROCs a token may switch on, `0 <= o_i <= r_i`. A module of rank `r` gets
+    `round_half_up(r * o_i / r_i)`, at least 1 where `o_i > 0`."""
+    weight: float = 1.0
+    """Factor of the adapter's output."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_rocs <= self.lora_rank:
+            raise ValueError(f"num_rocs {self.num_rocs} is outside 0..{self.lora_rank}")
+
+    def num_rocs_in(self, module_rank: int) -> int:
+        """The budget of one module, which may have fewer ROCs than the adapter's largest one."""
+        if self.num_rocs == 0 or module_rank == 0:
+            return 0
+        # Integer arithmetic: round(r * o / r_i) half up, the same on every machine.
+        return max(1, (2 * module_rank * self.num_rocs + self.lora_rank) // (2 * self.lora_rank))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateParameters:
+    """The token-level rule of a plan."""
+
+    score: RocScore = RocScore.ACTIVATION
+    scope: GateScope = GateScope.PER_ADAPTER
+    basis: RocBasis = RocBasis.SVD
+    eta: float = 1.0
+    """Factor of the sum of the kept ROCs (the paper's variance normalisation, resolved to a number)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingPlan:
+    """The work order of one request. No budgets means the base model alone."""
+
+    budgets: tuple[RocBudget, ...] = ()
+    gate: GateParameters = GateParameters()
+    catalog_generation: int = 0
+    """The catalogue the adapters were chosen from; a worker must have reached it."""
+
+    @property
+    def num_rocs(self) -> int:
+        """`O`: ROCs a token may switch on in all."""
+        return sum(budget.num_rocs for budget in self.budgets)
+
+    @property
+    def is_base_only(self) -> bool:
+        """Whether no ROC can act."""
+        return self.num_rocs == 0
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that changes the arithmetic (not of the catalogue generation): equal digests on
+        an equal base give equal logits, so it is part of every cache key."""
+        payload = {
+            "budgets": [(b.adapter_id, b.lora_rank, b.num_rocs, b.weight) for b in self.budgets],
+            "gate": (self.gate.score, self.gate.scope, self.gate.basis, self.gate.eta),
+        }
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateScore:
+    """Why an adapter is, or is not, in a plan."""
+
+    adapter_id: str
+    adapter_name: str
+    log_likelihood: float
+    """Score of the mode in use: E3 in `paper`, the predictive log-likelihood in `calibrated`."""
+    log_likelihood_ratio: float
+    """Log-likelihood minus that of a task we have no adapter for: 0 is "no better than a new task"."""
+    posterior: float
+    """Calibrated probability that this adapter is the right one; sums to 1 over the pool."""
+    num_rocs: int
+    """ROCs granted; 0 for a runner-up that is only reported."""
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingDecision:
+    """A plan and its reasons: what `POST /v1/route` shows."""
+
+    plan: RoutingPlan
+    mode: RoutingMode
+    candidates: tuple[CandidateScore, ...]
+    """The chosen adapters first, then the best runners-up, each group by descending posterior."""
+    is_out_of_distribution: bool
+    """Whether no adapter explains the text better than a new task would."""
+    reason: str
+    """One sentence for a person."""

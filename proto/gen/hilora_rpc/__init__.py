@@ -1,0 +1,1 @@
+"""Generated messages and services; the sources are in proto/hilora_rpc."""

