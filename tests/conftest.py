@@ -1,0 +1,24 @@
+"""Marks every test by the folder it stands in, so that nobody forgets a marker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two cores are shared by every process of a test run: torch's own threads only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A test never reaches for the hub: those that speak its protocol start a server and say so.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_TIERS = ("unit", "contract", "integration", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        tier = item.path.relative_to(root).parts[0]
+        if tier in _TIERS:
+            item.add_marker(tier)
