@@ -1,0 +1,157 @@
+"""Covariances of few samples in many dimensions: shrinkage, floors, and what is shared by a pool.
+
+Twenty texts in 384 dimensions say almost nothing about 384 x 384 numbers. Every estimate here is therefore pulled
+towards a multiple of the identity, and no direction is ever given no variance at all: sentence encoders have
+dimensions that never move.
+
+Shapes: M samples of one adapter, N samples of all, L adapters, E embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+VARIANCE_FLOOR = 1e-8
+"""Least variance of any direction; embeddings have norm 1, so a typical variance is `1 / E`."""
+
+DEFAULT_WITHIN_TRACE = 0.5
+"""Assumed sum of variances within one task where no adapter has two samples: half of a unit vector's."""
+
+
+def ledoit_wolf_shrinkage(centered_ME: FloatArray) -> float:
+    """The share `g` of the identity in `(1 - g) S + g (tr S / E) I` that is optimal for these samples.
+
+    Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004), with the
+    M x M Gram matrix in place of the E x E covariance where M is smaller.
+
+    Args:
+        centered_ME: samples around 0; taken as they are.
+
+    Returns:
+        A number within [0, 1]; 1 without any spread.
+    """
+    num_samples, dimension = centered_ME.shape
+    is_wide = num_samples < dimension
+    gram = centered_ME @ centered_ME.T if is_wide else centered_ME.T @ centered_ME
+    squared_norms = np.einsum("me,me->m", centered_ME, centered_ME)
+    mean_variance = float(squared_norms.sum()) / (num_samples * dimension)
+    covariance_energy = float(np.vdot(gram, gram)) / num_samples**2
+    distance = covariance_energy / dimension - mean_variance**2
+    if distance <= np.finfo(np.float64).tiny:
+        return 1.0
+    noise = (float(squared_norms @ squared_norms) / num_samples - covariance_energy) / (num_samples * dimension)
+    return float(np.clip(noise / distance, 0.0, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedSamples:
+    """The samples of all adapters under one another, adapter by adapter."""
+
+    samples_NE: FloatArray
+    num_samples_L: NDArray[np.intp]
+    """Samples of each adapter, at least 1."""
+
+    @classmethod
+    def of(cls, samples: Sequence[NDArray[np.floating]]) -> StackedSamples:
+        """Stack one `[m_i, E]` array per adapter.
+
+        Raises:
+            ValueError: no adapter, an adapter without a sample, unequal dimensions, or a value that is not finite.
+        """
+        if not samples:
+            raise ValueError("a pool needs at least one adapter")
+        if any(block.ndim != 2 or block.shape[0] < 1 for block in samples):
+            raise ValueError("every adapter needs an [m, E] array of at least one sample")
+        if len({block.shape[1] for block in samples}) != 1:
+            raise ValueError("the adapters' samples have different dimensions: one encoder per pool")
+        stacked = np.concatenate([np.asarray(block, dtype=np.float64) for block in samples])
+        if not np.isfinite(stacked).all():
+            raise ValueError("the samples hold values that are not finite")
+        return cls(samples_NE=stacked, num_samples_L=np.array([len(block) for block in samples], dtype=np.intp))
+
+    @cached_property
+    def adapter_idx(self) -> NDArray[np.intp]:
+        """Whose sample each row is, `[N]`."""
+        return np.repeat(np.arange(len(self.num_samples_L)), self.num_samples_L)
+
+    @cached_property
+    def ordinal(self) -> NDArray[np.intp]:
+        """The place of each row among its adapter's samples, `[N]`."""
+        starts = np.cumsum(self.num_samples_L) - self.num_samples_L
+        return np.arange(len(self.samples_NE)) - starts[self.adapter_idx]
+
+    @cached_property
+    def means(self) -> FloatArray:
+        """Each adapter's mean, `[L, E]`."""
+        starts = np.cumsum(self.num_samples_L) - self.num_samples_L
+        return np.add.reduceat(self.samples_NE, starts, axis=0) / self.num_samples_L[:, None]
+
+    def keeping(self, is_kept_N: NDArray[np.bool_]) -> StackedSamples:
+        """The same adapters with some of their samples; each must keep one."""
+        counts = np.bincount(self.adapter_idx[is_kept_N], minlength=len(self.num_samples_L))
+        return StackedSamples(samples_NE=self.samples_NE[is_kept_N], num_samples_L=counts.astype(np.intp))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithinCovariance:
+    """The covariance that all adapters of a pool share, as the map that makes it the identity."""
+
+    whitening_EE: FloatArray
+    """`W` with `W S_w W^T = I` (lower triangular: the inverse of a Cholesky factor)."""
+    log_det_whitening: float
+    """`ln det W`, the Jacobian of densities."""
+    shrinkage: float
+    """The share of the identity in `S_w`."""
+    mean_variance: float
+    """`tr S_w / E`, before whitening."""
+
+
+def fit_within_covariance(stacked: StackedSamples) -> WithinCovariance:
+    """Estimate `S_w = (1 - g) S + g (tr S / E) I` from the residuals of all adapters.
+
+    Each adapter's residuals around its own mean are scaled by `sqrt(m / (m - 1))`, which undoes the spread that
+    fitting the mean took away. `g` is Ledoit and Wolf's, but at least `1 / (1 + degrees of freedom)`: their estimate
+    is blind where two samples make one residual. Without any residual `S_w` is isotropic.
+    """
+    counts_N = stacked.num_samples_L[stacked.adapter_idx]
+    has_residual_N = counts_N > 1
+    dimension = stacked.samples_NE.shape[1]
+    degrees_of_freedom = int((stacked.num_samples_L - 1).sum())
+    if degrees_of_freedom == 0:
+        return _isotropic(DEFAULT_WITHIN_TRACE / dimension, dimension)
+    scale_N = np.sqrt(counts_N[has_residual_N] / (counts_N[has_residual_N] - 1.0))
+    own_mean_NE = stacked.means[stacked.adapter_idx[has_residual_N]]
+    residuals_NE = (stacked.samples_NE[has_residual_N] - own_mean_NE) * scale_N[:, None]
+    mean_variance = float(np.vdot(residuals_NE, residuals_NE)) / residuals_NE.size
+    if mean_variance <= VARIANCE_FLOOR:
+        return _isotropic(VARIANCE_FLOOR, dimension)
+    shrinkage = max(ledoit_wolf_shrinkage(residuals_NE), 1.0 / (1.0 + degrees_of_freedom))
+    covariance = (1.0 - shrinkage) * (residuals_NE.T @ residuals_NE) / len(residuals_NE)
+    covariance[np.diag_indices(dimension)] += max(shrinkage * mean_variance, VARIANCE_FLOOR)
+    factor = torch.from_numpy(np.linalg.cholesky(covariance))
+    identity = torch.eye(dimension, dtype=torch.float64)
+    whitening_EE = torch.linalg.solve_triangular(factor, identity, upper=False).numpy()
+    return WithinCovariance(
+        whitening_EE=whitening_EE,
+        log_det_whitening=float(np.log(np.diagonal(whitening_EE)).sum()),
+        shrinkage=shrinkage,
+        mean_variance=mean_variance,
+    )
+
+
+def _isotropic(variance: float, dimension: int) -> WithinCovariance:
+    scale = variance**-0.5
+    return WithinCovariance(
+        whitening_EE=np.eye(dimension) * scale,
+        log_det_whitening=dimension * float(np.log(scale)),
+        shrinkage=1.0,
+        mean_variance=variance,
+    )

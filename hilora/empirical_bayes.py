@@ -1,0 +1,142 @@
+"""The default score: a pooled Gaussian with empirical-Bayes means (two-covariance PLDA), calibrated.
+
+In whitened space, tasks scatter around the pool's centre with variance `b` along each direction, and texts around
+their task with variance 1. After `m` texts the mean of a task is known only up to a posterior, so that a new text of
+adapter i is predicted by
+
+    u_i = m b / (m b + 1) * y(mean_i)      v_i = 1 + b / (m b + 1)      score_i(z) = ln N(y(z); u_i, diag v_i)
+
+Few texts thus pull an adapter towards the centre and widen it. A task that has no adapter is predicted by
+`N(y; 0, diag(1 + b))`; the difference of the two is the log-likelihood ratio, where 0 means "no better than a task
+we do not have". The posterior is `softmax(score / T)`, `T` fitted to texts that were held out of the whole fit.
+
+Shapes: L adapters, N texts, E embedding dimension, K directions, G distinct sample counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.calibration import PRIOR_TEMPERATURE, fit_temperature, softmax
+from hilora.covariance import FloatArray, StackedSamples
+from hilora.pooled_gaussian import WhitenedGaussians, WhitenedSpace, fit_whitened_space
+
+_BETWEEN_SHRINKAGE = 0.2
+"""Share of the isotropic part in the between-task covariance."""
+_BETWEEN_FLOOR = 1e-3
+"""Least between-task variance, in units of the within-task one."""
+_NUM_FOLDS = 5
+_MAX_CALIBRATION_ROWS = 4096
+"""Held-out texts that the temperature is fitted to. More would change its third digit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledEmpiricalBayes:
+    """A fitted pool. Adapters keep the order of the samples it was fitted to."""
+
+    space: WhitenedSpace
+    gaussians: WhitenedGaussians
+    """Predictive Gaussian of each adapter."""
+    new_task: WhitenedGaussians
+    """The one of a task without an adapter, as a pool of one."""
+    temperature: float
+    """`T >= 1`."""
+
+    def log_likelihood(self, z: NDArray[np.floating]) -> FloatArray:
+        """Predictive log-likelihood of embeddings `[..., E]` under each adapter, `[..., L]`, in nats."""
+        return self.gaussians.log_density(*self.space.locate(z)) + self.space.within.log_det_whitening
+
+    def log_likelihood_ratio(self, z: NDArray[np.floating]) -> FloatArray:
+        """`log_likelihood` minus that of a task without an adapter, `[..., L]`: 0 is "no better than a new task"."""
+        located = self.space.locate(z)
+        return self.gaussians.log_density(*located) - self.new_task.log_density(*located)
+
+    def posterior(self, z: NDArray[np.floating]) -> FloatArray:
+        """Calibrated probability of each adapter, `[..., L]`, given that one of them is right."""
+        return softmax(self.log_likelihood(z) / self.temperature)
+
+
+def fit_pooled_eb(samples: Sequence[NDArray[np.floating]]) -> PooledEmpiricalBayes:
+    """Fit the `pooled_eb` family to one `[m_i, E]` array of embeddings per adapter.
+
+    Args:
+        samples: in any number and of any sizes from 1; the estimates of a single adapter or of single samples fall
+            back on the spread of unit vectors.
+
+    Raises:
+        ValueError: see `StackedSamples.of`.
+    """
+    stacked = StackedSamples.of(samples)
+    return _fit(stacked, temperature=_cross_fitted_temperature(stacked))
+
+
+def _fit(stacked: StackedSamples, *, temperature: float) -> PooledEmpiricalBayes:
+    space = fit_whitened_space(stacked)
+    between_K, between_rest = _between_variances(space, stacked.num_samples_L)
+    counts_G, group_L = np.unique(stacked.num_samples_L, return_inverse=True)
+    # b / (m b + 1) is the posterior variance of a task's mean; times m, the share of its sample mean in u.
+    posterior_GK = between_K / (counts_G[:, None] * between_K + 1.0)
+    means_LK, _ = space.locate(stacked.means)
+    predictive = WhitenedGaussians(
+        num_rest=space.num_rest,
+        means_LK=stacked.num_samples_L[:, None] * posterior_GK[group_L] * means_LK,
+        group_L=group_L.astype(np.intp),
+        variances_GK=1.0 + posterior_GK,
+        rest_variance_G=np.asarray(1.0 + between_rest / (counts_G * between_rest + 1.0), dtype=np.float64),
+    )
+    new_task = WhitenedGaussians(
+        num_rest=space.num_rest,
+        means_LK=np.zeros((1, len(between_K))),
+        group_L=np.zeros(1, dtype=np.intp),
+        variances_GK=1.0 + between_K[None],
+        rest_variance_G=np.array([1.0 + between_rest]),
+    )
+    return PooledEmpiricalBayes(space=space, gaussians=predictive, new_task=new_task, temperature=temperature)
+
+
+def _between_variances(space: WhitenedSpace, num_samples_L: NDArray[np.intp]) -> tuple[FloatArray, float]:
+    """Between-task variance along each direction and in each direction of the remainder.
+
+    The scatter of the sample means overstates that of the tasks by the noise of the means; what is left is shrunk
+    towards its average and floored.
+    """
+    dimension = len(space.center_E)
+    if len(num_samples_L) == 1:
+        # One task shows no scatter. Unit vectors have variance 1 / E in all: what is not within lies between.
+        isotropic = 1.0 / (dimension * space.within.mean_variance) - 1.0
+        return np.zeros(0), max(isotropic, _BETWEEN_FLOOR)
+    noise = float((1.0 / num_samples_L).mean())
+    average = float(space.scatter_K.sum()) / dimension - noise
+    pull = _BETWEEN_SHRINKAGE * average
+    between_K = (1.0 - _BETWEEN_SHRINKAGE) * (space.scatter_K - noise) + pull
+    between_rest = -(1.0 - _BETWEEN_SHRINKAGE) * noise + pull
+    return np.maximum(between_K, _BETWEEN_FLOOR), max(between_rest, _BETWEEN_FLOOR)
+
+
+def _cross_fitted_temperature(stacked: StackedSamples) -> float:
+    """Fit everything without a fifth of each adapter's texts, score those, repeat; choose `T` on all the scores.
+
+    A single text is never held out. A large pool needs fewer folds: its first ones have texts enough.
+    """
+    fold_N = stacked.ordinal % _NUM_FOLDS
+    may_leave_N = stacked.num_samples_L[stacked.adapter_idx] > 1
+    scores: list[FloatArray] = []
+    true_idx: list[NDArray[np.intp]] = []
+    num_rows = 0
+    for fold in range(_NUM_FOLDS):
+        held_out_N = (fold_N == fold) & may_leave_N
+        rows = np.flatnonzero(held_out_N)
+        if not len(rows) or len(stacked.num_samples_L) == 1 or num_rows >= _MAX_CALIBRATION_ROWS:
+            continue
+        rows = rows[:: -(-len(rows) // _MAX_CALIBRATION_ROWS)]
+        fitted = _fit(stacked.keeping(~held_out_N), temperature=PRIOR_TEMPERATURE)
+        scores.append(fitted.log_likelihood(stacked.samples_NE[rows]))
+        true_idx.append(stacked.adapter_idx[rows])
+        num_rows += len(rows)
+    if not scores:
+        return PRIOR_TEMPERATURE
+    return fit_temperature(np.concatenate(scores), np.concatenate(true_idx))

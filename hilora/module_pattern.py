@@ -1,0 +1,86 @@
+"""Patterns for module names, as PEFT matches them, from files nobody vouches for.
+
+`rank_pattern` and `alpha_pattern` of an adapter's config map regular expressions to numbers. A pattern applies to a
+module when it matches the module's whole path or everything after one of its dots; the first pattern that matches
+decides. An expression from a stranger can take exponential time, so only simple ones are run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from hilora.errors import InvalidAdapter, UnsupportedAdapterFeature
+
+_MAX_LENGTH = 512
+_MAX_UNBOUNDED = 3
+_MAX_GROUPS = 3
+_MAX_ALTERNATIVES = 128
+
+_ESCAPE = re.compile(r"\\.")
+_CHARACTER_CLASS = re.compile(r"\[[^\]]*\]")
+
+Value = TypeVar("Value")
+
+
+class ModulePatterns:
+    """Patterns in the order of the file, compiled once.
+
+    Args:
+        patterns: the expressions.
+        place: the config field they come from, for errors.
+
+    Raises:
+        InvalidAdapter: `invalid_adapter_config`, for what is no regular expression.
+        UnsupportedAdapterFeature: `unsupported_module_pattern`, for an expression that could take very long.
+    """
+
+    def __init__(self, patterns: Iterable[str], *, place: str) -> None:
+        self._compiled = [(pattern, _compile(pattern, place=place)) for pattern in patterns]
+
+    def matching(self, module_path: str) -> str | None:
+        """The first pattern that applies to a module."""
+        return next((pattern for pattern, compiled in self._compiled if compiled.match(module_path)), None)
+
+
+def value_for(module_path: str, *, patterns: ModulePatterns, values: Mapping[str, Value], default: Value) -> Value:
+    """The value of the first pattern that applies, or the default."""
+    return values.get(patterns.matching(module_path) or module_path, default)
+
+
+def _compile(pattern: str, *, place: str) -> re.Pattern[str]:
+    if not _is_simple(pattern):
+        raise UnsupportedAdapterFeature(
+            f"The pattern {pattern[:80]!r} is too involved to be matched safely.",
+            code="unsupported_module_pattern",
+            remedy="Write the module names out, one entry each.",
+            place=place,
+        )
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except re.error as error:
+        raise InvalidAdapter(
+            f"The pattern {pattern[:80]!r} is no regular expression: {error}.",
+            code="invalid_adapter_config",
+            remedy="Correct the pattern in adapter_config.json.",
+            place=place,
+        ) from error
+
+
+def _is_simple(pattern: str) -> bool:
+    """Whether matching is certain to take few steps.
+
+    Time explodes where a repetition stands inside a repetition or many alternatives follow one another; neither can
+    be written with a handful of operators and no repeated group.
+    """
+    if len(pattern) > _MAX_LENGTH or re.search(r"\\[1-9]", pattern):
+        return False
+    bare = _CHARACTER_CLASS.sub("x", _ESCAPE.sub("x", pattern)).replace("(?:", "(")
+    if "(?" in bare or re.search(r"\)[*+?{]", bare):
+        return False
+    return (
+        sum(bare.count(operator) for operator in "*+?{") <= _MAX_UNBOUNDED
+        and bare.count("(") <= _MAX_GROUPS
+        and bare.count("|") <= _MAX_ALTERNATIVES
+    )

@@ -1,0 +1,132 @@
+"""Gaussians of a whole pool in one whitened space, scored all at once.
+
+Under a shared covariance the space can be whitened once; what is left of each adapter is a mean and, per distinct
+sample count, one diagonal of variances. The directions in which the adapters' means do not differ need no
+coordinates: together they are one isotropic remainder.
+
+Shapes: L adapters, E embedding dimension, K directions in which means differ (at most L - 1), G groups of adapters
+with equal variances; `...` leading dimensions of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.covariance import FloatArray, StackedSamples, WithinCovariance, fit_within_covariance
+from hilora.gaussian import LOG_2_PI
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhitenedSpace:
+    """`y = V W (z - center)`: within-task covariance I, axes along the scatter of the means."""
+
+    center_E: FloatArray
+    """Mean of the adapters' means."""
+    within: WithinCovariance
+    directions_KE: FloatArray
+    """`V`: orthonormal rows, in whitened coordinates."""
+    scatter_K: FloatArray
+    """Variance of the adapters' means along each direction."""
+
+    @property
+    def num_rest(self) -> int:
+        """Directions without a coordinate of their own."""
+        return len(self.center_E) - len(self.scatter_K)
+
+    def locate(self, z: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
+        """Coordinates `[..., K]` and the squared length of the remainder `[...]` of embeddings `[..., E]`."""
+        white = (np.asarray(z, dtype=np.float64) - self.center_E) @ self.within.whitening_EE.T
+        y = white @ self.directions_KE.T
+        if not self.num_rest:
+            return y, np.zeros(y.shape[:-1])
+        return y, np.maximum((white**2).sum(axis=-1) - (y**2).sum(axis=-1), 0.0)
+
+
+def fit_whitened_space(stacked: StackedSamples) -> WhitenedSpace:
+    """Whiten by the shared covariance and lay axes through the whitened means."""
+    within = fit_within_covariance(stacked)
+    center_E = stacked.means.mean(axis=0)
+    white_LE = (stacked.means - center_E) @ within.whitening_EE.T
+    num_adapters, dimension = white_LE.shape
+    num_directions = min(num_adapters - 1, dimension)
+    if num_adapters <= dimension:
+        _, singular_values, rows = np.linalg.svd(white_LE, full_matrices=False)
+        squared, directions_KE = singular_values[:num_directions] ** 2, rows[:num_directions]
+    else:
+        ascending, columns = np.linalg.eigh(white_LE.T @ white_LE)
+        squared, directions_KE = np.maximum(ascending[::-1], 0.0), columns.T[::-1]
+    return WhitenedSpace(
+        center_E=center_E,
+        within=within,
+        directions_KE=directions_KE,
+        scatter_K=squared / max(num_adapters - 1, 1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhitenedGaussians:
+    """L Gaussians with diagonal covariances in a `WhitenedSpace`, means 0 in the remainder."""
+
+    num_rest: int
+    means_LK: FloatArray
+    group_L: NDArray[np.intp]
+    """Which row of the variances is each adapter's."""
+    variances_GK: FloatArray
+    rest_variance_G: FloatArray
+    """Variance in each direction of the remainder."""
+
+    @cached_property
+    def _slope(self) -> FloatArray:
+        """What the coordinates of a text are multiplied with, `[L, K]`."""
+        return self.means_LK / self.variances_GK[self.group_L]
+
+    @cached_property
+    def _offset(self) -> FloatArray:
+        """What does not depend on the text, `[L]`."""
+        log_det_G = np.log(self.variances_GK).sum(axis=1) + self.num_rest * np.log(self.rest_variance_G)
+        dimension = self.num_rest + self.means_LK.shape[1]
+        return (self.means_LK * self._slope).sum(axis=1) + log_det_G[self.group_L] + dimension * LOG_2_PI
+
+    def log_density(self, y: FloatArray, rest: FloatArray) -> FloatArray:
+        """`ln N` of located texts under each adapter, `[..., L]`, in whitened units."""
+        # Expanding the square leaves one matrix product; its quadratic part is shared within a group.
+        square = y**2 @ (1.0 / self.variances_GK).T + rest[..., None] / self.rest_variance_G
+        return y @ self._slope.T - 0.5 * (square[..., self.group_L] + self._offset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledGaussians:
+    """One Gaussian per adapter, all with the pool's covariance: the `pooled` family."""
+
+    space: WhitenedSpace
+    gaussians: WhitenedGaussians
+
+    def log_likelihood(self, z: NDArray[np.floating]) -> FloatArray:
+        """`ln N(z | mean_i, S_w)` of embeddings `[..., E]`: `[..., L]` in nats."""
+        return self.gaussians.log_density(*self.space.locate(z)) + self.space.within.log_det_whitening
+
+
+def fit_pooled(samples: Sequence[NDArray[np.floating]]) -> PooledGaussians:
+    """Fit the `pooled` family to one `[m_i, E]` array of embeddings per adapter.
+
+    Raises:
+        ValueError: see `StackedSamples.of`.
+    """
+    stacked = StackedSamples.of(samples)
+    space = fit_whitened_space(stacked)
+    means_LK, _ = space.locate(stacked.means)
+    return PooledGaussians(
+        space=space,
+        gaussians=WhitenedGaussians(
+            num_rest=space.num_rest,
+            means_LK=means_LK,
+            group_L=np.zeros(len(means_LK), dtype=np.intp),
+            variances_GK=np.ones((1, means_LK.shape[1])),
+            rest_variance_G=np.ones(1),
+        ),
+    )

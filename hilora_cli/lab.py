@@ -1,0 +1,88 @@
+"""`hilora lab`: train the project's own testbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hilora_lab.testbed.report import TaskScore
+
+app = typer.Typer(help="Train and measure small pools of adapters.", no_args_is_help=True)
+
+
+@app.callback()
+def lab() -> None:
+    """Train and measure small pools of adapters."""
+
+
+@app.command("build-testbed")
+def build_testbed_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; an interrupted build goes on where it stopped.")],
+    seed: Annotated[int, typer.Option(help="Seed of tasks, base and adapters.")] = 0,
+    families: Annotated[
+        list[str] | None, typer.Option("--families", help="A taught family; may be repeated. [default: all]")
+    ] = None,
+    base_steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the base.")] = None,
+    adapter_steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each adapter.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads to train with.")] = 2,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Train a base and one LoRA per task on this machine's CPU, and report exact match."""
+    from dataclasses import replace
+
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from transformers.utils import logging as transformers_logging
+
+    from hilora_lab.testbed.build import BuildRecipe, build_testbed
+
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    recipe = BuildRecipe(seed=seed, families=tuple(families or ()))
+    if base_steps is not None:
+        recipe = replace(recipe, base=replace(recipe.base, num_steps=base_steps))
+    if adapter_steps is not None:
+        recipe = replace(recipe, adapter=replace(recipe.adapter, num_steps=adapter_steps))
+
+    console = Console()
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def on_progress(stage: str, done: int, total: int, detail: str) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total, detail="")
+            progress.update(bars[stage], completed=done, total=total, detail=detail)
+
+        scores = build_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
+    console.print(score_table(scores))
+    console.print(f"Written to {out}")
+
+
+def score_table(scores: list[TaskScore]) -> Table:
+    """Exact match per task, the means of the tasks with an adapter last."""
+    from rich.table import Table
+
+    from hilora_lab.testbed.report import overall
+
+    table = Table("task", "base", "own adapter", "siblings", title="Exact match, test split")
+    for score in scores:
+        cells = (score.base, score.own_adapter, score.siblings)
+        table.add_row(score.task, *("" if cell is None else f"{cell:.3f}" for cell in cells))
+    means = overall(scores)
+    table.add_section()
+    columns = ("base", "own_adapter", "siblings")
+    table.add_row("all with adapter", *(f"{means[name]:.3f}" if name in means else "" for name in columns))
+    return table

@@ -1,0 +1,113 @@
+"""An ingested adapter version as content: its tensors, its samples, and the manifest that identifies them.
+
+Shapes: D in-features, O out-features, R components of one module, m sample texts, E embedding dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.adapter import DecomposedAdapter, RocBasis
+
+FORMAT_VERSION = 1
+"""Version of the folder's layout; part of the identity."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleProfile:
+    """The texts that describe an adapter's task, as points of the encoder's space."""
+
+    texts: tuple[str, ...]
+    embeddings_mE: NDArray[np.float32]
+    """`[m, E]`, each row of norm 1."""
+    encoder_id: str
+    source: str
+    """Where the texts came from: `upload` (sent by the client) or `bundled` (`samples.jsonl` among the files)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where an adapter's files came from and what they said about themselves."""
+
+    source_kind: str
+    source: str
+    """File name, folder, or `owner/name@commit`."""
+    source_sha256: str
+    """Digest of config, weights and sample texts as received: equal for the same adapter sent twice."""
+    declared_base_model: str | None
+    """`base_model_name_or_path` of the adapter's config; informational."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArtifactDraft:
+    """All that is to be stored of one adapter version."""
+
+    decomposed: Mapping[RocBasis, DecomposedAdapter]
+    """The same update in every basis."""
+    profile: SampleProfile
+    provenance: Provenance
+    base_model: str
+    """Name of the base the adapter was checked against."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArtifactManifest:
+    """What a stored version says about itself (`manifest.json`)."""
+
+    revision: str
+    """Content hash, 64 hex digits: name of the folder."""
+    base_model: str
+    encoder_id: str
+    embedding_dim: int
+    num_samples: int
+    samples_source: str
+    lora_rank: int
+    num_modules: int
+    component_bytes: int
+    """Size of one basis of the components."""
+    files: Mapping[str, str]
+    """sha256 by file name."""
+    provenance: Provenance
+    created_at: float
+    """Unix seconds."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def component_sha256(self) -> dict[str, str]:
+        """sha256 of the components file by basis."""
+        return {basis.value: self.files[component_file_name(basis)] for basis in RocBasis}
+
+
+def component_file_name(basis: RocBasis) -> str:
+    """Name of the components file of one basis inside a version's folder.
+
+    Keys are `<module_path>.roc_a` `[R, D]` and `<module_path>.roc_b` `[R, O]`, float32, scaling folded in.
+    """
+    return f"rocs_{basis.value}.safetensors"
+
+
+def revision_of(*, files: Mapping[str, str], base_model: str, encoder_id: str) -> str:
+    """The identity of a version: sha256 over its files' digests and what they were made for, 64 hex digits."""
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "files": dict(files),
+        "base_model": base_model,
+        "encoder_id": encoder_id,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def source_digest(*, config: bytes, weights_sha256: str, texts: Sequence[str]) -> str:
+    """The identity of an adapter as it was sent in, before anything is computed from it."""
+    digest = hashlib.sha256(b"hilora-source-1")
+    for part in (config, weights_sha256.encode(), *(text.encode() for text in texts)):
+        # The length in front keeps ("ab", "c") and ("a", "bc") apart.
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The doors: REST, gRPC and the Celery task. They translate and decide nothing."""

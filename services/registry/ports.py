@@ -1,0 +1,251 @@
+"""What the registry's work needs from the world.
+
+Asynchronous ports reach another process and may raise `RegistryUnavailable`; blocking ports touch the disk or compute,
+and are called in a thread wherever an event loop must not wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hilora.adapter import RocBasis
+from services.registry.artifact import ArtifactDraft, ArtifactManifest
+from services.registry.job import IngestJob, IngestRequest
+from services.registry.registration import CatalogChange, CatalogEntry, CatalogNews, CatalogSnapshot, Registration
+
+
+class ArtifactStore(Protocol):
+    """Immutable adapter versions. Blocking."""
+
+    def write(self, draft: ArtifactDraft) -> ArtifactManifest:
+        """Store a version, all or nothing; equal content is stored once and keeps its first manifest."""
+        ...
+
+    def manifest(self, revision: str) -> ArtifactManifest:
+        """What is stored. Raises UnknownAdapter (`unknown_revision`) if nothing is, or it cannot be read."""
+        ...
+
+    def find(self, revision_prefix: str) -> str | None:
+        """The one revision that begins with a prefix of hex digits; `None` if there is none, or several."""
+        ...
+
+    def sample_embeddings(self, revision: str) -> NDArray[np.float32]:
+        """`[m, E]`. Raises UnknownAdapter like `manifest`."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what a crash left half written."""
+        ...
+
+    def open_components(self, revision: str, basis: RocBasis) -> BinaryIO:
+        """The components file of one basis, at its beginning; the caller closes it. Raises UnknownAdapter."""
+        ...
+
+
+class RegistrationStore(Protocol):
+    """Which version each name means; survives every crash. Blocking."""
+
+    def put(self, registration: Registration) -> None:
+        """Replace the pointer of a name: afterwards either the old or the new one is there, never neither."""
+        ...
+
+    def get(self, adapter_name: str) -> Registration | None:
+        """The pointer of a name, a tombstone included."""
+        ...
+
+    def all(self) -> list[Registration]:
+        """Every readable pointer, tombstones included, by name."""
+        ...
+
+
+class StagingArea(Protocol):
+    """Accepted adapters until they are ingested: one folder a job. Blocking."""
+
+    def create(self, job_id: str) -> Path:
+        """A fresh empty folder for the files of a job that is not accepted yet."""
+        ...
+
+    def accept(self, request: IngestRequest) -> None:
+        """Make folder and request durable. Only after this does the job exist."""
+        ...
+
+    def request(self, job_id: str) -> IngestRequest | None:
+        """The accepted request, or `None` if there is none (any more)."""
+        ...
+
+    def files(self, job_id: str) -> Path:
+        """The folder of a job, whether it exists or not."""
+        ...
+
+    def accepted(self) -> list[IngestRequest]:
+        """All accepted requests, oldest first."""
+        ...
+
+    def discard(self, job_id: str) -> None:
+        """Forget a job's files; nothing happens if they are gone already."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what crashes left behind: folders that were never accepted, or only half discarded."""
+        ...
+
+
+class CatalogTransaction(Protocol):
+    """The right to publish, held by one process at a time."""
+
+    @property
+    def catalog_generation(self) -> int | None:
+        """The published generation; `None` if the index is empty, as after a loss of its data."""
+        ...
+
+    async def entry(self, adapter_name: str) -> CatalogEntry | None:
+        """The published entry of a name."""
+        ...
+
+    async def commit(self, change: CatalogChange) -> None:
+        """Publish one step. Raises Conflict (`catalog_lock_lost`) if the right was lost meanwhile."""
+        ...
+
+    async def replace(self, snapshot: CatalogSnapshot) -> None:
+        """Publish a whole catalogue; every follower has to take a new snapshot. Raises like `commit`."""
+        ...
+
+
+class CatalogIndex(Protocol):
+    """The published catalogue and its changes. Fast, shared by processes, may lose everything."""
+
+    async def read(self) -> CatalogSnapshot | None:
+        """Generation and entries of one moment; `None` if the index is empty."""
+        ...
+
+    async def entry(self, adapter_name: str) -> CatalogEntry | None:
+        """The published entry of a name."""
+        ...
+
+    async def generation(self) -> int | None:
+        """The published generation; `None` if the index is empty."""
+        ...
+
+    def publishing(self) -> AbstractAsyncContextManager[CatalogTransaction]:
+        """Wait for the right to publish. Raises RegistryUnavailable (`catalog_busy`) if others keep it too long."""
+        ...
+
+    def follow(self, after_generation: int, *, heartbeat_seconds: float) -> AsyncIterator[CatalogNews]:
+        """Changes after a generation, in order and without a gap, with heartbeats in between.
+
+        Ends after a `CatalogResync`: from there on only a new snapshot helps.
+        """
+        ...
+
+
+class Lease(Protocol):
+    """The right to work on one job for a short time."""
+
+    async def extend(self) -> bool:
+        """Keep it for another period; `False` if it was lost."""
+        ...
+
+    async def release(self) -> None:
+        """Give it back; nothing happens if it was lost."""
+        ...
+
+
+class JobStore(Protocol):
+    """The observable states of ingests; keeps a bounded number of finished ones."""
+
+    async def put(self, job: IngestJob) -> None:
+        """Create or replace a job's state."""
+        ...
+
+    async def get(self, job_id: str) -> IngestJob | None:
+        """The state of a job."""
+        ...
+
+    async def all(self) -> list[IngestJob]:
+        """Every known job, newest first."""
+        ...
+
+    async def claim(self, job_id: str) -> Lease | None:
+        """The right to work on a job, or `None` if another process has it."""
+        ...
+
+    async def is_claimed(self, job_id: str) -> bool:
+        """Whether some process works on a job."""
+        ...
+
+
+class IngestQueue(Protocol):
+    """Hands jobs to the ingest process."""
+
+    async def enqueue(self, job_id: str) -> None:
+        """Have the job run at least once."""
+        ...
+
+    async def waiting(self) -> int:
+        """Number of jobs that no process has taken yet."""
+        ...
+
+
+class AdapterSource(Protocol):
+    """Brings an adapter's files in from a place the registry can read. Blocking."""
+
+    def check(self, reference: str) -> None:
+        """Refuse a reference that can be refused at once. Raises InvalidInput."""
+        ...
+
+    def fetch(self, reference: str, folder: Path) -> str:
+        """Write config, weights and samples (where there are any) into a folder.
+
+        Returns:
+            The reference made exact, as provenance keeps it.
+
+        Raises:
+            InvalidInput: not found, not allowed, or too large.
+            Unavailable: the source does not answer.
+        """
+        ...
+
+
+class TensorFileReader(Protocol):
+    """Reads a safetensors file from a stranger. Blocking."""
+
+    def header(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """The tensors' shapes and dtypes as meta tensors, without reading data. Raises InvalidAdapter."""
+        ...
+
+    def tensors(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """The tensors. Raises InvalidAdapter."""
+        ...
+
+
+class BaseModel(Protocol):
+    """The served base model, as far as adapters have to fit it. Blocking."""
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        ...
+
+    def modules(self) -> Mapping[str, tuple[int, int]]:
+        """`(out-features, in-features)` of every linear module, by path. Raises InvalidInput if it cannot be read."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Turns sample texts into points of one space. Blocking."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Equal for two encoders exactly if they give the same vectors."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings `[len(texts), E]`, each of norm 1."""
+        ...

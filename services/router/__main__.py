@@ -1,0 +1,21 @@
+"""`python -m services.router`: one router until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.common.lifecycle import run_until_signal
+from services.common.log import configure_logging
+from services.router.bootstrap import build_router
+from services.router.settings import RouterSettings
+
+
+def main() -> None:
+    """Read the environment, serve, drain."""
+    settings = RouterSettings()
+    configure_logging(service="router", level=settings.log_level)
+    asyncio.run(run_until_signal(build_router(settings), grace_seconds=settings.drain_seconds))
+
+
+if __name__ == "__main__":
+    main()

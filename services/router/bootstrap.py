@@ -1,0 +1,165 @@
+"""Wires the router: settings in, one component with a beginning and an end out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import ASGIApp
+
+from hilora.routing_plan import RoutingMode
+from services.common.http_server import HttpServer
+from services.common.lifecycle import ComponentGroup
+from services.common.log import get_logger
+from services.common.rpc_server import RpcServer
+from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
+from services.router.entrypoints.openai_routes import OpenAIRoutes
+from services.router.entrypoints.rest import build_rest_app
+from services.router.entrypoints.router_metrics import RouterMetrics
+from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
+from services.router.generation import GenerateText
+from services.router.infra.batching_embedder import BatchingEmbedder
+from services.router.infra.catalog_replica import CatalogReplica
+from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.models import ModelDirectory
+from services.router.readiness import Readiness, check_readiness
+from services.router.routing import RouteText
+from services.router.settings import RouterSettings
+
+_log = get_logger(__name__)
+
+_READINESS_POLL_SECONDS = 0.2
+
+
+class Router:
+    """A whole router. Its doors open first, so that probes can watch the rest arrive.
+
+    Args:
+        settings: what the operator chose.
+        load_encoder: builds the sentence encoder, in a thread; None loads the one of the settings.
+        opens_http: False leaves `rest_app` to a server of the caller's.
+    """
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        *,
+        load_encoder: Callable[[], SequenceEncoder] | None = None,
+        opens_http: bool = True,
+    ) -> None:
+        self._embedder = BatchingEmbedder(load_encoder or _encoder_of(settings))
+        self._catalog = CatalogReplica(
+            settings.registry_address,
+            encoder=lambda: (self._embedder.encoder_id or "", self._embedder.embedding_dim),
+        )
+        self._workers = StaticWorkerPool(
+            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds
+        )
+        metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
+        models = ModelDirectory(catalog=self._catalog, workers=self._workers, base_model_name=settings.base_model_name)
+        route_text = RouteText(
+            catalog=self._catalog,
+            embedder=self._embedder,
+            models=models,
+            mode=RoutingMode(settings.mode),
+            gamma=settings.gamma,
+            max_candidates=settings.max_candidates,
+            max_routed_chars=settings.max_routed_chars,
+        )
+        generate_text = GenerateText(route_text=route_text, workers=self._workers, catalog=self._catalog)
+        routes = OpenAIRoutes(
+            route_text=route_text,
+            generate_text=generate_text,
+            models=models,
+            workers=self._workers,
+            metrics=metrics,
+        )
+        self.rest_app: ASGIApp = build_rest_app(
+            routes=routes, metrics=metrics, readiness=self.readiness, max_body_bytes=settings.max_body_bytes
+        )
+        servicer = RouterServicer(route_text=route_text, generate_text=generate_text, metrics=metrics)
+        self._rpc_server = RpcServer(
+            host=settings.rpc_host,
+            port=settings.rpc_port,
+            register=[servicer.register],
+            service_names=[SERVICE_NAME],
+        )
+        self._http_server = (
+            HttpServer(app=self.rest_app, host=settings.rest_host, port=settings.rest_port) if opens_http else None
+        )
+        # Doors open first and close first: what is behind them must outlive the requests in flight.
+        self._doors = ComponentGroup([self._rpc_server, *([self._http_server] if self._http_server else [])])
+        self._parts = ComponentGroup([self._workers, self._embedder, self._catalog])
+        self._health_task: asyncio.Task[None] | None = None
+
+    @property
+    def rpc_address(self) -> str:
+        """`host:port` of the gRPC server, valid after `start`."""
+        return self._rpc_server.address
+
+    @property
+    def rest_address(self) -> str:
+        """`host:port` of the HTTP server, valid after `start`.
+
+        Raises:
+            ValueError: this router was built without an HTTP server of its own.
+        """
+        if self._http_server is None:
+            raise ValueError("this router opens no HTTP port")
+        return self._http_server.address
+
+    def readiness(self) -> Readiness:
+        """State of every part at this moment."""
+        return check_readiness(embedder=self._embedder, catalog=self._catalog, workers=self._workers)
+
+    async def start(self) -> None:
+        """Open the doors, load the encoder, begin to follow the registry and the workers.
+
+        Returns once the encoder is loaded; whether registry and workers are there is `readiness`'s to say.
+
+        Raises:
+            OSError: the HTTP port is taken.
+            RuntimeError: the gRPC port is taken.
+            InvalidInput: `unknown_encoder`.
+        """
+        try:
+            await self._doors.start()
+            self._health_task = asyncio.create_task(self._report_health(), name="router-health")
+            await self._parts.start()
+        except BaseException:
+            await self.stop(grace_seconds=0)
+            raise
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Let requests in flight finish for at most `grace_seconds`, then let go of everything."""
+        if self._health_task is not None:
+            self._health_task.cancel()
+            await asyncio.wait({self._health_task})
+            self._health_task = None
+        await self._doors.stop(grace_seconds=grace_seconds)
+        await self._parts.stop(grace_seconds=grace_seconds)
+
+    async def _report_health(self) -> None:
+        """Keep the gRPC health service in step with what the router can do."""
+        was_serving = False
+        while True:
+            is_serving = self.readiness().can_route
+            if is_serving != was_serving:
+                await self._rpc_server.set_serving(is_serving=is_serving)
+                _log.info("router_serving" if is_serving else "router_not_serving")
+                was_serving = is_serving
+            await asyncio.sleep(_READINESS_POLL_SECONDS)
+
+
+def build_router(
+    settings: RouterSettings,
+    *,
+    load_encoder: Callable[[], SequenceEncoder] | None = None,
+    opens_http: bool = True,
+) -> Router:
+    """A router that has not started. See `Router` for the arguments."""
+    return Router(settings, load_encoder=load_encoder, opens_http=opens_http)
+
+
+def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
+    return lambda: SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction)

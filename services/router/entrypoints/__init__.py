@@ -1,0 +1,1 @@
+"""Doors of the router: REST in OpenAI's shape, and gRPC."""

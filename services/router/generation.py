@@ -1,0 +1,77 @@
+"""Choose adapters, have a worker answer, pass its words on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from hilora.errors import StaleCatalogGeneration
+from services.router.answer import CompletedGeneration, GenerationEvent, GenerationFinished, RouteResult, TextDelta
+from services.router.ports import Catalog, Workers
+from services.router.request import GenerationRequest, WorkOrder
+from services.router.routing import RouteText
+
+_CATCH_UP_SECONDS = 3.0
+
+
+class GenerateText:
+    """The use case behind completions, streaming and not.
+
+    Args:
+        route_text: who decides.
+        workers: who runs the decision.
+        catalog: whose progress is waited for when a worker is ahead of a decision.
+    """
+
+    def __init__(self, *, route_text: RouteText, workers: Workers, catalog: Catalog) -> None:
+        self._route_text = route_text
+        self._workers = workers
+        self._catalog = catalog
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:
+        """The decision, as soon as a worker admitted the request, then the worker's events.
+
+        A worker that is ahead of this router's catalogue may have dropped an adapter version of the plan; then the
+        catalogue is awaited and the request planned again, once.
+
+        Raises:
+            UnknownAdapter: `model_not_found`.
+            HiloraError: whatever routing or the worker raised.
+        """
+        may_plan_again = True
+        while True:
+            route = await self._route_text.route(request.prompt.routing_text, request.options)
+            order = WorkOrder(request=request, plan=route.decision.plan)
+            is_admitted = False
+            try:
+                async with aclosing(self._workers.generate(order)) as events:
+                    async for event in events:
+                        if not is_admitted:
+                            is_admitted = True
+                            yield route
+                        yield event
+                return
+            except StaleCatalogGeneration:
+                if is_admitted or not may_plan_again:
+                    raise
+                may_plan_again = False
+                await self._catalog.wait_beyond(
+                    route.decision.plan.catalog_generation, timeout_seconds=_CATCH_UP_SECONDS
+                )
+
+    async def complete(self, request: GenerationRequest) -> CompletedGeneration:
+        """The whole answer at once. Raises as `stream`."""
+        route: RouteResult | None = None
+        finished: GenerationFinished | None = None
+        pieces: list[str] = []
+        async with aclosing(self.stream(request)) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    pieces.append(event.text)
+                elif isinstance(event, RouteResult):
+                    route = event
+                elif isinstance(event, GenerationFinished):
+                    finished = event
+        assert route is not None, "a stream that ends without an error began with its decision"
+        assert finished is not None, "a stream that ends without an error ends with GenerationFinished"
+        return CompletedGeneration(route=route, text="".join(pieces), finished=finished)

@@ -1,0 +1,88 @@
+"""What the router's work needs of the world, named by the need."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.router.answer import WorkerEvent
+from services.router.catalog import CatalogView
+from services.router.request import WorkOrder
+
+
+class TextEmbedder(Protocol):
+    """Places a text in the space of the adapters' samples."""
+
+    @property
+    def encoder_id(self) -> str | None:
+        """Name and fingerprint of the encoder, or None while it loads."""
+        ...
+
+    async def embed(self, text: str) -> NDArray[np.float32]:
+        """The embedding `[E]` of norm 1.
+
+        Raises:
+            Unavailable: `encoder_loading`, until the encoder is there.
+        """
+        ...
+
+
+class Catalog(Protocol):
+    """The registered adapters, kept current behind the caller's back."""
+
+    def view(self) -> CatalogView:
+        """The newest picture. Never waits.
+
+        Raises:
+            RegistryUnavailable: `catalog_not_loaded`, before the first snapshot.
+        """
+        ...
+
+    @property
+    def is_following(self) -> bool:
+        """Whether changes arrive at the moment; if not, the last picture stays in use."""
+        ...
+
+    async def wait_beyond(self, catalog_generation: int, *, timeout_seconds: float) -> bool:
+        """Whether the fitted model moved past a generation before the time was over."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerFleet:
+    """What is known of the workers at one moment."""
+
+    num_configured: int
+    num_live: int
+    """Workers that answer and take requests."""
+    highest_catalog_generation: int
+    """Of the live ones; 0 without any."""
+    base_model: str | None
+    """As the workers name it; None before one was reached."""
+    max_model_len: int | None
+    """Tokens of the smallest live context; None before a worker was reached."""
+
+
+class Workers(Protocol):
+    """Machines that generate."""
+
+    def fleet(self) -> WorkerFleet:
+        """The last known state. Never waits."""
+        ...
+
+    def generate(self, order: WorkOrder) -> AsyncGenerator[WorkerEvent]:
+        """Run one order on a worker at or above its plan's catalogue generation.
+
+        Closing the generator, or cancelling its consumer, aborts the work. Once the first event is out the order is
+        never run a second time.
+
+        Raises:
+            NoWorkerAvailable: no live worker, or none reached the plan's generation in time.
+            Unavailable: the worker went away (`worker_lost`) or the time was over (`request_timeout`).
+            HiloraError: whatever the worker itself raised.
+        """
+        ...

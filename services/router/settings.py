@@ -1,0 +1,66 @@
+"""The router's configuration: environment variables `HILORA_ROUTER_*`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from services.common.sequence_encoder import DEFAULT_ENCODER
+from services.common.settings_base import ServiceSettings
+
+
+class RouterSettings(ServiceSettings):
+    """Everything an operator can set on a router."""
+
+    model_config = SettingsConfigDict(env_prefix="HILORA_ROUTER_")
+
+    rpc_host: str = "127.0.0.1"
+    """Address the gRPC server binds."""
+    rpc_port: int = Field(default=50051, ge=0, le=65535)
+    """Port of the gRPC server; 0 takes a free one."""
+    rest_host: str = "127.0.0.1"
+    """Address the HTTP server binds."""
+    rest_port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the HTTP server; 0 takes a free one."""
+    registry_address: str = "127.0.0.1:50052"
+    """`host:port` of the registry's gRPC server, which is followed."""
+    worker_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50053",)
+    """`host:port` of each worker's gRPC server, separated by commas."""
+    base_model_name: str | None = None
+    """Public name of the base model; by default the last part of what the workers report."""
+    encoder: str = DEFAULT_ENCODER
+    """Sentence encoder: a folder or a hub name; must be the registry's."""
+    encoder_instruction: str = ""
+    """Text put before every input of the encoder; must be the registry's."""
+    mode: Literal["paper", "calibrated"] = "calibrated"
+    """How likelihoods become adapters and budgets where a request does not say."""
+    gamma: float | None = Field(default=None, gt=0, le=1)
+    """Share of the candidates' ranks that may be active; by default the mode's own."""
+    max_candidates: int | None = Field(default=None, ge=1, le=1024)
+    """Most adapters in one plan; by default the mode's own."""
+    max_routed_chars: int = Field(default=8192, ge=1)
+    """Characters at the start of a text that are embedded: encoders read no more than some hundred tokens."""
+    request_timeout_seconds: float = Field(default=600.0, gt=0)
+    """Longest time one generation may take."""
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    """Longest HTTP request body."""
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """After SIGTERM, how long requests in flight may go on."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Lowest level of events that are logged."""
+
+    @field_validator("worker_addresses", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("worker_addresses")
+    @classmethod
+    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one worker address is needed")
+        return value

@@ -1,0 +1,162 @@
+"""Builds a worker from its settings. Nothing else here knows both sides of a port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+import grpc
+
+from services.common.log import get_logger
+from services.common.rpc_client import open_channel
+from services.common.rpc_server import RpcServer
+from services.worker.engine.config import EngineConfig
+from services.worker.engine.engine import Engine
+from services.worker.entrypoints.rpc import SERVICE_NAME, WorkerServicer
+from services.worker.generation import Generation
+from services.worker.infra.catalog_follower import CatalogFollower
+from services.worker.infra.component_cache import ComponentCache
+from services.worker.infra.component_client import ComponentClient
+from services.worker.models.loader import LoadedModel, load_model, public_name_of
+from services.worker.models.prompt_encoder import PromptEncoder
+from services.worker.settings import WorkerSettings
+
+_log = get_logger(__name__)
+
+_MAX_DEFAULT_MODEL_LEN = 4096
+"""A model's own context can be longer than memory; more than this has to be asked for."""
+_STREAM_GRACE_SECONDS = 2.0
+"""After the drain, for last events to reach their clients."""
+
+
+class WorkerService:
+    """A worker as one component: gRPC door, engine, catalogue replica.
+
+    The port answers at once; health says SERVING when the model is loaded and a first catalogue snapshot has arrived.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        base_model = settings.base_model_name or public_name_of(settings.base_model)
+        self._servicer = WorkerServicer(worker_id=f"worker-{secrets.token_hex(4)}", base_model=base_model)
+        self._server = RpcServer(
+            host=settings.rpc_host,
+            port=settings.rpc_port,
+            register=[self._servicer.register],
+            service_names=[SERVICE_NAME],
+        )
+        self._channel: grpc.aio.Channel | None = None
+        self._follower: CatalogFollower | None = None
+        self._engine: Engine | None = None
+        self._cache: ComponentCache | None = None
+        self._announcement: asyncio.Task[None] | None = None
+
+    @property
+    def rpc_address(self) -> str:
+        """`host:port` of the gRPC server, valid after `start`."""
+        return self._server.address
+
+    async def start(self) -> None:
+        """Open the port, load the model, start the engine; returns when requests for the base would be answered.
+
+        The registry may be away: health stays NOT_SERVING until it is found.
+
+        Raises:
+            InvalidInput: the base model cannot be loaded.
+            RuntimeError: the port is taken.
+            ValueError: the limits contradict one another.
+        """
+        settings = self._settings
+        try:
+            await self._server.start()
+            self._channel = open_channel(settings.registry_address)
+            peer = f"registry at {settings.registry_address}"
+            self._follower = CatalogFollower(channel=self._channel, peer=peer, on_departure=self._forget)
+            client = ComponentClient(
+                channel=self._channel,
+                loop=asyncio.get_running_loop(),
+                peer=peer,
+                checksum_of=self._follower.checksum_of,
+            )
+            self._cache = ComponentCache(client, capacity_bytes=settings.host_cache_bytes)
+            await self._follower.start()
+            loaded, self._engine = await asyncio.to_thread(self._load, self._cache)
+            self._engine.start()
+        except BaseException:
+            await self.stop(grace_seconds=0)
+            raise
+        self._servicer.attach(
+            generation=Generation(
+                engine=self._engine,
+                encoder=PromptEncoder(loaded.tokenizer, model_name=loaded.name),
+                catalog=self._follower,
+            ),
+            stats=self._engine.stats,
+            catalog=self._follower,
+        )
+        self._announcement = asyncio.create_task(self._announce(self._follower), name="worker-announcement")
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Refuse new requests, let those in flight finish for at most `grace_seconds`, then abort them."""
+        if self._announcement is not None:
+            self._announcement.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._announcement
+            self._announcement = None
+        if self._engine is not None:
+            await self._server.set_serving(is_serving=False)
+            # The engine's last events travel through this loop, so it must not be blocked here.
+            await asyncio.to_thread(self._engine.stop, drain_seconds=grace_seconds)
+            self._engine = None
+        await self._server.stop(grace_seconds=min(grace_seconds, _STREAM_GRACE_SECONDS))
+        if self._follower is not None:
+            await self._follower.stop(grace_seconds=0)
+            self._follower = None
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    def _load(self, source: ComponentCache) -> tuple[LoadedModel, Engine]:
+        settings = self._settings
+        if settings.num_threads is not None:
+            import torch
+
+            torch.set_num_threads(settings.num_threads)
+        loaded = load_model(
+            settings.base_model, name=settings.base_model_name, device=settings.device, dtype=settings.dtype
+        )
+        config = EngineConfig(
+            max_num_seqs=settings.max_num_seqs,
+            max_model_len=settings.max_model_len or min(loaded.max_position_embeddings, _MAX_DEFAULT_MODEL_LEN),
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_waiting=settings.max_waiting,
+            roc_pool_bytes=settings.roc_pool_bytes,
+        )
+        engine = Engine(loaded=loaded, source=source, config=config)
+        _log.info(
+            "model_loaded",
+            base_model=loaded.name,
+            device=str(loaded.device),
+            dtype=str(loaded.dtype),
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+        )
+        return loaded, engine
+
+    async def _announce(self, follower: CatalogFollower) -> None:
+        await follower.wait_for_snapshot()
+        await self._server.set_serving(is_serving=True)
+        _log.info("worker_serving", address=self.rpc_address, catalog_generation=follower.catalog_generation)
+
+    def _forget(self, adapter_id: str) -> None:
+        """An adapter version left the catalogue: free what it holds, on the device once its last request has ended."""
+        if self._cache is not None:
+            self._cache.forget(adapter_id)
+        freed_bytes = 0 if self._engine is None else self._engine.retire(adapter_id)
+        _log.info("adapter_departed", adapter_id=adapter_id, freed_bytes=freed_bytes)
+
+
+def build_worker(settings: WorkerSettings) -> WorkerService:
+    """A worker that is ready to be started."""
+    return WorkerService(settings)

@@ -1,0 +1,94 @@
+"""The tensors of one step.
+
+Shapes: T packed tokens, S rows to sample from.
+
+Row order: decode tokens whose plan has ROCs, decode tokens without, then the prefill chunks one after another. So each
+kind of row is one slice, and rows without ROCs need no work beyond the base model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from services.worker.engine.request import ActiveRequest, RequestState
+from services.worker.engine.scheduler import ScheduledWork
+from services.worker.lora.batch_plan import StepRocs, StepRocsBuilder
+from services.worker.models.attention import AttentionStep, DecodeRows, PrefillChunk
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepBatch:
+    """What the runner executes."""
+
+    token_ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    logit_rows_S: torch.Tensor
+    """Rows whose next token is to be chosen."""
+    sampling: tuple[ActiveRequest, ...]
+    """The requests of those rows, in order."""
+    attention: AttentionStep
+    rocs: StepRocs | None
+
+
+def build_batch(works: Sequence[ScheduledWork], builder: StepRocsBuilder, *, device: torch.device) -> StepBatch:
+    """The tensors for a step's work.
+
+    Args:
+        works: decode and prefill work in any order; each request holds a slot.
+        builder: makes the ROC segments.
+        device: the model's.
+    """
+    decodes = [work for work in works if work.active.state is RequestState.DECODE]
+    decodes.sort(key=lambda work: work.active.request.plan.is_base_only)
+    chunks = [work for work in works if work.active.state is not RequestState.DECODE]
+    token_ids: list[int] = []
+    positions: list[int] = []
+    logit_rows: list[int] = []
+    sampling: list[ActiveRequest] = []
+    prefills: list[PrefillChunk] = []
+    chunk_plans = []
+    for work in (*decodes, *chunks):
+        active = work.active
+        row, start = len(token_ids), active.num_computed_tokens
+        stop = start + work.num_tokens
+        token_ids.extend(active.tokens_between(start, stop))
+        positions.extend(range(start, stop))
+        logit_row = None
+        if work.is_sampling:
+            logit_row = len(logit_rows)
+            logit_rows.append(len(token_ids) - 1)
+            sampling.append(active)
+        if active.state is not RequestState.DECODE:
+            prefills.append(PrefillChunk(row=row, num_tokens=work.num_tokens, slot=_slot_of(active), start=start))
+            chunk_plans.append((slice(row, row + work.num_tokens), logit_row, active.request.plan))
+    plans = [work.active.request.plan for work in decodes]
+    return StepBatch(
+        token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),
+        positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
+        logit_rows_S=torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        sampling=tuple(sampling),
+        attention=AttentionStep(decode=_decode_rows(decodes, device), chunks=tuple(prefills), device=device),
+        rocs=builder.build(decode_plans=[plan for plan in plans if not plan.is_base_only], chunk_plans=chunk_plans),
+    )
+
+
+def _decode_rows(decodes: Sequence[ScheduledWork], device: torch.device) -> DecodeRows | None:
+    if not decodes:
+        return None
+    slots = [_slot_of(work.active) for work in decodes]
+    positions = [work.active.num_computed_tokens for work in decodes]
+    return DecodeRows(
+        slots=torch.tensor(slots, dtype=torch.int64, device=device),
+        positions=torch.tensor(positions, dtype=torch.int64, device=device),
+        max_len=max(positions) + 1,
+        first_slot=min(slots),
+        num_slots=max(slots) - min(slots) + 1,
+    )
+
+
+def _slot_of(active: ActiveRequest) -> int:
+    assert active.slot is not None, f"{active.request_id} runs without a slot"
+    return active.slot

@@ -1,0 +1,93 @@
+"""Tokens to text, as a stream of whole characters that together equal decoding all tokens at once.
+
+A token can end in the middle of a UTF-8 sequence, and what a token looks like can depend on its neighbour (leading
+spaces). So new tokens are decoded together with the ones before them, and text is given out once it ends in a whole
+character; the rest waits for the next token. Text that may be the beginning of a stop text waits as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+_REPLACEMENT = "\ufffd"
+
+
+class TokenDecoder(Protocol):
+    """The part of a transformers tokenizer that is needed here."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        """The text of some tokens."""
+        ...
+
+
+class Detokenizer:
+    """The text of one completion.
+
+    Args:
+        decoder: the model's tokenizer.
+        stop: texts that end the answer.
+    """
+
+    def __init__(self, decoder: TokenDecoder, stop: Sequence[str] = ()) -> None:
+        self._decoder = decoder
+        self._stop = tuple(stop)
+        self._token_ids: list[int] = []
+        # Tokens before `_context_start` are never looked at again; those before `_read_end` have become text.
+        self._context_start = 0
+        self._read_end = 0
+        self._held_back = ""
+        self._is_stopped = False
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop text has appeared."""
+        return self._is_stopped
+
+    def append(self, token_id: int) -> str:
+        """Add a token and return the text that is now certain, often none."""
+        self._token_ids.append(token_id)
+        return self._release(self._read(is_last=False), is_last=False)
+
+    def finish(self) -> str:
+        """The text that was still held back. Call once, at the end."""
+        return self._release(self._read(is_last=True), is_last=True)
+
+    def _read(self, *, is_last: bool) -> str:
+        """Decode what is new; empty while it ends in an unfinished character."""
+        context = self._decode(self._token_ids[self._context_start : self._read_end])
+        text = self._decode(self._token_ids[self._context_start :])
+        if len(text) <= len(context) or (text.endswith(_REPLACEMENT) and not is_last):
+            return ""
+        self._context_start, self._read_end = self._read_end, len(self._token_ids)
+        return text[len(context) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        if not token_ids:
+            return ""
+        # Tidying up spaces would change text that has been given out already.
+        return self._decoder.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _release(self, text: str, *, is_last: bool) -> str:
+        if self._is_stopped:
+            return ""
+        text = self._held_back + text
+        self._held_back = ""
+        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if found:
+            self._is_stopped = True
+            return text[: min(found)]
+        if not is_last:
+            num_held = max((_overlap(text, stop) for stop in self._stop), default=0)
+            if num_held:
+                self._held_back = text[-num_held:]
+                text = text[:-num_held]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

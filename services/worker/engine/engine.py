@@ -1,0 +1,396 @@
+"""The engine: one thread that runs steps for as long as there are requests.
+
+`submit`, `abort`, `stats` and `stop` may be called from any thread. Every accepted request ends with exactly one
+terminal event, whatever happens: an exception in one request's work ends that request alone, and an exception in the
+batched forward pass makes the step run request by request, so that only the culprit fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hilora.errors import Conflict, GenerationFailed, HiloraError, InvalidInput, QueueFull, Unavailable
+from services.worker.engine.config import EngineConfig
+from services.worker.engine.detokenizer import Detokenizer
+from services.worker.engine.model_runner import ModelRunner
+from services.worker.engine.request import (
+    ActiveRequest,
+    EngineEvent,
+    EngineRequest,
+    EventSink,
+    Failed,
+    Finished,
+    FinishReason,
+    RequestState,
+    Started,
+    TextDelta,
+)
+from services.worker.engine.sampler import RequestSampler, sample
+from services.worker.engine.scheduler import ScheduledWork, Scheduler
+from services.worker.lora.residency import Residency, TicketState
+from services.worker.models.loader import LoadedModel
+from services.worker.ports import ComponentSource
+
+_log = logging.getLogger(__name__)
+
+_IDLE_WAIT_SECONDS = 0.5
+"""Upper bound of one sleep; work wakes the thread at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """A snapshot of an engine's load."""
+
+    num_running: int
+    num_waiting: int
+    max_num_seqs: int
+    max_model_len: int
+    kv_cache_usage: float
+    resident_adapter_ids: tuple[str, ...]
+    roc_pool_used_bytes: int
+    roc_pool_capacity_bytes: int
+    is_draining: bool
+    num_prompt_tokens_total: int
+    num_generation_tokens_total: int
+    num_requests_finished_total: int
+    num_requests_failed_total: int
+    num_requests_aborted_total: int
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        loaded: the base model; the engine takes it over.
+        source: where components come from that are not on the device.
+        config: limits.
+    """
+
+    def __init__(self, *, loaded: LoadedModel, source: ComponentSource, config: EngineConfig) -> None:
+        self._config = config
+        self._loaded = loaded
+        self._runner = ModelRunner(loaded, config)
+        self._scheduler = Scheduler(config)
+        self._wake = threading.Event()
+        self._residency = Residency(
+            pool=self._runner.pool,
+            source=source,
+            num_threads=config.num_loader_threads,
+            on_progress=self._wake.set,
+        )
+        self._lock = threading.Lock()
+        # Guarded by the lock: what other threads hand to the engine's own.
+        self._inbox: deque[ActiveRequest] = deque()
+        self._aborts: deque[str] = deque()
+        self._in_flight: set[str] = set()
+        self._is_draining = False
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+        self._is_idle = threading.Condition(self._lock)
+        self._num_prompt_tokens = 0
+        self._num_generation_tokens = 0
+        self._num_finished = 0
+        self._num_failed = 0
+        self._num_aborted = 0
+
+    def submit(self, request: EngineRequest, sink: EventSink) -> None:
+        """Accept a request. Its events go to `sink`, on the engine's thread, terminal event last.
+
+        Raises:
+            InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`; no event is sent then.
+            Conflict: `duplicate_request_id`.
+            QueueFull: too many requests wait.
+            Unavailable: `worker_draining`.
+        """
+        self._check_prompt(request)
+        active = ActiveRequest(
+            request=request,
+            sink=sink,
+            detokenizer=Detokenizer(self._loaded.tokenizer, request.sampling.stop),
+            sampler=RequestSampler(request.sampling),
+        )
+        with self._lock:
+            if self._is_draining:
+                raise Unavailable("This worker is shutting down.", code="worker_draining", remedy="Use another worker.")
+            if request.request_id in self._in_flight:
+                raise Conflict(
+                    f"A request {request.request_id} is in flight already.",
+                    code="duplicate_request_id",
+                    remedy="Choose an id of its own for each request.",
+                    place="request_id",
+                )
+            if len(self._inbox) + self._scheduler.num_waiting >= self._config.max_waiting:
+                raise QueueFull(
+                    f"{self._config.max_waiting} requests are waiting already.",
+                    remedy="Try again shortly, or add workers.",
+                )
+            self._in_flight.add(request.request_id)
+            self._inbox.append(active)
+        self._wake.set()
+
+    def abort(self, request_id: str) -> bool:
+        """End a request at the next step; False if it is not in flight."""
+        with self._lock:
+            if request_id not in self._in_flight:
+                return False
+            self._aborts.append(request_id)
+        self._wake.set()
+        return True
+
+    def retire(self, adapter_id: str) -> int:
+        """Free an adapter's device memory, at once or when its last request ends. Returns the bytes freed at once."""
+        return self._runner.pool.retire(adapter_id)
+
+    def stats(self) -> EngineStats:
+        """The engine's load now."""
+        pool = self._runner.pool
+        with self._lock:
+            num_inbox = len(self._inbox)
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting + num_inbox,
+            max_num_seqs=self._config.max_num_seqs,
+            max_model_len=self._config.max_model_len,
+            kv_cache_usage=self._runner.kv_cache.usage,
+            resident_adapter_ids=tuple(dict.fromkeys(key.adapter_id for key in pool.resident_keys())),
+            roc_pool_used_bytes=pool.used_bytes,
+            roc_pool_capacity_bytes=pool.capacity_bytes,
+            is_draining=self._is_draining,
+            num_prompt_tokens_total=self._num_prompt_tokens,
+            num_generation_tokens_total=self._num_generation_tokens,
+            num_requests_finished_total=self._num_finished,
+            num_requests_failed_total=self._num_failed,
+            num_requests_aborted_total=self._num_aborted,
+        )
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        assert self._thread is None, "an engine starts once"
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, drain_seconds: float) -> None:
+        """Refuse new requests, let those in flight finish for at most `drain_seconds`, abort the rest, end the thread.
+        Blocks; safe to call twice.
+        """
+        with self._lock:
+            self._is_draining = True
+            if self._thread is not None:
+                self._is_idle.wait_for(lambda: not self._in_flight, timeout=drain_seconds)
+            self._is_stopping = True
+            self._aborts.extend(self._in_flight)
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self.run_step()
+        self._residency.shutdown()
+
+    def run_step(self) -> bool:
+        """One turn of the loop: commands, residency, one forward pass. False if there was nothing to compute."""
+        self._take_commands()
+        self._residency.poll()
+        for active in self._scheduler.waiting():
+            if active.ticket is not None and active.ticket.state is TicketState.FAILED:
+                assert active.ticket.error is not None
+                self._end(active, Failed(error=active.ticket.error))
+        step = self._scheduler.schedule()
+        for active in step.admitted:
+            active.slot = self._runner.kv_cache.allocate(active.request_id)
+            self._guarded(active, lambda active=active: self._announce(active))
+        works = [work for work in (*step.decodes, *step.chunks) if work.active.state is not RequestState.FINISHED]
+        if not works:
+            return False
+        self._execute(works)
+        return True
+
+    def check_integrity(self) -> None:
+        """AssertionError unless slots, references and requests agree. For the engine's thread, or while it rests."""
+        self._runner.kv_cache.check_integrity()
+        requests = list(self._scheduler.requests())
+        self._residency.check_integrity([active.ticket for active in requests if active.ticket is not None])
+        running = {active.request_id for active in requests if active.slot is not None}
+        assert self._runner.kv_cache.owners == running, "slots and running requests disagree"
+        queued = {active.request_id for active in self._inbox}
+        assert self._in_flight == {active.request_id for active in requests} | queued, "a request is lost"
+
+    def _check_prompt(self, request: EngineRequest) -> None:
+        num_tokens = len(request.prompt_token_ids)
+        if num_tokens == 0:
+            raise InvalidInput(
+                "The prompt has no tokens.", code="empty_prompt", remedy="Send some text.", place="prompt"
+            )
+        if num_tokens >= self._config.max_model_len:
+            raise InvalidInput(
+                f"The prompt has {num_tokens} tokens; with at least one token of answer, at most "
+                f"{self._config.max_model_len - 1} fit this model's context.",
+                code="prompt_too_long",
+                remedy="Shorten the prompt.",
+                place="prompt",
+            )
+        if not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < self._loaded.vocab_size:
+            raise InvalidInput(
+                f"A token id is outside 0..{self._loaded.vocab_size - 1}.",
+                code="invalid_token_id",
+                remedy="Use the ids of the base model's own tokenizer.",
+                place="prompt",
+            )
+
+    def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                has_worked = self.run_step()
+            except (
+                Exception
+            ) as error:  # a fault of the loop itself: no request may hang, and the next ones get a chance
+                _log.exception("the step loop failed; all requests in flight end")
+                for active in list(self._scheduler.requests()):
+                    self._end(active, Failed(error=_as_failure(error)))
+                has_worked = False
+            with self._lock:
+                if self._is_stopping and not self._in_flight:
+                    return
+            if not has_worked:
+                self._wake.wait(_IDLE_WAIT_SECONDS)
+
+    def _take_commands(self) -> None:
+        with self._lock:
+            arrived = list(self._inbox)
+            self._inbox.clear()
+            aborted = list(self._aborts)
+            self._aborts.clear()
+            for active in arrived:
+                self._scheduler.add(active)
+        for active in arrived:
+            self._guarded(active, lambda active=active: self._claim(active))
+        for request_id in aborted:
+            active = self._scheduler.find(request_id)
+            if active is not None:
+                self._end(active, self._finished(active, FinishReason.ABORT))
+
+    def _claim(self, active: ActiveRequest) -> None:
+        active.ticket = self._residency.open(active.request.plan)
+
+    def _announce(self, active: ActiveRequest) -> None:
+        self._num_prompt_tokens += active.num_prompt_tokens
+        active.sink(Started(num_prompt_tokens=active.num_prompt_tokens))
+
+    def _execute(self, works: Sequence[ScheduledWork]) -> None:
+        try:
+            chosen = self._forward(works)
+        except Exception as error:  # anything the model, a kernel or the allocator raises
+            if len(works) == 1:
+                _log.warning("request %s failed", works[0].active.request_id, exc_info=error)
+                self._end(works[0].active, Failed(error=_as_failure(error)))
+                return
+            _log.warning("a batch of %d failed (%s); running it one by one", len(works), error)
+            for work in works:
+                self._execute([work])
+            return
+        for work in works:
+            active = work.active
+            active.num_computed_tokens += work.num_tokens
+            if (token := chosen.get(active.request_id)) is not None:
+                self._guarded(active, lambda active=active, token=token: self._advance(active, token))
+
+    def _forward(self, works: Sequence[ScheduledWork]) -> dict[str, int | HiloraError]:
+        batch = self._runner.build_batch(list(works))
+        logits_SV = self._runner.execute(batch)
+        tokens = sample(logits_SV, [active.sampler for active in batch.sampling])
+        return {active.request_id: token for active, token in zip(batch.sampling, tokens, strict=True)}
+
+    def _advance(self, active: ActiveRequest, token: int | HiloraError) -> None:
+        """Give a request its next token, or its end."""
+        if isinstance(token, HiloraError):
+            raise token
+        if active.state is RequestState.PREFILL:
+            active.first_token_at = time.monotonic()
+            active.advance(RequestState.DECODE)
+        active.completion_token_ids.append(token)
+        self._num_generation_tokens += 1
+        sampling = active.request.sampling
+        reason: FinishReason | None = None
+        text = ""
+        if token in self._loaded.eos_token_ids and not sampling.ignore_eos:
+            reason = FinishReason.STOP
+        else:
+            text = active.detokenizer.append(token)
+            is_full = active.num_tokens >= self._config.max_model_len
+            if active.detokenizer.is_stopped:
+                reason = FinishReason.STOP
+            elif len(active.completion_token_ids) >= sampling.max_tokens or is_full:
+                reason = FinishReason.LENGTH
+        if reason is not None:
+            text += active.detokenizer.finish()
+            if active.detokenizer.is_stopped:
+                reason = FinishReason.STOP
+        if text or (reason is not None and active.num_reported_tokens < len(active.completion_token_ids)):
+            unreported = tuple(active.completion_token_ids[active.num_reported_tokens :])
+            active.num_reported_tokens = len(active.completion_token_ids)
+            active.sink(TextDelta(text=text, token_ids=unreported))
+        if reason is not None:
+            self._end(active, self._finished(active, reason))
+
+    def _guarded(self, active: ActiveRequest, work: Callable[[], None]) -> None:
+        """Do one request's own work; whatever it raises ends that request alone."""
+        if active.state is RequestState.FINISHED:
+            return
+        try:
+            work()
+        except Exception as error:  # whatever it is, it is this request's own
+            if not isinstance(error, HiloraError):
+                _log.warning("request %s failed", active.request_id, exc_info=error)
+            self._end(active, Failed(error=_as_failure(error)))
+
+    def _finished(self, active: ActiveRequest, reason: FinishReason) -> Finished:
+        budgets = active.request.plan.budgets if active.slot is not None else ()
+        first = active.first_token_at
+        return Finished(
+            finish_reason=reason,
+            num_prompt_tokens=active.num_prompt_tokens,
+            num_completion_tokens=len(active.completion_token_ids),
+            budgets_used=tuple(budget for budget in budgets if budget.num_rocs > 0),
+            ttft_seconds=0.0 if first is None else first - active.submitted_at,
+            e2e_latency_seconds=time.monotonic() - active.submitted_at,
+        )
+
+    def _end(self, active: ActiveRequest, event: EngineEvent) -> None:
+        """Free everything a request holds, then send its terminal event. Only the first call counts."""
+        if active.state is RequestState.FINISHED:
+            return
+        active.advance(RequestState.FINISHED)
+        self._scheduler.remove(active)
+        if active.slot is not None:
+            # A failed pass may have written the positions it was about to compute.
+            self._runner.kv_cache.free(active.slot, num_written=active.num_tokens)
+            active.slot = None
+        if active.ticket is not None:
+            self._residency.close(active.ticket)
+        if isinstance(event, Failed):
+            self._num_failed += 1
+        elif isinstance(event, Finished) and event.finish_reason is FinishReason.ABORT:
+            self._num_aborted += 1
+        else:
+            self._num_finished += 1
+        try:
+            active.sink(event)
+        except Exception:  # the caller is gone; there is nobody left to tell
+            _log.warning("the sink of request %s refused its last event", active.request_id, exc_info=True)
+        with self._is_idle:
+            self._in_flight.discard(active.request_id)
+            self._is_idle.notify_all()
+
+
+def _as_failure(error: Exception) -> HiloraError:
+    if isinstance(error, HiloraError):
+        return error
+    return GenerationFailed(
+        f"The engine could not finish this request: {type(error).__name__}.",
+        remedy="Other requests were not affected; send it again, and see the worker's log if it fails again.",
+    )

@@ -1,0 +1,161 @@
+"""A request inside the engine: what was asked, where it stands, and what it tells its caller.
+
+    WAITING -> PREFILL -> DECODE -> FINISHED
+       |          |                    ^
+       +----------+--------------------+        (abort or failure, from any state)
+
+Every accepted request ends with exactly one terminal event: `Finished` or `Failed`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
+
+from hilora.errors import HiloraError
+from hilora.routing_plan import RocBudget, RoutingPlan
+from services.worker.engine.detokenizer import Detokenizer
+from services.worker.engine.sampler import RequestSampler
+from services.worker.engine.sampling_params import SamplingParams
+from services.worker.lora.residency import ResidencyTicket
+
+
+class FinishReason(StrEnum):
+    """Why a request ended, in OpenAI's words."""
+
+    STOP = "stop"
+    """End-of-sequence token or a stop text."""
+    LENGTH = "length"
+    """`max_tokens`, or the model's context is full."""
+    ABORT = "abort"
+    """Cancelled by its caller or by a shutdown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """The request runs: its ROCs are resident and its prompt is being read."""
+
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextDelta:
+    """More of the answer, whole characters only."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Tokens since the last delta."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """The request's regular end, abort included."""
+
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    budgets_used: tuple[RocBudget, ...]
+    """Adapters whose ROCs ran."""
+    ttft_seconds: float
+    """From submission to the first token; 0 if there was none."""
+    e2e_latency_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """The request's irregular end; no other request was affected."""
+
+    error: HiloraError
+
+
+EngineEvent = Started | TextDelta | Finished | Failed
+EventSink = Callable[[EngineEvent], None]
+"""Called on the engine's thread; must return at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRequest:
+    """What a caller asks of the engine."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    plan: RoutingPlan = RoutingPlan()
+
+
+class RequestState(Enum):
+    """Where a request stands."""
+
+    WAITING = auto()
+    """Queued for a slot, or for its ROCs."""
+    PREFILL = auto()
+    """Holds a slot; part of its prompt is still to be read."""
+    DECODE = auto()
+    """Holds a slot; one token a step."""
+    FINISHED = auto()
+    """Holds nothing; its terminal event was sent."""
+
+
+_TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
+    RequestState.WAITING: frozenset({RequestState.PREFILL, RequestState.FINISHED}),
+    RequestState.PREFILL: frozenset({RequestState.DECODE, RequestState.FINISHED}),
+    RequestState.DECODE: frozenset({RequestState.FINISHED}),
+    RequestState.FINISHED: frozenset(),
+}
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class ActiveRequest:
+    """A request from its acceptance to its terminal event. Touched by the engine's thread only."""
+
+    request: EngineRequest
+    sink: EventSink
+    detokenizer: Detokenizer
+    sampler: RequestSampler
+    submitted_at: float = field(default_factory=time.monotonic)
+    state: RequestState = RequestState.WAITING
+    ticket: ResidencyTicket | None = None
+    """Its claim on ROCs; None while none was made."""
+    slot: int | None = None
+    """Its row of the KV cache while it runs."""
+    num_computed_tokens: int = 0
+    """Tokens whose keys and values are in the cache."""
+    completion_token_ids: list[int] = field(default_factory=list)
+    num_reported_tokens: int = 0
+    """Completion tokens that were part of a `TextDelta`."""
+    first_token_at: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The caller's id."""
+        return self.request.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt plus completion so far."""
+        return self.num_prompt_tokens + len(self.completion_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that are known but not in the cache: the rest of the prompt, or the last sampled token."""
+        return self.num_tokens - self.num_computed_tokens
+
+    def tokens_between(self, start: int, stop: int) -> tuple[int, ...]:
+        """Token ids of positions `start` to `stop` (exclusive), prompt and completion in one count."""
+        prompt = self.request.prompt_token_ids
+        if stop <= len(prompt):
+            return prompt[start:stop]
+        tail = self.completion_token_ids[max(0, start - len(prompt)) : stop - len(prompt)]
+        return (*prompt[start:], *tail)
+
+    def advance(self, state: RequestState) -> None:
+        """Move to the next state; AssertionError on a transition that the machine does not have."""
+        assert state in _TRANSITIONS[self.state], f"{self.request_id}: {self.state.name} -> {state.name}"
+        self.state = state

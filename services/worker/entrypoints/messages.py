@@ -1,0 +1,169 @@
+"""Between the wire's messages and the worker's own values. The only place that knows both."""
+
+from __future__ import annotations
+
+from hilora.adapter import RocBasis
+from hilora.errors import InvalidInput
+from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
+from hilora_rpc.v1 import routing_pb2, worker_pb2
+from services.worker.engine.engine import EngineStats
+from services.worker.engine.request import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
+from services.worker.engine.sampling_params import SamplingParams
+from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from services.worker.models.prompt_encoder import ChatTurn
+
+_SCORES = {
+    routing_pb2.RocScore.ROC_SCORE_ACTIVATION: RocScore.ACTIVATION,
+    routing_pb2.RocScore.ROC_SCORE_CONTRIBUTION: RocScore.CONTRIBUTION,
+}
+_SCOPES = {
+    routing_pb2.GateScope.GATE_SCOPE_PER_ADAPTER: GateScope.PER_ADAPTER,
+    routing_pb2.GateScope.GATE_SCOPE_GLOBAL: GateScope.GLOBAL,
+}
+_BASES = {
+    routing_pb2.RocBasis.ROC_BASIS_SVD: RocBasis.SVD,
+    routing_pb2.RocBasis.ROC_BASIS_TRAINED: RocBasis.TRAINED,
+}
+_ROLES = {
+    worker_pb2.ChatRole.CHAT_ROLE_SYSTEM: "system",
+    worker_pb2.ChatRole.CHAT_ROLE_USER: "user",
+    worker_pb2.ChatRole.CHAT_ROLE_ASSISTANT: "assistant",
+}
+_FINISH_REASONS = {
+    FinishReason.STOP: worker_pb2.FinishReason.FINISH_REASON_STOP,
+    FinishReason.LENGTH: worker_pb2.FinishReason.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: worker_pb2.FinishReason.FINISH_REASON_ABORT,
+}
+
+
+def generation_request(message: worker_pb2.GenerateRequest) -> GenerationRequest:
+    """What a Generate call asks for.
+
+    Raises:
+        InvalidInput: no input, an unknown enum value, or a plan that contradicts itself.
+    """
+    return GenerationRequest(
+        request_id=message.request_id,
+        prompt=_prompt(message),
+        sampling=_sampling(message.sampling),
+        plan=_plan(message.plan),
+    )
+
+
+def generate_event(event: EngineEvent) -> worker_pb2.GenerateEvent:
+    """An engine's event as a message; `Failed` travels as a status instead."""
+    assert not isinstance(event, Failed)
+    if isinstance(event, Started):
+        return worker_pb2.GenerateEvent(started=worker_pb2.Started(num_prompt_tokens=event.num_prompt_tokens))
+    if isinstance(event, TextDelta):
+        return worker_pb2.GenerateEvent(delta=worker_pb2.TextDelta(text=event.text, token_ids=event.token_ids))
+    return worker_pb2.GenerateEvent(finished=_finished(event))
+
+
+def stats_response(
+    stats: EngineStats, *, worker_id: str, base_model: str, catalog_generation: int
+) -> worker_pb2.StatsResponse:
+    """The engine's load as a message."""
+    return worker_pb2.StatsResponse(
+        worker_id=worker_id,
+        base_model=base_model,
+        catalog_generation=catalog_generation,
+        num_running=stats.num_running,
+        num_waiting=stats.num_waiting,
+        max_num_seqs=stats.max_num_seqs,
+        max_model_len=stats.max_model_len,
+        kv_cache_usage=stats.kv_cache_usage,
+        resident_adapter_ids=stats.resident_adapter_ids,
+        roc_pool_used_bytes=stats.roc_pool_used_bytes,
+        roc_pool_capacity_bytes=stats.roc_pool_capacity_bytes,
+        is_draining=stats.is_draining,
+        num_prompt_tokens_total=stats.num_prompt_tokens_total,
+        num_generation_tokens_total=stats.num_generation_tokens_total,
+        num_requests_finished_total=stats.num_requests_finished_total,
+        num_requests_failed_total=stats.num_requests_failed_total,
+        num_requests_aborted_total=stats.num_requests_aborted_total,
+    )
+
+
+def _prompt(message: worker_pb2.GenerateRequest) -> TextPrompt | ChatPrompt | TokenPrompt:
+    kind = message.WhichOneof("input")
+    if kind == "prompt":
+        return TextPrompt(text=message.prompt)
+    if kind == "tokens":
+        return TokenPrompt(token_ids=tuple(message.tokens.token_ids))
+    if kind == "chat":
+        return ChatPrompt(turns=tuple(_turn(turn) for turn in message.chat.messages))
+    raise InvalidInput(
+        "The request has no input.", code="missing_input", remedy="Set prompt, chat or tokens.", place="input"
+    )
+
+
+def _turn(message: worker_pb2.ChatMessage) -> ChatTurn:
+    if message.role not in _ROLES:
+        raise InvalidInput(
+            f"A message has the unknown role {message.role}.",
+            code="invalid_chat",
+            remedy="Use system, user or assistant.",
+            place="messages.role",
+        )
+    return ChatTurn(role=_ROLES[message.role], content=message.content)
+
+
+def _sampling(message: worker_pb2.SamplingParams) -> SamplingParams:
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "ignore_eos")
+    # Fields left out take the defaults of SamplingParams, which are those the wire documents.
+    given = {name: getattr(message, name) for name in names if message.HasField(name)}
+    return SamplingParams(**given, stop=tuple(message.stop))
+
+
+def _plan(message: routing_pb2.RoutingPlan) -> RoutingPlan:
+    return RoutingPlan(
+        budgets=tuple(_budget(budget) for budget in message.budgets),
+        gate=_gate(message.gate) if message.HasField("gate") else GateParameters(),
+        catalog_generation=message.catalog_generation,
+    )
+
+
+def _budget(message: routing_pb2.RocBudget) -> RocBudget:
+    try:
+        return RocBudget(
+            adapter_id=message.adapter_id,
+            adapter_name=message.adapter_name,
+            lora_rank=message.lora_rank,
+            num_rocs=message.num_rocs,
+            weight=message.weight,
+        )
+    except ValueError as error:
+        raise _invalid_plan(f"{message.adapter_id}: {error}", "plan.budgets.num_rocs") from error
+
+
+def _gate(message: routing_pb2.GateParameters) -> GateParameters:
+    if message.score not in _SCORES or message.scope not in _SCOPES or message.basis not in _BASES:
+        raise _invalid_plan("The gate's score, scope or basis is not set, or unknown here.", "plan.gate")
+    return GateParameters(
+        score=_SCORES[message.score], scope=_SCOPES[message.scope], basis=_BASES[message.basis], eta=message.eta
+    )
+
+
+def _invalid_plan(message: str, place: str) -> InvalidInput:
+    return InvalidInput(message, code="invalid_plan", remedy="Correct the plan's sender.", place=place)
+
+
+def _finished(event: Finished) -> worker_pb2.Finished:
+    return worker_pb2.Finished(
+        finish_reason=_FINISH_REASONS[event.finish_reason],
+        num_prompt_tokens=event.num_prompt_tokens,
+        num_completion_tokens=event.num_completion_tokens,
+        budgets_used=[
+            routing_pb2.RocBudget(
+                adapter_id=budget.adapter_id,
+                adapter_name=budget.adapter_name,
+                lora_rank=budget.lora_rank,
+                num_rocs=budget.num_rocs,
+                weight=budget.weight,
+            )
+            for budget in event.budgets_used
+        ],
+        ttft_seconds=event.ttft_seconds,
+        e2e_latency_seconds=event.e2e_latency_seconds,
+    )

@@ -1,0 +1,87 @@
+"""The worker's gRPC service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from hilora.errors import Unavailable
+from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
+from services.worker.engine.engine import EngineStats
+from services.worker.entrypoints.messages import generate_event, generation_request, stats_response
+from services.worker.generation import Generation
+from services.worker.ports import CatalogView
+
+SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+"""For health and reflection."""
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """Answers from the moment the port is open; until `attach` every call is told to come back.
+
+    Args:
+        worker_id: a name for people and logs.
+        base_model: public name of the base model.
+    """
+
+    def __init__(self, *, worker_id: str, base_model: str) -> None:
+        self._worker_id = worker_id
+        self._base_model = base_model
+        self._generation: Generation | None = None
+        self._stats: Callable[[], EngineStats] | None = None
+        self._catalog: CatalogView | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add this service to a server."""
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
+
+    def attach(self, *, generation: Generation, stats: Callable[[], EngineStats], catalog: CatalogView) -> None:
+        """The model is loaded: take requests."""
+        self._generation = generation
+        self._stats = stats
+        self._catalog = catalog
+
+    async def Generate(  # noqa: N802 the wire's name
+        self,
+        request: worker_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.GenerateRequest, worker_pb2.GenerateEvent],  # noqa: ARG002
+    ) -> AsyncIterator[worker_pb2.GenerateEvent]:
+        """See worker.proto. When the client goes, gRPC closes this iterator, and that aborts the request."""
+        if self._generation is None:
+            raise _starting()
+        events = self._generation.generate(generation_request(request))
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield generate_event(event)
+
+    async def Abort(  # noqa: N802
+        self,
+        request: worker_pb2.AbortRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.AbortRequest, worker_pb2.AbortResponse],  # noqa: ARG002
+    ) -> worker_pb2.AbortResponse:
+        """See worker.proto."""
+        was_running = self._generation is not None and self._generation.abort(request.request_id)
+        return worker_pb2.AbortResponse(was_running=was_running)
+
+    async def Stats(  # noqa: N802
+        self,
+        request: worker_pb2.StatsRequest,  # noqa: ARG002
+        context: grpc.aio.ServicerContext[worker_pb2.StatsRequest, worker_pb2.StatsResponse],  # noqa: ARG002
+    ) -> worker_pb2.StatsResponse:
+        """See worker.proto."""
+        if self._stats is None or self._catalog is None:
+            raise _starting()
+        return stats_response(
+            self._stats(),
+            worker_id=self._worker_id,
+            base_model=self._base_model,
+            catalog_generation=self._catalog.catalog_generation,
+        )
+
+
+def _starting() -> Unavailable:
+    return Unavailable(
+        "The worker is still loading its model.", code="worker_starting", remedy="Try again, or use another worker."
+    )

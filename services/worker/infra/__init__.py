@@ -1,0 +1,1 @@
+"""The world outside: the registry's catalogue and its component files."""

@@ -1,0 +1,1 @@
+"""The arithmetic of rank-one components on plain tensors."""

@@ -1,0 +1,1 @@
+"""Unmodified transformers models: how they are loaded, and the attention function they are given."""

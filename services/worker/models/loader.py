@@ -1,0 +1,149 @@
+"""A base model and its tokenizer, from a folder or from the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hilora.errors import InvalidInput
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A causal language model ready for inference."""
+
+    name: str
+    model: Any
+    """A transformers `...ForCausalLM` in evaluation mode."""
+    tokenizer: Any
+    """Its transformers tokenizer."""
+    eos_token_ids: frozenset[int]
+    """Tokens that end an answer."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def text_config(self) -> Any:
+        """The part of the config that describes the decoder."""
+        return self.model.config.get_text_config()
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key-value heads of a layer; the query heads where the config names none."""
+        config = self.text_config
+        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head."""
+        config = self.text_config
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits: valid token ids are below it."""
+        return int(self.text_config.vocab_size)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The context the model was built for."""
+        return int(getattr(self.text_config, "max_position_embeddings", 2048))
+
+
+def load_model(location: str, *, name: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Load a base model.
+
+    Args:
+        location: a folder, or `owner/name` on the hub.
+        name: its public name; the folder's name, or the hub id, if left out.
+        device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`.
+        dtype: `auto` (float32 on the CPU, bfloat16 on a GPU), `float32`, `bfloat16`, `float16`, `float64`.
+
+    Raises:
+        InvalidInput: `base_model_not_loadable`, with the reason; `invalid_device`; `invalid_dtype`.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = _resolve_device(device)
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise InvalidInput(
+            f"{dtype!r} is no supported dtype.",
+            code="invalid_dtype",
+            remedy=f"Use auto or one of {', '.join(_DTYPES)}.",
+            place="dtype",
+        )
+    weights_dtype = _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else torch.bfloat16)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        model: Any = AutoModelForCausalLM.from_pretrained(location, dtype=weights_dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InvalidInput(
+            f"The base model {location} cannot be loaded: {reason}",
+            code="base_model_not_loadable",
+            remedy="Name a folder with config.json, safetensors weights and a tokenizer, or a reachable hub id.",
+            place="base_model",
+        ) from error
+    model = model.to(target).eval().requires_grad_(False)
+    return LoadedModel(
+        name=name or public_name_of(location),
+        model=model,
+        tokenizer=tokenizer,
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+    )
+
+
+def public_name_of(location: str) -> str:
+    """The name a base goes by if nobody gave it one: the folder's name, or the hub id as it is."""
+    path = Path(location)
+    return path.resolve().name if path.is_dir() else location
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"{device!r} is no device.", code="invalid_device", remedy="Use auto, cpu, cuda or cuda:N.", place="device"
+        ) from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput(
+            f"{device} was asked for, but torch sees no GPU.",
+            code="invalid_device",
+            remedy="Use auto or cpu, or install a CUDA build of torch.",
+            place="device",
+        )
+    return target
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every end-of-sequence id that the generation config or the tokenizer names; the config's list for chat models
+    holds end-of-turn tokens that the tokenizer does not know as such."""
+    found: set[int] = set()
+    for source in (model.generation_config, tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        if isinstance(value, int):
+            found.add(value)
+        elif value is not None:
+            found.update(value)
+    return frozenset(found)

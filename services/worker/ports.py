@@ -1,0 +1,40 @@
+"""What the worker needs of the world, as protocols."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hilora.adapter import DecomposedAdapter, RocBasis
+
+
+class ComponentSource(Protocol):
+    """Where an adapter's rank-one components come from when they are not on the device."""
+
+    def fetch(self, adapter_id: str, basis: RocBasis) -> DecomposedAdapter:
+        """The components of one adapter version in one basis, in host memory.
+
+        Blocks; called from loader threads, several at a time. The answer is shared: nobody writes to its tensors.
+
+        Raises:
+            UnknownAdapter: no such version.
+            Unavailable: the source cannot be reached; trying again may help.
+            InvalidAdapter: what came does not match what the catalogue promised.
+        """
+        ...
+
+
+class CatalogView(Protocol):
+    """The worker's replica of the catalogue of adapters."""
+
+    @property
+    def catalog_generation(self) -> int:
+        """The generation the replica has reached; 0 before the first snapshot."""
+        ...
+
+    def has_adapter(self, adapter_id: str) -> bool:
+        """Whether that adapter version may be used by new requests."""
+        ...
+
+    async def wait_for_generation(self, catalog_generation: int, *, timeout_seconds: float) -> bool:
+        """Wait until the replica is at that generation or above; False if the time ran out."""
+        ...

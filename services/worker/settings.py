@@ -1,0 +1,49 @@
+"""The worker's configuration: environment variables `HILORA_WORKER_*`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings_base import ServiceSettings
+
+
+class WorkerSettings(ServiceSettings):
+    """Everything an operator can set on a worker."""
+
+    model_config = SettingsConfigDict(env_prefix="HILORA_WORKER_")
+
+    rpc_host: str = "127.0.0.1"
+    """Address the gRPC server binds."""
+    rpc_port: int = Field(default=50053, ge=0, le=65535)
+    """Port of the gRPC server; 0 takes a free one."""
+    registry_address: str = "127.0.0.1:50052"
+    """`host:port` of the registry's gRPC server, which is followed."""
+    base_model: str
+    """The base model: a folder with config, safetensors weights and tokenizer, or a hub id."""
+    base_model_name: str | None = None
+    """Public name of the base model; by default the folder's name, or the hub id."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Type of weights, cache and components; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    max_num_seqs: int = Field(default=16, ge=1)
+    """Requests that run at the same time."""
+    max_model_len: int | None = Field(default=None, ge=2)
+    """Prompt plus completion tokens of one request; by default the model's own context, at most 4096."""
+    max_num_batched_tokens: int = Field(default=512, ge=1)
+    """Tokens of one step; at least `max_num_seqs`. Larger reads prompts faster, smaller keeps answers smooth."""
+    max_waiting: int = Field(default=256, ge=1)
+    """Requests that may wait; one more is refused with 429."""
+    roc_pool_bytes: int = Field(default=1 << 30, ge=1)
+    """Device memory for rank-one components."""
+    host_cache_bytes: int = Field(default=4 << 30, ge=0)
+    """Main memory for components that are not on the device."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one operation; by default torch's own choice."""
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """After SIGTERM, how long requests in flight may go on."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Lowest level of events that are logged."""

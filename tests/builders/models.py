@@ -1,0 +1,108 @@
+"""Tiny random models with real architectures, tokenizers without files, and random adapters for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
+from services.worker.models.loader import LoadedModel
+
+VOCAB_SIZE = 96
+_COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "eos_token_id": 1,
+    "bos_token_id": 0,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
+_EXTRA: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 7, "head_dim": 8},
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 20.0},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8},
+}
+ARCHITECTURES = tuple(_EXTRA)
+
+
+class ByteTokenizer:
+    """Token `n` is byte `n + 3`, ids 0 to 2 are special: enough of a tokenizer for the engine, without files."""
+
+    chat_template = None
+    eos_token_id = 1
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [3 + byte % (VOCAB_SIZE - 3) for byte in text.encode()]}
+
+    def decode(self, token_ids: Sequence[int], **_: Any) -> str:
+        return bytes(29 + token_id for token_id in token_ids if token_id > 2).decode("utf-8", errors="replace")
+
+
+def make_model(architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
+    """A random causal language model; weights large enough that logits differ clearly."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    settings = AutoConfig.for_model(architecture, **{**_COMMON, **_EXTRA[architecture], **config})
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    return model.eval().requires_grad_(False)
+
+
+def load_tiny(
+    architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
+) -> LoadedModel:
+    """`make_model` as the engine wants it."""
+    model = make_model(architecture, seed=seed, dtype=dtype, **config)
+    return LoadedModel(
+        name=f"tiny-{architecture}", model=model, tokenizer=ByteTokenizer(), eos_token_ids=frozenset({1})
+    )
+
+
+def linear_shapes(model: torch.nn.Module, *, suffixes: Sequence[str] = ("_proj",)) -> dict[str, tuple[int, int]]:
+    """`module path -> (in_features, out_features)` of the linear layers whose path ends in one of the suffixes."""
+    return {
+        path: (module.in_features, module.out_features)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and path.endswith(tuple(suffixes))
+    }
+
+
+def make_adapter(
+    shapes: dict[str, tuple[int, int]], *, rank: int | dict[str, int] = 4, seed: int = 0, scale: float = 0.3
+) -> DecomposedAdapter:
+    """A random adapter over the given modules; `rank` may differ by module path suffix."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for path, (num_in, num_out) in shapes.items():
+        module_rank = rank if isinstance(rank, int) else rank.get(path.rpartition(".")[2], 0)
+        if module_rank == 0:
+            continue
+        modules[path] = RankOneComponents(
+            a_RD=torch.randn(module_rank, num_in, generator=generator) * scale,
+            b_RO=torch.randn(module_rank, num_out, generator=generator) * scale,
+        )
+    return DecomposedAdapter(basis=RocBasis.TRAINED, modules=modules)
+
+
+def apply_dense(model: torch.nn.Module, adapters: Sequence[tuple[DecomposedAdapter, float]]) -> None:
+    """Add the weighted adapters to the model's own weights: what full budgets must amount to."""
+    with torch.no_grad():
+        for adapter, weight in adapters:
+            for path, rocs in adapter.modules.items():
+                linear = model.get_submodule(path)
+                linear.weight += weight * (rocs.b_RO.T @ rocs.a_RD).to(linear.weight.dtype)

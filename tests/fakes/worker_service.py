@@ -1,0 +1,127 @@
+"""A worker without a model: answers with given words at a given speed, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from hilora.errors import HiloraError, StaleCatalogGeneration
+from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
+from services.common.rpc_server import RpcServer
+
+
+class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
+    """Set the attributes at any moment; read what happened from the lists."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "fake-worker",
+        words: tuple[str, ...] = ("Paris", " is", " the", " capital."),
+        seconds_per_token: float = 0.0,
+        catalog_generation: int = 0,
+        base_model: str = "/models/tiny-base",
+        max_model_len: int = 512,
+    ) -> None:
+        self.name = name
+        self.words = words
+        self.seconds_per_token = seconds_per_token
+        self.catalog_generation = catalog_generation
+        self.base_model = base_model
+        self.max_model_len = max_model_len
+        self.max_num_seqs = 8
+        self.is_draining = False
+        self.fails_with: HiloraError | None = None
+        self.fails_after_tokens = 0
+        self.ends_without_finish = False
+        self.dropped_adapter_ids: set[str] = set()
+        self.requests: list[worker_pb2.GenerateRequest] = []
+        self.aborted: list[str] = []
+        self.finished: list[str] = []
+        self.num_running = 0
+        self.num_stats_calls = 0
+
+    async def Generate(self, request, context) -> AsyncIterator[worker_pb2.GenerateEvent]:
+        self.requests.append(request)
+        self.num_running += 1
+        try:
+            async for event in self._events(request):
+                yield event
+            self.finished.append(request.request_id)
+        finally:
+            self.num_running -= 1
+            if request.request_id not in self.finished:
+                self.aborted.append(request.request_id)
+
+    async def _events(self, request) -> AsyncIterator[worker_pb2.GenerateEvent]:
+        if self.fails_with is not None and self.fails_after_tokens == 0:
+            raise self.fails_with
+        for budget in request.plan.budgets:
+            if budget.adapter_id in self.dropped_adapter_ids:
+                raise StaleCatalogGeneration(f"{budget.adapter_id} is gone")
+        num_prompt_tokens = len(request.prompt.split()) or sum(
+            len(message.content.split()) for message in request.chat.messages
+        )
+        yield worker_pb2.GenerateEvent(started=worker_pb2.Started(num_prompt_tokens=num_prompt_tokens))
+        words = self.words[: request.sampling.max_tokens or 16]
+        for position, word in enumerate(words):
+            if self.fails_with is not None and position == self.fails_after_tokens:
+                raise self.fails_with
+            await asyncio.sleep(self.seconds_per_token)
+            yield worker_pb2.GenerateEvent(delta=worker_pb2.TextDelta(text=word, token_ids=[position]))
+        if self.ends_without_finish:
+            return
+        is_cut = len(words) < len(self.words)
+        yield worker_pb2.GenerateEvent(
+            finished=worker_pb2.Finished(
+                finish_reason=worker_pb2.FINISH_REASON_LENGTH if is_cut else worker_pb2.FINISH_REASON_STOP,
+                num_prompt_tokens=num_prompt_tokens,
+                num_completion_tokens=len(words),
+                budgets_used=request.plan.budgets,
+                ttft_seconds=0.01,
+                e2e_latency_seconds=0.02,
+            )
+        )
+
+    async def Abort(self, request, context) -> worker_pb2.AbortResponse:
+        return worker_pb2.AbortResponse(was_running=False)
+
+    async def Stats(self, request, context) -> worker_pb2.StatsResponse:
+        self.num_stats_calls += 1
+        return worker_pb2.StatsResponse(
+            worker_id=self.name,
+            base_model=self.base_model,
+            catalog_generation=self.catalog_generation,
+            num_running=self.num_running,
+            max_num_seqs=self.max_num_seqs,
+            max_model_len=self.max_model_len,
+            is_draining=self.is_draining,
+        )
+
+
+class FakeWorker:
+    """A `FakeWorkerService` that listens. `start` after `stop` takes the same port again."""
+
+    def __init__(self, **service_arguments) -> None:
+        self.service = FakeWorkerService(**service_arguments)
+        self._port = 0
+        self._server: RpcServer | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        self._server = RpcServer(
+            host="127.0.0.1",
+            port=self._port,
+            register=[lambda server: worker_pb2_grpc.add_WorkerServiceServicer_to_server(self.service, server)],
+            service_names=["hilora_rpc.v1.WorkerService"],
+        )
+        await self._server.start()
+        self._port = int(self._server.address.rpartition(":")[2])
+
+    async def stop(self, *, grace_seconds: float = 0) -> None:
+        if self._server is not None:
+            await self._server.stop(grace_seconds=grace_seconds)
+            self._server = None

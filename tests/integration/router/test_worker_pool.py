@@ -1,0 +1,213 @@
+"""The pool against workers that lag, drain, die and come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from hilora.errors import GenerationFailed, NoWorkerAvailable, QueueFull, Unavailable
+from hilora.routing_plan import RocBudget, RoutingPlan
+from services.router.answer import GenerationFinished, GenerationStarted, TextDelta
+from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.request import GenerationRequest, TextPrompt, WorkOrder
+from tests.fakes.router_stack import eventually
+from tests.fakes.worker_service import FakeWorker
+
+
+@asynccontextmanager
+async def running(
+    num_workers: int, *, catch_up_seconds: float = 0.3, request_timeout_seconds: float = 10
+) -> AsyncIterator[tuple[StaticWorkerPool, Sequence[FakeWorker]]]:
+    workers = [FakeWorker(name=f"worker-{number}") for number in range(num_workers)]
+    for worker in workers:
+        await worker.start()
+    pool = StaticWorkerPool(
+        [worker.address for worker in workers],
+        request_timeout_seconds=request_timeout_seconds,
+        catch_up_seconds=catch_up_seconds,
+    )
+    await pool.start()
+    try:
+        yield pool, workers
+    finally:
+        await pool.stop(grace_seconds=0)
+        for worker in workers:
+            await worker.stop()
+
+
+def order(*, catalog_generation: int = 0, request_id: str = "r", timeout_seconds: float | None = None) -> WorkOrder:
+    budget = RocBudget(adapter_id="a@1", adapter_name="a", lora_rank=8, num_rocs=3, weight=0.5)
+    return WorkOrder(
+        request=GenerationRequest(
+            request_id=request_id, prompt=TextPrompt(text="one two"), timeout_seconds=timeout_seconds
+        ),
+        plan=RoutingPlan(budgets=(budget,), catalog_generation=catalog_generation),
+    )
+
+
+async def run(pool: StaticWorkerPool, work: WorkOrder) -> list:
+    async with aclosing(pool.generate(work)) as events:
+        return [event async for event in events]
+
+
+class TestOneWorker:
+    async def test_events_arrive_in_order_with_what_really_ran(self):
+        async with running(1) as (pool, _):
+            work = order()
+            events = await run(pool, work)
+        assert isinstance(events[0], GenerationStarted)
+        assert [event.text for event in events[1:-1] if isinstance(event, TextDelta)] == [
+            "Paris",
+            " is",
+            " the",
+            " capital.",
+        ]
+        assert isinstance(events[-1], GenerationFinished)
+        assert events[-1].budgets_used == work.plan.budgets
+
+    async def test_the_fleet_is_known_after_start(self):
+        async with running(1) as (pool, _):
+            fleet = pool.fleet()
+        assert (fleet.num_configured, fleet.num_live) == (1, 1)
+        assert fleet.base_model == "/models/tiny-base"
+        assert fleet.max_model_len == 512
+
+    async def test_closing_the_stream_aborts_the_request(self):
+        async with running(1) as (pool, workers):
+            workers[0].service.seconds_per_token = 30
+            async with aclosing(pool.generate(order(request_id="gone"))) as events:
+                await anext(events)
+            await eventually(lambda: workers[0].service.aborted == ["gone"])
+
+    async def test_a_deadline_ends_the_request_and_keeps_the_worker(self):
+        async with running(1) as (pool, workers):
+            workers[0].service.seconds_per_token = 30
+            with pytest.raises(Unavailable) as raised:
+                await run(pool, order(timeout_seconds=0.2))
+            assert raised.value.code == "request_timeout"
+            assert pool.fleet().num_live == 1
+            await eventually(lambda: len(workers[0].service.aborted) == 1)
+
+    async def test_a_worker_s_own_error_arrives_as_it_was_raised(self):
+        async with running(1) as (pool, workers):
+            workers[0].service.fails_with = QueueFull("full", retry_after_seconds=3)
+            with pytest.raises(QueueFull) as raised:
+                await run(pool, order())
+            assert raised.value.retry_after_seconds == 3
+
+
+class TestCatalogGeneration:
+    async def test_a_worker_at_an_old_generation_is_not_used(self):
+        async with running(2) as (pool, (old, new)):
+            new.service.catalog_generation = 5
+            # The old one is idle, the new one is loaded: only the generation speaks for it.
+            new.service.num_running = 7
+            for number in range(6):
+                await run(pool, order(catalog_generation=5, request_id=str(number)))
+            assert len(new.service.requests) == 6
+            assert not old.service.requests
+
+    async def test_a_request_waits_for_a_worker_that_catches_up(self):
+        async with running(1, catch_up_seconds=5) as (pool, (worker,)):
+            asyncio.get_running_loop().call_later(0.2, setattr, worker.service, "catalog_generation", 9)
+            started = asyncio.get_running_loop().time()
+            await run(pool, order(catalog_generation=9))
+            # Polling follows at the pace of those who wait, not once a second.
+            assert 0.15 < asyncio.get_running_loop().time() - started < 0.9
+
+    async def test_it_does_not_wait_for_ever(self):
+        async with running(1) as (pool, _):
+            with pytest.raises(NoWorkerAvailable, match="generation 9"):
+                await run(pool, order(catalog_generation=9))
+
+
+class TestPlacement:
+    async def test_the_least_loaded_gets_the_request(self):
+        async with running(3) as (pool, workers):
+            for worker, num_running in zip(workers, (5, 1, 7), strict=True):
+                worker.service.num_running = num_running
+            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await run(pool, order())
+            assert [len(worker.service.requests) for worker in workers] == [0, 1, 0]
+
+    async def test_what_was_sent_since_the_last_poll_counts(self):
+        async with running(2) as (pool, workers):
+            for worker in workers:
+                worker.service.seconds_per_token = 0.05
+            await asyncio.gather(*(run(pool, order(request_id=str(number))) for number in range(8)))
+            assert [len(worker.service.requests) for worker in workers] == [4, 4]
+
+    async def test_idle_workers_share(self):
+        async with running(2) as (pool, workers):
+            for number in range(24):
+                await run(pool, order(request_id=str(number)))
+            assert min(len(worker.service.requests) for worker in workers) >= 1
+
+    async def test_a_draining_worker_gets_nothing(self):
+        async with running(2) as (pool, (draining, other)):
+            draining.service.is_draining = True
+            await asyncio.gather(*(client.poll() for client in pool._clients))
+            for number in range(6):
+                await run(pool, order(request_id=str(number)))
+            assert not draining.service.requests
+            assert len(other.service.requests) == 6
+
+
+class TestFailure:
+    async def test_a_dead_worker_s_request_is_run_on_another_once(self):
+        async with running(2) as (pool, (dead, alive)):
+            alive.service.num_running = 7
+            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await dead.stop()
+            events = await run(pool, order())
+            assert isinstance(events[-1], GenerationFinished)
+            assert len(alive.service.requests) == 1
+            assert pool.fleet().num_live == 1
+
+    async def test_two_failures_are_not_tried_a_third_time(self):
+        async with running(3) as (pool, workers):
+            for worker in workers:
+                worker.service.fails_with = Unavailable("no", remedy="later")
+            with pytest.raises(Unavailable, match="no"):
+                await run(pool, order())
+            assert sum(len(worker.service.requests) for worker in workers) == 2
+
+    async def test_what_has_streamed_is_never_run_twice(self):
+        async with running(2) as (pool, workers):
+            for worker in workers:
+                worker.service.fails_with = Unavailable("no", remedy="later")
+                worker.service.fails_after_tokens = 2
+            texts = []
+            with pytest.raises(Unavailable):
+                async for event in pool.generate(order()):
+                    texts.append(getattr(event, "text", None))
+            assert texts == [None, "Paris", " is"]
+            assert Counter(len(worker.service.requests) for worker in workers) == {1: 1, 0: 1}
+
+    async def test_a_failing_request_is_not_the_worker_s_end(self):
+        async with running(2) as (pool, workers):
+            for worker in workers:
+                worker.service.fails_with = GenerationFailed("broken")
+            with pytest.raises(GenerationFailed):
+                await run(pool, order())
+            assert sum(len(worker.service.requests) for worker in workers) == 1
+            assert pool.fleet().num_live == 2
+
+    async def test_without_a_live_worker_it_says_so_at_once(self):
+        async with running(1, catch_up_seconds=30) as (pool, (worker,)):
+            await worker.stop()
+            await eventually(lambda: pool.fleet().num_live == 0)
+            with pytest.raises(NoWorkerAvailable):
+                await run(pool, order())
+
+    async def test_a_worker_that_came_back_is_used_again(self):
+        async with running(1) as (pool, (worker,)):
+            await worker.stop()
+            await eventually(lambda: pool.fleet().num_live == 0)
+            await worker.start()
+            await eventually(lambda: pool.fleet().num_live == 1)
+            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
