@@ -161,12 +161,14 @@ def parse_peft_config(config: Mapping[str, object]) -> PeftLoraConfig:
 def _refuse_unsupported(field: str, value: object) -> None:
     if field in _READ or field in _WITHOUT_EFFECT or field == "bias":
         return
-    # Null, false and an empty list switch a feature off; an empty object switches it on with its defaults.
-    if value is None or value is False or value == []:
-        return
     if field in _REFUSED:
+        # Null, false and an empty list switch a feature off; an empty object switches it on with its defaults.
+        if value is None or value is False or value == []:
+            return
         problem, remedy = _REFUSED[field]
         raise UnsupportedAdapterFeature(f"adapter_config.json uses {field}: {problem}.", remedy=remedy, place=field)
+    if not value:
+        return
     raise UnsupportedAdapterFeature(
         f"adapter_config.json sets {field[:80]!r}, which is not known here and may change what the adapter computes.",
         code="unknown_config_field",

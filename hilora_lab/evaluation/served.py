@@ -1,8 +1,8 @@
 """Exact match of a running system, through its REST API alone: the client side of `hilora eval`.
 
-Five settings answer the same questions a user has. `id`: does routing find a task's own adapter? `ood`: what is left when
-that adapter may not be used? `unseen`: what happens to tasks no adapter was made for? `base` and `oracle` (the own adapter
-named by the caller) are the floor and the ceiling.
+Five settings, five questions: `id`: does routing find a task's own adapter? `ood`: what is left when that adapter may
+not be used? `unseen`: what happens to tasks no adapter was made for? `base` and `oracle` (the own adapter named by the
+caller) are the floor and the ceiling.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ async def run_served_evaluation(
         base_url=url.rstrip("/"), headers=headers, timeout=timeout_seconds, transport=transport
     ) as client:
         base_model = await find_base_model(client)
-        questions = {
+        questions: dict[Setting, list[Question]] = {
             setting: list(questions_of(read, setting, split, base_model=base_model, limit_per_task=limit_per_task))
             for setting in settings
         }
-        return {
-            setting: await _ask_all(client, setting, asked, concurrency, on_progress)
-            for setting, asked in questions.items()
-        }
+        scores: dict[str, dict[str, float | int]] = {}
+        for setting, asked in questions.items():
+            scores[setting] = await _ask_all(client, setting, asked, concurrency, on_progress)
+        return scores
 
 
 async def find_base_model(client: httpx.AsyncClient) -> str:

@@ -81,8 +81,8 @@ class EngineRequest:
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    sampling: SamplingParams = SamplingParams()
-    plan: RoutingPlan = RoutingPlan()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    plan: RoutingPlan = field(default_factory=RoutingPlan)
 
 
 class RequestState(Enum):

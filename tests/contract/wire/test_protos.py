@@ -63,15 +63,18 @@ class TestNames:
         assert offenders == []
 
 
+DECLARATION = re.compile(
+    r"^\s*((message|enum|service|rpc|oneof) \w+|((optional|repeated) )?[\w.<>, ]+ \w+ = [1-9]\d*;|[A-Z_]+ = [1-9]\d*;)"
+)
+
+
 class TestComments:
     @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-    def test_every_rpc_is_explained(self, path):
+    def test_everything_that_is_declared_is_explained(self, path):
         lines = path.read_text().splitlines()
 
         bare = [
-            line
-            for before, line in pairwise(lines)
-            if line.strip().startswith("rpc ") and not before.strip().startswith("//")
+            line for before, line in pairwise(lines) if DECLARATION.match(line) and not before.strip().startswith("//")
         ]
 
         assert bare == []

@@ -72,6 +72,8 @@ Global___IngestState: _TypeAlias = IngestState  # noqa: Y015
 
 @_typing.final
 class GetSnapshotRequest(_message.Message):
+    """Asks for the whole catalogue."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WITHOUT_SAMPLES_FIELD_NUMBER: _builtins.int
@@ -92,16 +94,21 @@ Global___GetSnapshotRequest: _TypeAlias = GetSnapshotRequest  # noqa: Y015
 
 @_typing.final
 class CatalogSnapshotChunk(_message.Message):
+    """A piece of a snapshot."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
     NUM_ENTRIES_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     catalog_generation: _builtins.int
+    """The generation of the whole snapshot; equal in every chunk."""
     num_entries: _builtins.int
     """Number of entries in the whole snapshot, to show progress and to detect a cut stream."""
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogEntry]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogEntry]:
+        """Some of the entries; the chunks together hold them all."""
+
     def __init__(
         self,
         *,
@@ -159,7 +166,9 @@ class CatalogEntry(_message.Message):
     EMBEDDING_DIM_FIELD_NUMBER: _builtins.int
     COMPONENT_SHA256_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
+    """Identity of the version: "name@revision-head"."""
     adapter_name: _builtins.str
+    """The name it is registered under."""
     revision: _builtins.str
     """Content hash of the artifact, 64 hex digits."""
     lora_rank: _builtins.int
@@ -183,6 +192,7 @@ class CatalogEntry(_message.Message):
     sample_embeddings: _builtins.bytes
     """m x embedding_dim float32, little-endian, row-major, each row of norm 1."""
     embedding_dim: _builtins.int
+    """E, the length of one embedding."""
     @_builtins.property
     def component_sha256(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """sha256 of the components file in each basis, hex, keyed by "svd" and "trained"."""
@@ -216,6 +226,8 @@ Global___CatalogEntry: _TypeAlias = CatalogEntry  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):
+    """Asks for the changes after a generation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_GENERATION_FIELD_NUMBER: _builtins.int
@@ -223,6 +235,7 @@ class WatchRequest(_message.Message):
     after_generation: _builtins.int
     """The generation the client is at."""
     without_samples: _builtins.bool
+    """Leave out the sample embeddings, as in GetSnapshotRequest."""
     def __init__(
         self,
         *,
@@ -239,6 +252,8 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class CatalogEvent(_message.Message):
+    """One change of the catalogue, or a sign of life."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Kind:
@@ -257,7 +272,9 @@ class CatalogEvent(_message.Message):
         KIND_RESYNC: CatalogEvent._Kind.ValueType  # 4
         """Take a new snapshot."""
 
-    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What happened."""
+
     KIND_UNSPECIFIED: CatalogEvent.Kind.ValueType  # 0
     KIND_UPSERT: CatalogEvent.Kind.ValueType  # 1
     """entry is new, or replaces the version of the same name."""
@@ -273,11 +290,15 @@ class CatalogEvent(_message.Message):
     ENTRY_FIELD_NUMBER: _builtins.int
     ADAPTER_NAME_FIELD_NUMBER: _builtins.int
     kind: Global___CatalogEvent.Kind.ValueType
+    """What happened."""
     catalog_generation: _builtins.int
     """The generation after this event."""
     adapter_name: _builtins.str
+    """Set for KIND_REMOVE."""
     @_builtins.property
-    def entry(self) -> Global___CatalogEntry: ...
+    def entry(self) -> Global___CatalogEntry:
+        """Set for KIND_UPSERT."""
+
     def __init__(
         self,
         *,
@@ -296,12 +317,16 @@ Global___CatalogEvent: _TypeAlias = CatalogEvent  # noqa: Y015
 
 @_typing.final
 class FetchComponentsRequest(_message.Message):
+    """Asks for the components of one version."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_ID_FIELD_NUMBER: _builtins.int
     BASIS_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
+    """The version."""
     basis: _routing_pb2.RocBasis.ValueType
+    """In which basis."""
     def __init__(
         self,
         *,
@@ -318,6 +343,8 @@ Global___FetchComponentsRequest: _TypeAlias = FetchComponentsRequest  # noqa: Y0
 
 @_typing.final
 class ComponentChunk(_message.Message):
+    """A piece of a components file."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
@@ -328,6 +355,7 @@ class ComponentChunk(_message.Message):
     offset: _builtins.int
     """Position of data in the file."""
     data: _builtins.bytes
+    """The bytes at offset."""
     def __init__(
         self,
         *,
@@ -345,6 +373,8 @@ Global___ComponentChunk: _TypeAlias = ComponentChunk  # noqa: Y015
 
 @_typing.final
 class IngestRequest(_message.Message):
+    """Asks for an ingest of files that the registry can reach by itself."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_NAME_FIELD_NUMBER: _builtins.int
@@ -381,6 +411,8 @@ Global___IngestRequest: _TypeAlias = IngestRequest  # noqa: Y015
 
 @_typing.final
 class IngestJob(_message.Message):
+    """The state of one ingest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
@@ -393,8 +425,11 @@ class IngestJob(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    """Identity of the job."""
     adapter_name: _builtins.str
+    """The name the adapter will have."""
     state: Global___IngestState.ValueType
+    """How far it is."""
     progress: _builtins.float
     """Share of the work done, 0 to 1."""
     detail: _builtins.str
@@ -404,6 +439,7 @@ class IngestJob(_message.Message):
     created_at: _builtins.float
     """Unix seconds."""
     updated_at: _builtins.float
+    """Unix seconds of the last change of state."""
     @_builtins.property
     def error(self) -> Global___IngestError:
         """Set once the state is FAILED."""
@@ -431,6 +467,8 @@ Global___IngestJob: _TypeAlias = IngestJob  # noqa: Y015
 
 @_typing.final
 class IngestError(_message.Message):
+    """Why an ingest failed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
@@ -440,7 +478,9 @@ class IngestError(_message.Message):
     code: _builtins.str
     """Stable code of hilora/errors.py."""
     message: _builtins.str
+    """What was wrong and where."""
     remedy: _builtins.str
+    """What to do about it."""
     place: _builtins.str
     """File, tensor or field."""
     def __init__(
@@ -461,10 +501,13 @@ Global___IngestError: _TypeAlias = IngestError  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
+    """Asks for one job."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    """Identity of the job."""
     def __init__(
         self,
         *,
@@ -480,10 +523,13 @@ Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):
+    """Asks for one adapter."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_NAME_FIELD_NUMBER: _builtins.int
     adapter_name: _builtins.str
+    """Its name."""
     def __init__(
         self,
         *,
@@ -499,6 +545,8 @@ Global___GetAdapterRequest: _TypeAlias = GetAdapterRequest  # noqa: Y015
 
 @_typing.final
 class ListAdaptersRequest(_message.Message):
+    """Asks for all adapters."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -514,13 +562,18 @@ Global___ListAdaptersRequest: _TypeAlias = ListAdaptersRequest  # noqa: Y015
 
 @_typing.final
 class ListAdaptersResponse(_message.Message):
+    """All adapters of one generation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     catalog_generation: _builtins.int
+    """That generation."""
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogEntry]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogEntry]:
+        """By name, without sample embeddings."""
+
     def __init__(
         self,
         *,
@@ -537,10 +590,13 @@ Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
 
 @_typing.final
 class RetireAdapterRequest(_message.Message):
+    """Takes an adapter out."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_NAME_FIELD_NUMBER: _builtins.int
     adapter_name: _builtins.str
+    """Its name."""
     def __init__(
         self,
         *,
@@ -556,6 +612,8 @@ Global___RetireAdapterRequest: _TypeAlias = RetireAdapterRequest  # noqa: Y015
 
 @_typing.final
 class RetireAdapterResponse(_message.Message):
+    """Confirms that it is out."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RegistryServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """What the registry offers to routers, workers and operators.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -77,7 +78,8 @@ class RegistryServiceStub:
 
 
 class RegistryServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What the registry offers to routers, workers and operators.
+    """
 
     def GetSnapshot(self, request, context):
         """The whole catalogue at one generation, in chunks; every chunk carries that generation.
@@ -190,7 +192,8 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
-    """Missing associated documentation comment in .proto file."""
+    """What the registry offers to routers, workers and operators.
+    """
 
     @staticmethod
     def GetSnapshot(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistryServiceStub:
+    """What the registry offers to routers, workers and operators."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -55,6 +57,8 @@ class RegistryServiceStub:
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
+    """What the registry offers to routers, workers and operators."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSnapshot: _aio.UnaryStreamMultiCallable[_registry_pb2.GetSnapshotRequest, _registry_pb2.CatalogSnapshotChunk]  # type: ignore[assignment]
     """The whole catalogue at one generation, in chunks; every chunk carries that generation."""
@@ -79,6 +83,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Takes an adapter out of the catalogue. Requests that already run with it finish."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What the registry offers to routers, workers and operators."""
+
     @_abc_1.abstractmethod
     def GetSnapshot(
         self,

@@ -77,13 +77,18 @@ Global___RoutingOptions: _TypeAlias = RoutingOptions  # noqa: Y015
 
 @_typing.final
 class RouteRequest(_message.Message):
+    """Asks for a decision."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    """The text to decide for."""
     @_builtins.property
-    def options(self) -> Global___RoutingOptions: ...
+    def options(self) -> Global___RoutingOptions:
+        """Left out: all defaults."""
+
     def __init__(
         self,
         *,
@@ -100,6 +105,8 @@ Global___RouteRequest: _TypeAlias = RouteRequest  # noqa: Y015
 
 @_typing.final
 class RouteResponse(_message.Message):
+    """A decision and how it came about."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_FIELD_NUMBER: _builtins.int
@@ -110,11 +117,15 @@ class RouteResponse(_message.Message):
     catalog_generation: _builtins.int
     """The catalogue the decision was made from."""
     encoder_id: _builtins.str
+    """Name and fingerprint of the sentence encoder."""
     encode_seconds: _builtins.float
     """Seconds spent on the embedding and on the decision."""
     decide_seconds: _builtins.float
+    """Seconds spent on the decision alone."""
     @_builtins.property
-    def decision(self) -> _routing_pb2.RoutingDecision: ...
+    def decision(self) -> _routing_pb2.RoutingDecision:
+        """The plan and its reasons."""
+
     def __init__(
         self,
         *,
@@ -134,6 +145,8 @@ Global___RouteResponse: _TypeAlias = RouteResponse  # noqa: Y015
 
 @_typing.final
 class RoutedGenerateRequest(_message.Message):
+    """Asks for a decision and an answer."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -142,13 +155,21 @@ class RoutedGenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Unique among the requests in flight; made by the router if empty."""
     prompt: _builtins.str
+    """Text to complete."""
     @_builtins.property
-    def chat(self) -> _worker_pb2.ChatInput: ...
+    def chat(self) -> _worker_pb2.ChatInput:
+        """Conversation to continue; the last user message is routed on."""
+
     @_builtins.property
-    def sampling(self) -> _worker_pb2.SamplingParams: ...
+    def sampling(self) -> _worker_pb2.SamplingParams:
+        """How to choose tokens."""
+
     @_builtins.property
-    def options(self) -> Global___RoutingOptions: ...
+    def options(self) -> Global___RoutingOptions:
+        """How to choose adapters."""
+
     def __init__(
         self,
         *,
@@ -170,14 +191,20 @@ Global___RoutedGenerateRequest: _TypeAlias = RoutedGenerateRequest  # noqa: Y015
 
 @_typing.final
 class RoutedGenerateEvent(_message.Message):
+    """First the decision, then the generation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROUTE_FIELD_NUMBER: _builtins.int
     GENERATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def route(self) -> Global___RouteResponse: ...
+    def route(self) -> Global___RouteResponse:
+        """The decision; comes once, first."""
+
     @_builtins.property
-    def generated(self) -> _worker_pb2.GenerateEvent: ...
+    def generated(self) -> _worker_pb2.GenerateEvent:
+        """An event of the worker, passed on."""
+
     def __init__(
         self,
         *,

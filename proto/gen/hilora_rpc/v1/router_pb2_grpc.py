@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RouterServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """What the router offers beside its REST API, with the same abilities.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,7 +48,8 @@ class RouterServiceStub:
 
 
 class RouterServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What the router offers beside its REST API, with the same abilities.
+    """
 
     def Route(self, request, context):
         """Decides without generating.
@@ -85,7 +87,8 @@ def add_RouterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RouterService:
-    """Missing associated documentation comment in .proto file."""
+    """What the router offers beside its REST API, with the same abilities.
+    """
 
     @staticmethod
     def Route(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RouterServiceStub:
+    """What the router offers beside its REST API, with the same abilities."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -38,6 +40,8 @@ class RouterServiceStub:
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
+    """What the router offers beside its REST API, with the same abilities."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Route: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]  # type: ignore[assignment]
     """Decides without generating."""
@@ -45,6 +49,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Decides and generates. The first event is the decision, then the worker's events as they come."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What the router offers beside its REST API, with the same abilities."""
+
     @_abc_1.abstractmethod
     def Route(
         self,

@@ -73,14 +73,18 @@ class _RocBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RocBasis.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     ROC_BASIS_UNSPECIFIED: _RocBasis.ValueType  # 0
     ROC_BASIS_SVD: _RocBasis.ValueType  # 1
+    """Components ordered by energy: singular vectors of the update."""
     ROC_BASIS_TRAINED: _RocBasis.ValueType  # 2
+    """The factors as they were trained."""
 
 class RocBasis(_RocBasis, metaclass=_RocBasisEnumTypeWrapper):
     """In which basis the adapters are written as ROCs."""
 
 ROC_BASIS_UNSPECIFIED: RocBasis.ValueType  # 0
 ROC_BASIS_SVD: RocBasis.ValueType  # 1
+"""Components ordered by energy: singular vectors of the update."""
 ROC_BASIS_TRAINED: RocBasis.ValueType  # 2
+"""The factors as they were trained."""
 Global___RocBasis: _TypeAlias = RocBasis  # noqa: Y015
 
 class _RoutingMode:
@@ -91,7 +95,9 @@ class _RoutingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoutingMo
     DESCRIPTOR: _descriptor.EnumDescriptor
     ROUTING_MODE_UNSPECIFIED: _RoutingMode.ValueType  # 0
     ROUTING_MODE_PAPER: _RoutingMode.ValueType  # 1
+    """The equations of the paper, literally."""
     ROUTING_MODE_CALIBRATED: _RoutingMode.ValueType  # 2
+    """Pooled empirical-Bayes scores with a fitted temperature."""
     ROUTING_MODE_EXPLICIT: _RoutingMode.ValueType  # 3
     """The client named the adapter or the base."""
 
@@ -100,7 +106,9 @@ class RoutingMode(_RoutingMode, metaclass=_RoutingModeEnumTypeWrapper):
 
 ROUTING_MODE_UNSPECIFIED: RoutingMode.ValueType  # 0
 ROUTING_MODE_PAPER: RoutingMode.ValueType  # 1
+"""The equations of the paper, literally."""
 ROUTING_MODE_CALIBRATED: RoutingMode.ValueType  # 2
+"""Pooled empirical-Bayes scores with a fitted temperature."""
 ROUTING_MODE_EXPLICIT: RoutingMode.ValueType  # 3
 """The client named the adapter or the base."""
 Global___RoutingMode: _TypeAlias = RoutingMode  # noqa: Y015
@@ -119,6 +127,7 @@ class RocBudget(_message.Message):
     adapter_id: _builtins.str
     """Identity of the immutable adapter version: "name@revision-head"."""
     adapter_name: _builtins.str
+    """Name of the adapter, for people and logs."""
     lora_rank: _builtins.int
     """ROCs the adapter has."""
     num_rocs: _builtins.int
@@ -153,8 +162,11 @@ class GateParameters(_message.Message):
     BASIS_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
     score: Global___RocScore.ValueType
+    """How ROCs are compared."""
     scope: Global___GateScope.ValueType
+    """Among which ROCs."""
     basis: Global___RocBasis.ValueType
+    """Which form of the components to load."""
     eta: _builtins.float
     """Factor of the sum of the kept ROCs."""
     def __init__(
@@ -185,9 +197,13 @@ class RoutingPlan(_message.Message):
     catalog_generation: _builtins.int
     """The catalogue the adapters were chosen from. A worker below it answers FAILED_PRECONDITION."""
     @_builtins.property
-    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___RocBudget]: ...
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___RocBudget]:
+        """The adapters that take part."""
+
     @_builtins.property
-    def gate(self) -> Global___GateParameters: ...
+    def gate(self) -> Global___GateParameters:
+        """The rule by which their ROCs act."""
+
     def __init__(
         self,
         *,
@@ -217,8 +233,11 @@ class CandidateScore(_message.Message):
     NUM_ROCS_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
+    """Identity of the adapter version."""
     adapter_name: _builtins.str
+    """Its name."""
     log_likelihood: _builtins.float
+    """The mode's own score, in nats."""
     log_likelihood_ratio: _builtins.float
     """Log-likelihood minus that of a task the pool has no adapter for."""
     posterior: _builtins.float
@@ -226,6 +245,7 @@ class CandidateScore(_message.Message):
     num_rocs: _builtins.int
     """0 for a runner-up that is only reported."""
     weight: _builtins.float
+    """Factor of the adapter's output."""
     def __init__(
         self,
         *,
@@ -257,12 +277,15 @@ class RoutingDecision(_message.Message):
     IS_OUT_OF_DISTRIBUTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     mode: Global___RoutingMode.ValueType
+    """By which rules."""
     is_out_of_distribution: _builtins.bool
     """No adapter explains the text better than a new task would."""
     reason: _builtins.str
     """One sentence for a person."""
     @_builtins.property
-    def plan(self) -> Global___RoutingPlan: ...
+    def plan(self) -> Global___RoutingPlan:
+        """What the worker will be told."""
+
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateScore]:
         """Chosen adapters first, then runners-up."""

@@ -28,15 +28,22 @@ class _ChatRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatRole.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     CHAT_ROLE_UNSPECIFIED: _ChatRole.ValueType  # 0
     CHAT_ROLE_SYSTEM: _ChatRole.ValueType  # 1
+    """Instructions of the application."""
     CHAT_ROLE_USER: _ChatRole.ValueType  # 2
+    """The person, or program, that asks."""
     CHAT_ROLE_ASSISTANT: _ChatRole.ValueType  # 3
+    """The model, in earlier turns."""
 
-class ChatRole(_ChatRole, metaclass=_ChatRoleEnumTypeWrapper): ...
+class ChatRole(_ChatRole, metaclass=_ChatRoleEnumTypeWrapper):
+    """Who speaks."""
 
 CHAT_ROLE_UNSPECIFIED: ChatRole.ValueType  # 0
 CHAT_ROLE_SYSTEM: ChatRole.ValueType  # 1
+"""Instructions of the application."""
 CHAT_ROLE_USER: ChatRole.ValueType  # 2
+"""The person, or program, that asks."""
 CHAT_ROLE_ASSISTANT: ChatRole.ValueType  # 3
+"""The model, in earlier turns."""
 Global___ChatRole: _TypeAlias = ChatRole  # noqa: Y015
 
 class _FinishReason:
@@ -53,7 +60,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_ABORT: _FinishReason.ValueType  # 3
     """Aborted."""
 
-class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
+class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
+    """Why an answer ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
@@ -66,12 +74,16 @@ Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
+    """One turn of a conversation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: Global___ChatRole.ValueType
+    """Who speaks."""
     content: _builtins.str
+    """What is said."""
     def __init__(
         self,
         *,
@@ -94,7 +106,9 @@ class ChatInput(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """Oldest first."""
+
     def __init__(
         self,
         *,
@@ -110,11 +124,15 @@ Global___ChatInput: _TypeAlias = ChatInput  # noqa: Y015
 
 @_typing.final
 class TokenInput(_message.Message):
+    """A prompt that is tokenised already."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of the base's tokenizer, used as they are."""
+
     def __init__(
         self,
         *,
@@ -201,6 +219,8 @@ Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
+    """One completion to make."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -214,11 +234,17 @@ class GenerateRequest(_message.Message):
     prompt: _builtins.str
     """Tokenised as it is, with the special tokens the base's tokenizer adds by itself."""
     @_builtins.property
-    def chat(self) -> Global___ChatInput: ...
+    def chat(self) -> Global___ChatInput:
+        """A conversation."""
+
     @_builtins.property
-    def tokens(self) -> Global___TokenInput: ...
+    def tokens(self) -> Global___TokenInput:
+        """Token ids."""
+
     @_builtins.property
-    def sampling(self) -> Global___SamplingParams: ...
+    def sampling(self) -> Global___SamplingParams:
+        """Left out: all defaults."""
+
     @_builtins.property
     def plan(self) -> _routing_pb2.RoutingPlan:
         """Left out: the base alone."""
@@ -245,17 +271,25 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateEvent(_message.Message):
+    """One event of a completion."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STARTED_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def started(self) -> Global___Started: ...
+    def started(self) -> Global___Started:
+        """Comes once, first."""
+
     @_builtins.property
-    def delta(self) -> Global___TextDelta: ...
+    def delta(self) -> Global___TextDelta:
+        """Text as it becomes known."""
+
     @_builtins.property
-    def finished(self) -> Global___Finished: ...
+    def finished(self) -> Global___Finished:
+        """Comes once, last."""
+
     def __init__(
         self,
         *,
@@ -281,6 +315,7 @@ class Started(_message.Message):
 
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
+    """Tokens of the prompt, special ones included."""
     def __init__(
         self,
         *,
@@ -296,6 +331,8 @@ Global___Started: _TypeAlias = Started  # noqa: Y015
 
 @_typing.final
 class TextDelta(_message.Message):
+    """A piece of the answer."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
@@ -322,6 +359,8 @@ Global___TextDelta: _TypeAlias = TextDelta  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
+    """The end of an answer."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FINISH_REASON_FIELD_NUMBER: _builtins.int
@@ -331,11 +370,15 @@ class Finished(_message.Message):
     TTFT_SECONDS_FIELD_NUMBER: _builtins.int
     E2E_LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
+    """Why it ended."""
     num_prompt_tokens: _builtins.int
+    """Tokens of the prompt."""
     num_completion_tokens: _builtins.int
+    """Tokens generated, the end-of-sequence token included."""
     ttft_seconds: _builtins.float
     """Seconds from submission to the first token, and to the end."""
     e2e_latency_seconds: _builtins.float
+    """Seconds from submission to the end."""
     @_builtins.property
     def budgets_used(self) -> _containers.RepeatedCompositeFieldContainer[_routing_pb2.RocBudget]:
         """Adapters whose ROCs really ran, with what they were granted."""
@@ -360,10 +403,13 @@ Global___Finished: _TypeAlias = Finished  # noqa: Y015
 
 @_typing.final
 class AbortRequest(_message.Message):
+    """Asks to end a request early."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """The caller's id of the request."""
     def __init__(
         self,
         *,
@@ -379,6 +425,8 @@ Global___AbortRequest: _TypeAlias = AbortRequest  # noqa: Y015
 
 @_typing.final
 class AbortResponse(_message.Message):
+    """What an abort met."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WAS_RUNNING_FIELD_NUMBER: _builtins.int
@@ -399,6 +447,8 @@ Global___AbortResponse: _TypeAlias = AbortResponse  # noqa: Y015
 
 @_typing.final
 class StatsRequest(_message.Message):
+    """Asks how the worker is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -414,6 +464,8 @@ Global___StatsRequest: _TypeAlias = StatsRequest  # noqa: Y015
 
 @_typing.final
 class StatsResponse(_message.Message):
+    """How the worker is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKER_ID_FIELD_NUMBER: _builtins.int
@@ -436,24 +488,35 @@ class StatsResponse(_message.Message):
     worker_id: _builtins.str
     """A name for people and logs; unique per process start."""
     base_model: _builtins.str
+    """The public name of its base model."""
     catalog_generation: _builtins.int
     """The catalogue generation this worker has reached."""
     num_running: _builtins.int
+    """Requests that hold a slot."""
     num_waiting: _builtins.int
+    """Requests in the queue."""
     max_num_seqs: _builtins.int
+    """Slots."""
     max_model_len: _builtins.int
+    """Tokens of the longest sequence, prompt and answer together."""
     kv_cache_usage: _builtins.float
     """Share of the KV cache's slots in use, 0 to 1."""
     roc_pool_used_bytes: _builtins.int
+    """Bytes of ROCs on the device."""
     roc_pool_capacity_bytes: _builtins.int
+    """The limit of those bytes."""
     is_draining: _builtins.bool
     """No new requests are taken."""
     num_prompt_tokens_total: _builtins.int
     """Totals since the process started."""
     num_generation_tokens_total: _builtins.int
+    """Tokens generated."""
     num_requests_finished_total: _builtins.int
+    """Requests that ended with an answer."""
     num_requests_failed_total: _builtins.int
+    """Requests that ended with an error."""
     num_requests_aborted_total: _builtins.int
+    """Requests that were aborted."""
     @_builtins.property
     def resident_adapter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters whose ROCs are on the device, and the bytes they hold."""

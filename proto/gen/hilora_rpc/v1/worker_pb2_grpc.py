@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class WorkerServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """What a worker offers to routers.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,7 +53,8 @@ class WorkerServiceStub:
 
 
 class WorkerServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What a worker offers to routers.
+    """
 
     def Generate(self, request, context):
         """Generates one completion. The stream is: one Started, any number of TextDelta, one Finished.
@@ -105,7 +107,8 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """Missing associated documentation comment in .proto file."""
+    """What a worker offers to routers.
+    """
 
     @staticmethod
     def Generate(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WorkerServiceStub:
+    """What a worker offers to routers."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -45,6 +47,8 @@ class WorkerServiceStub:
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
+    """What a worker offers to routers."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_worker_pb2.GenerateRequest, _worker_pb2.GenerateEvent]  # type: ignore[assignment]
     """Generates one completion. The stream is: one Started, any number of TextDelta, one Finished.
@@ -59,6 +63,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Load, residency and catalogue generation: what placement needs."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What a worker offers to routers."""
+
     @_abc_1.abstractmethod
     def Generate(
         self,
