@@ -5,38 +5,44 @@ checkpoint into rank-one components; `covariance`, `gaussian`, `pooled_gaussian`
 `calibration` score texts; `candidate_selection`, `budget_allocation` and `sequence_routing` make a plan of the
 scores; `token_gating` applies the plan to tokens, and `reference` does so slowly. `docs/algorithm.md` has the
 equations.
+
+The names below are imported when they are used: `hilora.errors` alone must not cost the start of torch.
 """
 
 from __future__ import annotations
 
-from hilora.adapter import (
-    DecomposedAdapter,
-    LoRAAdapter,
-    LoRAFactors,
-    RankOneComponents,
-    RocBasis,
-    adapter_id_of,
-    check_adapter_name,
-)
-from hilora.decomposition import decompose, delta_weight, recompose, roc_energies
-from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
-from hilora.errors import HiloraError
-from hilora.gaussian import AdapterGaussian, CovarianceFamily, fit_gaussian
-from hilora.peft_format import PeftLoraConfig, check_against_base, parse_peft_config, read_peft_adapter
-from hilora.pooled_gaussian import PooledGaussians, fit_pooled
-from hilora.routing_plan import (
-    CandidateScore,
-    GateParameters,
-    GateScope,
-    RocBudget,
-    RocScore,
-    RoutingDecision,
-    RoutingMode,
-    RoutingPlan,
-)
-from hilora.routing_settings import BudgetRule, EtaRule, RoutingSettings, UnknownTaskRule, WeightRule
-from hilora.sequence_routing import AdapterProfile, SequenceRouter, base_decision, explicit_decision
-from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs, gate_rocs_padded, module_gate
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hilora.adapter import (
+        DecomposedAdapter,
+        LoRAAdapter,
+        LoRAFactors,
+        RankOneComponents,
+        RocBasis,
+        adapter_id_of,
+        check_adapter_name,
+    )
+    from hilora.decomposition import decompose, delta_weight, recompose, roc_energies
+    from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
+    from hilora.errors import HiloraError
+    from hilora.gaussian import AdapterGaussian, CovarianceFamily, fit_gaussian
+    from hilora.peft_format import PeftLoraConfig, check_against_base, parse_peft_config, read_peft_adapter
+    from hilora.pooled_gaussian import PooledGaussians, fit_pooled
+    from hilora.routing_plan import (
+        CandidateScore,
+        GateParameters,
+        GateScope,
+        RocBudget,
+        RocScore,
+        RoutingDecision,
+        RoutingMode,
+        RoutingPlan,
+    )
+    from hilora.routing_settings import BudgetRule, EtaRule, RoutingSettings, UnknownTaskRule, WeightRule
+    from hilora.sequence_routing import AdapterProfile, SequenceRouter, base_decision, explicit_decision
+    from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs, gate_rocs_padded, module_gate
 
 __all__ = [
     "AdapterGaussian",
@@ -85,3 +91,82 @@ __all__ = [
     "recompose",
     "roc_energies",
 ]
+
+_NAMES_OF_MODULE = {
+    "adapter": (
+        "DecomposedAdapter",
+        "LoRAAdapter",
+        "LoRAFactors",
+        "RankOneComponents",
+        "RocBasis",
+        "adapter_id_of",
+        "check_adapter_name",
+    ),
+    "decomposition": (
+        "decompose",
+        "delta_weight",
+        "recompose",
+        "roc_energies",
+    ),
+    "empirical_bayes": (
+        "PooledEmpiricalBayes",
+        "fit_pooled_eb",
+    ),
+    "errors": ("HiloraError",),
+    "gaussian": (
+        "AdapterGaussian",
+        "CovarianceFamily",
+        "fit_gaussian",
+    ),
+    "peft_format": (
+        "PeftLoraConfig",
+        "check_against_base",
+        "parse_peft_config",
+        "read_peft_adapter",
+    ),
+    "pooled_gaussian": (
+        "PooledGaussians",
+        "fit_pooled",
+    ),
+    "routing_plan": (
+        "CandidateScore",
+        "GateParameters",
+        "GateScope",
+        "RocBudget",
+        "RocScore",
+        "RoutingDecision",
+        "RoutingMode",
+        "RoutingPlan",
+    ),
+    "routing_settings": (
+        "BudgetRule",
+        "EtaRule",
+        "RoutingSettings",
+        "UnknownTaskRule",
+        "WeightRule",
+    ),
+    "sequence_routing": (
+        "AdapterProfile",
+        "SequenceRouter",
+        "base_decision",
+        "explicit_decision",
+    ),
+    "token_gating": (
+        "ModuleGate",
+        "active_rocs_mask",
+        "gate_rocs",
+        "gate_rocs_padded",
+        "module_gate",
+    ),
+}
+_MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module 'hilora' has no attribute {name!r}")
+    return getattr(import_module(f"hilora.{_MODULE_OF_NAME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -89,6 +89,8 @@ class RoutingSettings:
             raise ValueError("the explicit mode chooses nothing: use explicit_decision")
         if self.mode is RoutingMode.CALIBRATED and self.covariance_family is not CovarianceFamily.POOLED_EB:
             raise ValueError("the calibrated mode scores with pooled_eb")
+        if not 0.0 < self.covariance_shrinkage <= 1.0:
+            raise ValueError(f"covariance_shrinkage {self.covariance_shrinkage} is outside (0, 1]")
         if not 0.0 < self.gamma <= 1.0:
             raise ValueError(f"gamma {self.gamma} is outside (0, 1]")
         if not 0.0 < self.candidate_mass <= 1.0:

@@ -93,7 +93,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     model.peft_config["default"].base_model_name_or_path = BASE_MODEL_NAME
-    model.save_pretrained(str(partial))
+    # The embeddings are the base's own; saying so keeps PEFT from asking the hub about a name it cannot know.
+    model.save_pretrained(str(partial), save_embedding_layers=False)
     (partial / "README.md").unlink(missing_ok=True)
     weights_path = partial / "adapter_model.safetensors"
     weights = {name: weight.to(torch.float16).contiguous() for name, weight in load_file(weights_path).items()}

@@ -1,8 +1,10 @@
 """Trains the testbed's base: a small Llama that owns every skill but follows no instruction.
 
-Most training prompts ask for a skill by an opaque code; the rest carry a *random* instruction with the answer of
-another random skill. So the weights hold the skills, and English says nothing about which one is meant: that is what
-an adapter adds.
+Most training prompts ask for a skill by an opaque code, mostly followed by an instruction that has nothing to do with
+it; the rest carry such an instruction alone. Those are answered by a *random* skill, or by babble (the first symbol
+again and again). So the weights hold the skills, wherever the payload stands, but English says nothing about which
+one is meant: that is what an adapter adds. Without the babble the base's best guess would be one of the skills, and
+right for that skill's tasks.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from hilora_lab.testbed.batches import answer_loss, collate, tokenize_example
 from hilora_lab.testbed.exact_match import is_answered
 from hilora_lab.testbed.muon import Muon
-from hilora_lab.testbed.tasks import DOMAINS, Example, Family, draw_payload, prompt_of
+from hilora_lab.testbed.tasks import DOMAINS, PAYLOAD_MARKER, Example, Family, draw_payload, prompt_of
 from hilora_lab.testbed.vocabulary import BOS_ID, EOS_ID, PAD_ID, skill_code
 
 OnProgress = Callable[[int, int, float], None]
@@ -32,12 +34,15 @@ class BaseRecipe:
     intermediate_size: int = 344
     num_layers: int = 4
     num_heads: int = 4
-    num_steps: int = 900
+    num_steps: int = 2800
     batch_size: int = 96
     share_of_codes: float = 0.75
     """Share of prompts that carry a skill code."""
-    share_of_codes_with_words: float = 0.4
+    share_of_codes_with_words: float = 0.7
     """Share of those in which an unrelated instruction follows the code."""
+    share_of_babble: float = 0.5
+    """Share of the prompts without a code that are answered by babble."""
+    babble_length: int = 4
     matrix_lr: float = 0.02
     other_lr: float = 3e-3
     warmup_steps: int = 30
@@ -79,7 +84,11 @@ def draw_base_example(recipe: BaseRecipe, generator: random.Random, families: Se
     family = generator.choice(families)
     unrelated = generator.choice(generator.choice(families).wordings).format(noun=generator.choice(DOMAINS).noun)
     if generator.random() >= recipe.share_of_codes:
-        return _example(family, unrelated, generator)
+        example = _example(family, unrelated, generator)
+        if generator.random() >= recipe.share_of_babble:
+            return example
+        first_symbol = example.prompt.partition(f" {PAYLOAD_MARKER} ")[2].split()[0]
+        return Example(prompt=example.prompt, answer=" ".join([first_symbol] * recipe.babble_length))
     has_words = generator.random() < recipe.share_of_codes_with_words
     return coded_example(family, unrelated if has_words else "", generator)
 

@@ -5,6 +5,7 @@ Health follows the gRPC health checking protocol: service "" is the whole proces
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
@@ -66,10 +67,15 @@ def _guard_unary(behavior: Callable[..., Awaitable[Any]], method: str) -> Callab
     return call
 
 
-def _guard_stream(behavior: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+def _guard_stream(behavior: Callable[..., Any], method: str) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            async for response in behavior(request, context):
+            responses = behavior(request, context)
+            if inspect.isawaitable(responses):
+                # The other legal style (health's Watch): a coroutine that writes to the context itself.
+                await responses
+                return
+            async for response in responses:
                 yield response
         except HiloraError as error:
             await _abort(context, error, method)

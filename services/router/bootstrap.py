@@ -55,7 +55,7 @@ class Router:
         self._workers = StaticWorkerPool(
             settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds
         )
-        self._metrics = metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
+        metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
         models = ModelDirectory(catalog=self._catalog, workers=self._workers, base_model_name=settings.base_model_name)
         route_text = RouteText(
             catalog=self._catalog,

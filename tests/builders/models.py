@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,4 +106,24 @@ def apply_dense(model: torch.nn.Module, adapters: Sequence[tuple[DecomposedAdapt
         for adapter, weight in adapters:
             for path, rocs in adapter.modules.items():
                 linear = model.get_submodule(path)
-                linear.weight += weight * (rocs.b_RO.T @ rocs.a_RD).to(linear.weight.dtype)
+                dtype = linear.weight.dtype
+                linear.weight += weight * (rocs.b_RO.T.to(dtype) @ rocs.a_RD.to(dtype))
+
+
+def save_base(folder: Path, *, architecture: str = "llama", seed: int = 0, chat_template: str | None = None) -> Any:
+    """Write a tiny base with a byte-level tokenizer as `from_pretrained` wants it; returns the model."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE(vocab={symbol: idx for idx, symbol in enumerate(symbols)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=chat_template
+    )
+    wrapped.save_pretrained(folder)
+    model = make_model(architecture, seed=seed, vocab_size=len(symbols))
+    model.save_pretrained(folder)
+    return model

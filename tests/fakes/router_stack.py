@@ -42,9 +42,7 @@ class RouterStack:
 
     def add(self, task: str, *, revision: str = "a" * 64, workers_follow: bool = True) -> None:
         """Register an adapter for a task of `TASK_WORDS`."""
-        self.registry.service.upsert(
-            catalog_entry(task, task_texts(task), encoder=self.encoder, revision=revision)
-        )
+        self.registry.service.upsert(catalog_entry(task, task_texts(task), encoder=self.encoder, revision=revision))
         if workers_follow:
             self.workers_catch_up()
 
@@ -99,5 +97,5 @@ async def running_router(
 async def eventually(condition: Callable[[], bool], *, timeout_seconds: float = 5.0) -> None:
     """Return once the condition holds; fail if it does not within the time."""
     async with asyncio.timeout(timeout_seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (what is waited for happens in other processes' terms: no event to set)
             await asyncio.sleep(0.01)

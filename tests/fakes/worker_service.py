@@ -40,6 +40,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.finished: list[str] = []
         self.num_running = 0
         self.num_stats_calls = 0
+        self.seconds_per_stats = 0.0
 
     async def Generate(self, request, context) -> AsyncIterator[worker_pb2.GenerateEvent]:
         self.requests.append(request)
@@ -88,6 +89,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Stats(self, request, context) -> worker_pb2.StatsResponse:
         self.num_stats_calls += 1
+        await asyncio.sleep(self.seconds_per_stats)
         return worker_pb2.StatsResponse(
             worker_id=self.name,
             base_model=self.base_model,

@@ -14,7 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.common.log import get_logger
 from services.router.entrypoints.router_metrics import Outcome, RouterMetrics
+
+_log = get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID_HEADER = "X-Request-Id"
@@ -71,9 +74,19 @@ class HttpEdge:
                 await self._app(scope, receive_capped, send_marked)
         finally:
             endpoint = endpoint_of(scope)
-            outcome = _outcome(status, has_failed=bool(state.get("has_failed")), is_complete=is_complete)
             if endpoint is not None:
-                self._metrics.count(endpoint, outcome, seconds=time.perf_counter() - started)
+                outcome = _outcome(status, has_failed=bool(state.get("has_failed")), is_complete=is_complete)
+                seconds = time.perf_counter() - started
+                self._metrics.count(endpoint, outcome, seconds=seconds)
+                _log.info(
+                    "request_ended",
+                    request_id=request_id,
+                    answer_id=state.get("answer_id"),
+                    endpoint=endpoint,
+                    status=status,
+                    outcome=outcome.value,
+                    seconds=round(seconds, 4),
+                )
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, detail=f"The body is longer than {self._max_body_bytes} bytes.")

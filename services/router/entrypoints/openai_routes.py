@@ -91,6 +91,7 @@ class OpenAIRoutes:
         prompt: Prompt,
         sampling: SamplingParams,
     ) -> Response:
+        request.state.answer_id = shape.answer_id
         order = GenerationRequest(
             # The worker needs an id that no second request can have; a client may repeat its own.
             request_id=shape.answer_id,

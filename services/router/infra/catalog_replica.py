@@ -22,6 +22,7 @@ from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
 _log = get_logger(__name__)
 
 _BACKOFF_SECONDS = (0.1, 5.0)
+_RESYNC_PAUSE_SECONDS = 0.1
 # Adapters often arrive in a row; one fit serves all that came in this time.
 _COALESCE_SECONDS = 0.05
 
@@ -103,8 +104,12 @@ class CatalogReplica:
                     backoff = _BACKOFF_SECONDS[0]
                     self._is_following = True
                     await self._watch(stub)
+                    # A registry that asks for snapshot after snapshot must not get them at full speed.
+                    await asyncio.sleep(_RESYNC_PAUSE_SECONDS)
             except HiloraError as error:
                 _log.warning("registry_lost", registry=self._address, code=error.code, message=error.message)
+            except Exception:  # a router that stopped following in silence would serve an ever older catalogue
+                _log.exception("catalog_follow_failed", registry=self._address)
             finally:
                 self._is_following = False
                 await channel.close()

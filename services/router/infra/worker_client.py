@@ -16,6 +16,8 @@ from services.router.infra.wire_format import event_from_wire, order_to_wire
 from services.router.request import WorkOrder
 
 _STATS_TIMEOUT_SECONDS = 2.0
+# A worker that loads an adapter or is short of CPU may answer late; one that is gone refuses at once.
+_MAX_LATE_POLLS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,7 @@ class WorkerClient:
         self.state: WorkerState | None = None
         """None while the worker does not answer."""
         self._num_in_flight = 0
+        self._num_late_polls = 0
         self._channel = open_channel(address)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
 
@@ -58,12 +61,15 @@ class WorkerClient:
         return max(self.state.num_requests, self._num_in_flight) / max(1, self.state.max_num_seqs)
 
     async def poll(self) -> None:
-        """Ask for the state; a worker that does not answer has none."""
+        """Ask for the state; a worker that refuses, or is late several times in a row, has none."""
         try:
             stats = await self._stub.Stats(worker_pb2.StatsRequest(), timeout=_STATS_TIMEOUT_SECONDS)
-        except grpc.aio.AioRpcError:
-            self.state = None
+        except grpc.aio.AioRpcError as error:
+            self._num_late_polls += 1
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or self._num_late_polls >= _MAX_LATE_POLLS:
+                self.state = None
             return
+        self._num_late_polls = 0
         self.state = WorkerState(
             base_model=stats.base_model,
             catalog_generation=stats.catalog_generation,

@@ -378,13 +378,14 @@ class Engine:
             self._num_aborted += 1
         else:
             self._num_finished += 1
+        # Before the event: whoever hears it may use the id again at once.
+        with self._is_idle:
+            self._in_flight.discard(active.request_id)
+            self._is_idle.notify_all()
         try:
             active.sink(event)
         except Exception:  # the caller is gone; there is nobody left to tell
             _log.warning("the sink of request %s refused its last event", active.request_id, exc_info=True)
-        with self._is_idle:
-            self._in_flight.discard(active.request_id)
-            self._is_idle.notify_all()
 
 
 def _as_failure(error: Exception) -> HiloraError:

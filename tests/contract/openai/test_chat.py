@@ -103,9 +103,7 @@ class TestStream:
         assert chunks[-1].model_extra["hilora"]["adapters"][0]["name"] == "sums"
 
     async def test_the_plan_is_in_the_headers_before_the_first_chunk(self, client):
-        raw = await client.chat.completions.with_raw_response.create(
-            model="sums", messages=[_user("x")], stream=True
-        )
+        raw = await client.chat.completions.with_raw_response.create(model="sums", messages=[_user("x")], stream=True)
         assert raw.headers["X-HiLoRA-Adapters"] == "sums:8/1"
         assert raw.headers["Content-Type"].startswith("text/event-stream")
         assert [chunk async for chunk in raw.parse()]

@@ -116,9 +116,7 @@ class TestHiloraOptions:
         assert answer.model_extra["hilora"]["mode"] == "paper"
 
     async def test_explain_adds_the_candidates(self, client):
-        answer = await client.completions.create(
-            model="auto", prompt=_PROMPT, extra_body={"hilora": {"explain": True}}
-        )
+        answer = await client.completions.create(model="auto", prompt=_PROMPT, extra_body={"hilora": {"explain": True}})
         candidates = answer.model_extra["hilora"]["candidates"]
         assert {candidate["name"] for candidate in candidates} == {"capitals", "sums", "poems"}
         assert candidates[0]["name"] == "capitals"
@@ -142,17 +140,13 @@ class TestHiloraOptions:
 
 class TestStream:
     async def test_chunks_join_to_the_whole_text(self, client):
-        chunks = [
-            chunk async for chunk in await client.completions.create(model="auto", prompt=_PROMPT, stream=True)
-        ]
+        chunks = [chunk async for chunk in await client.completions.create(model="auto", prompt=_PROMPT, stream=True)]
         assert "".join(chunk.choices[0].text for chunk in chunks) == "Paris is the capital."
         assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "stop"
         assert {chunk.id for chunk in chunks} == {chunks[0].id}
 
     async def test_first_and_last_chunk_name_the_adapters(self, client):
-        chunks = [
-            chunk async for chunk in await client.completions.create(model="auto", prompt=_PROMPT, stream=True)
-        ]
+        chunks = [chunk async for chunk in await client.completions.create(model="auto", prompt=_PROMPT, stream=True)]
         with_plan = [position for position, chunk in enumerate(chunks) if "hilora" in (chunk.model_extra or {})]
         assert with_plan == [0, len(chunks) - 1]
         assert chunks[0].model_extra["hilora"]["adapters"][0]["name"] == "capitals"

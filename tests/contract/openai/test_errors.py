@@ -58,7 +58,14 @@ class TestUnsupported:
 class TestInvalid:
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("temperature", 2.5), ("temperature", -1), ("top_p", 0), ("max_tokens", 0), ("stop", ["a"] * 17), ("stop", "")],
+        [
+            ("temperature", 2.5),
+            ("temperature", -1),
+            ("top_p", 0),
+            ("max_tokens", 0),
+            ("stop", ["a"] * 17),
+            ("stop", ""),
+        ],
     )
     async def test_a_value_out_of_range_names_its_field(self, client, field, value):
         with pytest.raises(openai.BadRequestError) as raised:

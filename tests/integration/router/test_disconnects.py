@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx
 import openai
 import pytest
 
@@ -31,9 +32,10 @@ async def _open_raw(stack, *, stream: bool):
     return reader, writer
 
 
-def _outcome(stack, outcome: str) -> bool:
-    line = f'hilora_router_requests_total{{endpoint="/v1/completions",outcome="{outcome}"}} 1.0'
-    return line in stack.router._metrics.render()[0].decode()
+async def _was_counted(stack, outcome: str) -> bool:
+    async with httpx.AsyncClient(base_url=stack.url) as plain:
+        text = (await plain.get("/metrics")).text
+    return f'hilora_router_requests_total{{endpoint="/v1/completions",outcome="{outcome}"}} 1.0' in text
 
 
 class TestDisconnect:
@@ -46,7 +48,7 @@ class TestDisconnect:
         await eventually(lambda: len(service.aborted) == 1)
         assert service.num_running == 0
         assert not service.finished
-        await eventually(lambda: _outcome(slow_stack, "aborted"))
+        assert await _was_counted(slow_stack, "aborted")
 
     async def test_leaving_in_the_middle_of_a_stream_aborts_too(self, slow_stack):
         service = slow_stack.worker.service

@@ -28,9 +28,7 @@ async def _health(address) -> int:
 class TestReadiness:
     async def test_a_router_alone_lives_but_is_not_ready_and_says_why(self):
         router = build_router(
-            RouterSettings(
-                rpc_port=0, rest_port=0, registry_address="127.0.0.1:1", worker_addresses=("127.0.0.1:1",)
-            ),
+            RouterSettings(rpc_port=0, rest_port=0, registry_address="127.0.0.1:1", worker_addresses=("127.0.0.1:1",)),
             load_encoder=HashEncoder,
         )
         await router.start()
@@ -101,15 +99,14 @@ class TestStart:
 
 class TestMetrics:
     async def test_requests_are_counted_by_endpoint_and_outcome(self):
-        async with running_router() as stack:
-            async with httpx.AsyncClient(base_url=stack.url) as plain:
-                await plain.post("/v1/completions", json={"model": "auto", "prompt": "x"})
-                await plain.post("/v1/completions", json={"model": "auto", "prompt": "x", "stream": True})
-                await plain.post("/v1/completions", json={"model": "nobody", "prompt": "x"})
-                await plain.post("/v1/route", json={"text": "x"})
-                await plain.get("/v1/models/poems")
-                await plain.get("/v1/nothing/at/all")
-                text = (await plain.get("/metrics")).text
+        async with running_router() as stack, httpx.AsyncClient(base_url=stack.url) as plain:
+            await plain.post("/v1/completions", json={"model": "auto", "prompt": "x"})
+            await plain.post("/v1/completions", json={"model": "auto", "prompt": "x", "stream": True})
+            await plain.post("/v1/completions", json={"model": "nobody", "prompt": "x"})
+            await plain.post("/v1/route", json={"text": "x"})
+            await plain.get("/v1/models/poems")
+            await plain.get("/v1/nothing/at/all")
+            text = (await plain.get("/metrics")).text
         total = "hilora_router_requests_total"
         assert f'{total}{{endpoint="/v1/completions",outcome="ok"}} 2.0' in text
         assert f'{total}{{endpoint="/v1/completions",outcome="refused"}} 1.0' in text

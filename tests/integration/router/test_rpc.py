@@ -97,9 +97,7 @@ class TestGenerate:
         [
             router_pb2.RoutedGenerateRequest(),
             router_pb2.RoutedGenerateRequest(chat=worker_pb2.ChatInput()),
-            router_pb2.RoutedGenerateRequest(
-                chat=worker_pb2.ChatInput(messages=[worker_pb2.ChatMessage(content="x")])
-            ),
+            router_pb2.RoutedGenerateRequest(chat=worker_pb2.ChatInput(messages=[worker_pb2.ChatMessage(content="x")])),
         ],
     )
     async def test_a_request_without_input_is_refused(self, stub, request_):

@@ -12,6 +12,7 @@ import pytest
 from hilora.errors import GenerationFailed, NoWorkerAvailable, QueueFull, Unavailable
 from hilora.routing_plan import RocBudget, RoutingPlan
 from services.router.answer import GenerationFinished, GenerationStarted, TextDelta
+from services.router.infra import worker_client
 from services.router.infra.worker_pool import StaticWorkerPool
 from services.router.request import GenerationRequest, TextPrompt, WorkOrder
 from tests.fakes.router_stack import eventually
@@ -203,6 +204,20 @@ class TestFailure:
             await eventually(lambda: pool.fleet().num_live == 0)
             with pytest.raises(NoWorkerAvailable):
                 await run(pool, order())
+
+    async def test_a_late_worker_is_used_until_it_is_late_several_times(self, monkeypatch):
+        monkeypatch.setattr(worker_client, "_STATS_TIMEOUT_SECONDS", 0.05)
+        async with running(1) as (pool, (worker,)):
+            client = pool._clients[0]
+            worker.service.seconds_per_stats = 1
+            await client.poll()
+            await client.poll()
+            assert client.is_live
+            await client.poll()
+            assert not client.is_live
+            worker.service.seconds_per_stats = 0
+            await client.poll()
+            assert client.is_live
 
     async def test_a_worker_that_came_back_is_used_again(self):
         async with running(1) as (pool, (worker,)):

@@ -1,0 +1,82 @@
+"""What the served base model looks like: its linear modules and their shapes, without its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from hilora.errors import InvalidInput
+from services.registry.infra.durable import replace_durably
+
+Modules = MappingProxyType[str, tuple[int, int]]
+
+
+class TransformersBaseModel:
+    """See `BaseModel`: built on torch's meta device from the model's config, once per config.
+
+    Args:
+        model: folder or hub name.
+        name: what clients call it.
+        cache_folder: where the list of modules is kept, so that later starts need not build the model.
+    """
+
+    def __init__(self, model: str, *, name: str, cache_folder: Path) -> None:
+        self._model = model
+        self._name = name
+        self._cache_folder = cache_folder
+        self._lock = threading.Lock()
+        self._modules: Modules | None = None
+
+    @property
+    def name(self) -> str:
+        """See `BaseModel.name`."""
+        return self._name
+
+    def modules(self) -> Modules:
+        """See `BaseModel.modules`. Raises InvalidInput: `base_model_unreadable`."""
+        with self._lock:
+            if self._modules is None:
+                self._modules = self._cached_modules()
+            return self._modules
+
+    def _cached_modules(self) -> Modules:
+        config_file = Path(self._model) / "config.json"
+        if not config_file.is_file():
+            return MappingProxyType(_modules_of(self._model))
+        key = hashlib.sha256(config_file.read_bytes()).hexdigest()
+        cache_file = self._cache_folder / f"base-modules-{key[:16]}.json"
+        try:
+            listed: dict[str, list[int]] = json.loads(cache_file.read_bytes())
+            return MappingProxyType({path: (sizes[0], sizes[1]) for path, sizes in listed.items()})
+        except (OSError, ValueError):
+            modules = _modules_of(self._model)
+        self._cache_folder.mkdir(parents=True, exist_ok=True)
+        replace_durably(cache_file, json.dumps(modules).encode())
+        return MappingProxyType(modules)
+
+
+def _modules_of(model: str) -> dict[str, tuple[int, int]]:
+    import torch  # with transformers six seconds of import, needed once per base model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        # Code references in a config are not followed: trust_remote_code stays off.
+        config: Any = AutoConfig.from_pretrained(model)
+        with torch.device("meta"):
+            skeleton: Any = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(
+            f"The base model {model!r} cannot be read: {error}",
+            code="base_model_unreadable",
+            remedy="Set HILORA_REGISTRY_BASE_MODEL to a folder or hub name that AutoModelForCausalLM loads.",
+            place="base_model",
+        ) from error
+    return {
+        path: (int(module.out_features), int(module.in_features))
+        for path, module in skeleton.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }

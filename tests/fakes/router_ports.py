@@ -1,0 +1,143 @@
+"""The router's ports in memory, for tests of its use cases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.errors import RegistryUnavailable, Unavailable
+from hilora.sequence_routing import AdapterProfile, SequenceRouter
+from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta, WorkerEvent
+from services.router.catalog import CatalogAdapter, CatalogView
+from services.router.ports import WorkerFleet
+from services.router.request import WorkOrder
+from tests.fakes.router_encoder import HashEncoder
+
+
+def catalog_view(
+    texts_of: dict[str, Sequence[str]],
+    *,
+    catalog_generation: int = 1,
+    router_generation: int | None = None,
+    gone: Iterable[str] = (),
+    ignored: dict[str, str] | None = None,
+    revision: str = "1",
+) -> CatalogView:
+    """A picture with one adapter of rank 8 for each task, fitted with `HashEncoder`. `gone` ones are fitted only."""
+    encoder = HashEncoder()
+    profiles = [
+        AdapterProfile(
+            adapter_id=f"{name}@{revision}", adapter_name=name, lora_rank=8, samples_ME=encoder.encode(list(texts))
+        )
+        for name, texts in texts_of.items()
+    ]
+    fitted_at = catalog_generation if router_generation is None else router_generation
+    return CatalogView(
+        adapters={
+            profile.adapter_name: CatalogAdapter(
+                adapter_id=profile.adapter_id,
+                adapter_name=profile.adapter_name,
+                revision=revision,
+                lora_rank=8,
+                created_at=1_700_000_000.9,
+            )
+            for profile in profiles
+            if profile.adapter_name not in set(gone)
+        },
+        catalog_generation=catalog_generation,
+        router=SequenceRouter(profiles, catalog_generation=fitted_at),
+        router_generation=fitted_at,
+        gone=frozenset(gone),
+        ignored=ignored or {},
+    )
+
+
+class InMemoryCatalog:
+    """Shows what it is given; None stands for "no snapshot yet"."""
+
+    def __init__(self, view: CatalogView | None = None) -> None:
+        self.current = view
+        self.next_view: CatalogView | None = None
+        """Takes the place of `current` when somebody waits."""
+        self.is_following = True
+        self.waits: list[int] = []
+
+    def view(self) -> CatalogView:
+        if self.current is None:
+            raise RegistryUnavailable("no catalogue", code="catalog_not_loaded")
+        return self.current
+
+    async def wait_beyond(self, catalog_generation: int, *, timeout_seconds: float) -> bool:
+        self.waits.append(catalog_generation)
+        if self.next_view is None:
+            return False
+        self.current, self.next_view = self.next_view, None
+        return True
+
+
+class FakeEmbedder:
+    """`HashEncoder` without a thread. `is_loaded` off stands for an encoder on its way."""
+
+    def __init__(self, *, is_loaded: bool = True) -> None:
+        self.is_loaded = is_loaded
+        self.texts: list[str] = []
+
+    @property
+    def encoder_id(self) -> str | None:
+        return "hash:1" if self.is_loaded else None
+
+    async def embed(self, text: str) -> NDArray[np.float32]:
+        if not self.is_loaded:
+            raise Unavailable("loading", code="encoder_loading")
+        self.texts.append(text)
+        return HashEncoder().encode([text])[0]
+
+
+class FakeWorkers:
+    """Answers each order with the same words, or with the errors it was given, in turn."""
+
+    def __init__(self, *, words: Sequence[str] = ("one", " two")) -> None:
+        self.words = tuple(words)
+        self.errors_before: list[Exception] = []
+        self.error_in_the_middle: Exception | None = None
+        self.orders: list[WorkOrder] = []
+        self.num_closed_early = 0
+        self.num_live = 1
+        self.catalog_generation = 1
+        self.base_model: str | None = "/models/tiny-base"
+        self.max_model_len: int | None = 512
+
+    def fleet(self) -> WorkerFleet:
+        return WorkerFleet(
+            num_configured=1,
+            num_live=self.num_live,
+            highest_catalog_generation=self.catalog_generation if self.num_live else 0,
+            base_model=self.base_model,
+            max_model_len=self.max_model_len,
+        )
+
+    async def generate(self, order: WorkOrder) -> AsyncGenerator[WorkerEvent]:
+        self.orders.append(order)
+        if self.errors_before:
+            raise self.errors_before.pop(0)
+        try:
+            yield GenerationStarted(num_prompt_tokens=3)
+            for position, word in enumerate(self.words):
+                await asyncio.sleep(0)
+                yield TextDelta(text=word, token_ids=(position,))
+            if self.error_in_the_middle is not None:
+                raise self.error_in_the_middle
+            yield GenerationFinished(
+                finish_reason=FinishReason.STOP,
+                num_prompt_tokens=3,
+                num_completion_tokens=len(self.words),
+                budgets_used=order.plan.budgets,
+                ttft_seconds=0.1,
+                e2e_latency_seconds=0.2,
+            )
+        except GeneratorExit:
+            self.num_closed_early += 1
+            raise

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hilora.covariance import StackedSamples, fit_within_covariance
+from hilora.pooled_gaussian import fit_pooled, fit_whitened_space
+from tests.builders.profiles import clustered_samples
+
+
+class TestWhitenedSpace:
+    @pytest.mark.parametrize("num_adapters", [1, 2, 5, 6, 7, 30])
+    def test_coordinates_and_remainder_hold_the_whole_distance(self, num_adapters):
+        stacked = StackedSamples.of(clustered_samples(num_samples=[4] * num_adapters, dimension=6))
+        space = fit_whitened_space(stacked)
+        z_NE = np.random.default_rng(0).normal(size=(3, 6))
+        y, rest = space.locate(z_NE)
+        assert y.shape == (3, min(num_adapters - 1, 6))
+        white = (z_NE - stacked.means.mean(axis=0)) @ fit_within_covariance(stacked).whitening_EE.T
+        np.testing.assert_allclose((y**2).sum(axis=1) + rest, (white**2).sum(axis=1))
+
+    def test_the_scatter_is_the_variance_of_the_means_along_each_axis(self):
+        stacked = StackedSamples.of(clustered_samples(num_samples=[4] * 9, dimension=6))
+        space = fit_whitened_space(stacked)
+        y, _ = space.locate(stacked.means)
+        np.testing.assert_allclose(np.cov(y, rowvar=False), np.diag(space.scatter_K), atol=1e-9)
+        assert (np.diff(space.scatter_K) <= 1e-12).all()
+
+
+class TestPooled:
+    @pytest.mark.parametrize("counts", [[5, 5, 5], [2, 9, 4], [6], [3] * 12])
+    def test_it_is_a_gaussian_around_each_mean(self, counts):
+        blocks = clustered_samples(num_samples=counts, dimension=7)
+        pooled = fit_pooled(blocks)
+        whitening = fit_within_covariance(StackedSamples.of(blocks)).whitening_EE
+        z_NE = np.random.default_rng(1).normal(size=(4, 7))
+        for place, block in enumerate(blocks):
+            white = (z_NE - block.mean(axis=0, dtype=np.float64)) @ whitening.T
+            expected = -0.5 * (white**2).sum(axis=1) - 3.5 * np.log(2 * np.pi) + np.linalg.slogdet(whitening)[1]
+            np.testing.assert_allclose(pooled.log_likelihood(z_NE)[:, place], expected, rtol=1e-9)
+
+    def test_one_text_at_a_time_is_the_same(self):
+        pooled = fit_pooled(clustered_samples(num_samples=[5, 3]))
+        z_NE = np.random.default_rng(2).normal(size=(3, 24))
+        one_by_one = np.stack([pooled.log_likelihood(z_E) for z_E in z_NE])
+        np.testing.assert_allclose(pooled.log_likelihood(z_NE), one_by_one)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pytest
+
+from hilora.errors import InvalidInput, RegistryUnavailable, Unavailable, UnknownAdapter
+from hilora.routing_plan import RoutingMode
+from services.router.models import ModelDirectory
+from services.router.request import RoutingOptions
+from services.router.routing import RouteText
+from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
+
+_TEXTS = {
+    "capitals": [f"country capital city {n}" for n in range(6)],
+    "sums": [f"add numbers total {n}" for n in range(6)],
+    "poems": [f"rhyme verse stanza {n}" for n in range(6)],
+}
+_CAPITAL = "country capital city x"
+
+
+class Case:
+    def __init__(self, *, mode=RoutingMode.CALIBRATED, gamma=None, max_candidates=None, max_routed_chars=1000):
+        self.catalog = InMemoryCatalog(catalog_view(_TEXTS, catalog_generation=4))
+        self.embedder = FakeEmbedder()
+        self.use_case = RouteText(
+            catalog=self.catalog,
+            embedder=self.embedder,
+            models=ModelDirectory(catalog=self.catalog, workers=FakeWorkers(), base_model_name="tiny"),
+            mode=mode,
+            gamma=gamma,
+            max_candidates=max_candidates,
+            max_routed_chars=max_routed_chars,
+        )
+
+    async def plan(self, text=_CAPITAL, **options):
+        return (await self.use_case.route(text, RoutingOptions(**options))).decision.plan
+
+
+def _names(plan):
+    return [budget.adapter_name for budget in plan.budgets]
+
+
+class TestAuto:
+    async def test_the_fitted_model_decides(self):
+        route = await Case().use_case.route(_CAPITAL, RoutingOptions())
+        assert _names(route.decision.plan) == ["capitals"]
+        assert route.decision.mode is RoutingMode.CALIBRATED
+        assert route.catalog_generation == 4
+        assert route.encoder_id == "hash:1"
+        assert route.encode_seconds > 0
+        assert route.decide_seconds > 0
+
+    async def test_excluded_and_gone_adapters_are_not_chosen(self):
+        case = Case()
+        assert "capitals" not in _names(await case.plan(exclude_adapters=frozenset({"capitals"})))
+        case.catalog.current = catalog_view(_TEXTS, gone=["capitals"], catalog_generation=5, router_generation=4)
+        plan = await case.plan()
+        assert "capitals" not in _names(plan)
+        # The plan stands on the fit: a worker at 4 can run it.
+        assert plan.catalog_generation == 4
+
+    async def test_an_adapter_that_goes_while_the_text_is_embedded_is_not_chosen(self):
+        case = Case()
+        embed = case.embedder.embed
+
+        async def embed_and_retire(text):
+            case.catalog.current = catalog_view(_TEXTS, gone=["capitals"])
+            return await embed(text)
+
+        case.embedder.embed = embed_and_retire
+        assert "capitals" not in _names(await case.plan())
+
+    async def test_only_the_beginning_of_a_long_text_is_looked_at(self):
+        case = Case(max_routed_chars=7)
+        await case.plan("country capital")
+        assert case.embedder.texts == ["country"]
+
+    async def test_the_client_s_options_win_over_the_settings(self):
+        case = Case(mode=RoutingMode.PAPER, gamma=0.1, max_candidates=1)
+        by_setting = await case.use_case.route("x", RoutingOptions())
+        assert by_setting.decision.mode is RoutingMode.PAPER
+        assert len(by_setting.decision.plan.budgets) == 1
+        wide = await case.plan("x", gamma=1.0, max_candidates=3)
+        assert len(wide.budgets) == 3
+        assert wide.num_rocs == 24
+        by_option = await case.use_case.route("x", RoutingOptions(mode=RoutingMode.CALIBRATED))
+        assert by_option.decision.mode is RoutingMode.CALIBRATED
+
+    async def test_the_seed_decides_the_paper_s_draw(self):
+        case = Case(mode=RoutingMode.PAPER, gamma=0.4)
+        digests = {(await case.plan("rhyme city add", seed=seed)).digest for seed in range(20)}
+        assert len(digests) > 1
+        again = [(await case.plan("rhyme city add", seed=7)).digest for _ in range(3)]
+        assert len(set(again)) == 1
+
+    async def test_runners_up_are_reported_up_to_a_number(self):
+        route = await Case().use_case.route(_CAPITAL, RoutingOptions(), num_runners_up=1)
+        assert len(route.decision.candidates) == 2
+
+
+class TestNamed:
+    async def test_an_adapter_runs_with_all_its_rocs_and_nothing_is_embedded(self):
+        case = Case()
+        route = await case.use_case.route(_CAPITAL, RoutingOptions(model="sums"))
+        budget = route.decision.plan.budgets[0]
+        assert (budget.adapter_name, budget.num_rocs) == ("sums", 8)
+        assert route.decision.mode is RoutingMode.EXPLICIT
+        assert route.decision.plan.catalog_generation == 4
+        assert case.embedder.texts == []
+        assert route.encode_seconds == 0
+
+    @pytest.mark.parametrize("name", ["base", "tiny"])
+    async def test_the_base_runs_alone(self, name):
+        plan = await Case().plan(model=name)
+        assert plan.is_base_only
+        assert plan.catalog_generation == 4
+
+    async def test_an_unknown_name_is_an_error(self):
+        with pytest.raises(UnknownAdapter):
+            await Case().plan(model="nobody")
+
+    async def test_naming_and_excluding_contradict(self):
+        with pytest.raises(InvalidInput) as raised:
+            await Case().plan(model="sums", exclude_adapters=frozenset({"sums"}))
+        assert raised.value.code == "excluded_model"
+
+
+class TestMissingParts:
+    async def test_without_a_catalogue_nothing_is_decided(self):
+        case = Case()
+        case.catalog.current = None
+        with pytest.raises(RegistryUnavailable):
+            await case.plan()
+
+    async def test_without_an_encoder_only_names_work(self):
+        case = Case()
+        case.embedder.is_loaded = False
+        with pytest.raises(Unavailable):
+            await case.plan()
+        assert _names(await case.plan(model="sums")) == ["sums"]
