@@ -30,7 +30,7 @@ _BETWEEN_SHRINKAGE = 0.2
 _BETWEEN_FLOOR = 1e-3
 """Least between-task variance, in units of the within-task one."""
 _NUM_FOLDS = 5
-_MAX_CALIBRATION_ROWS = 4096
+_MAX_CALIBRATION_ROWS = 2048
 """Held-out texts that the temperature is fitted to. More would change its third digit."""
 
 

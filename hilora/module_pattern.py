@@ -2,7 +2,8 @@
 
 `rank_pattern` and `alpha_pattern` of an adapter's config map regular expressions to numbers. A pattern applies to a
 module when it matches the module's whole path or everything after one of its dots; the first pattern that matches
-decides. An expression from a stranger can take exponential time, so only simple ones are run.
+decides. PEFT sorts the patterns when it saves, so that need not be the first one of the training script: like PEFT,
+we go by the file. An expression from a stranger can take exponential time, so only simple ones are run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeVar
 from hilora.errors import InvalidAdapter, UnsupportedAdapterFeature
 
 _MAX_LENGTH = 512
-_MAX_UNBOUNDED = 3
+_MAX_UNBOUNDED = 2
 _MAX_GROUPS = 3
 _MAX_ALTERNATIVES = 128
 

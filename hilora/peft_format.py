@@ -19,6 +19,8 @@ from hilora.peft_config import PeftLoraConfig, parse_peft_config
 __all__ = ["PeftLoraConfig", "check_against_base", "parse_peft_config", "read_peft_adapter"]
 
 _FACTOR_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
+_MAX_PATH_LENGTH = 256
+"""No model nests deeper; matching a pattern costs a power of it."""
 _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -94,7 +96,7 @@ def _pair_up(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tenso
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         match = _FACTOR_NAME.fullmatch(name)
-        if match is None:
+        if match is None or len(match["path"]) > _MAX_PATH_LENGTH:
             raise UnsupportedAdapterFeature(
                 f"The tensor {name[:160]!r} is not a factor of a LoRA on a linear layer.",
                 code="unexpected_tensor",

@@ -172,6 +172,10 @@ class JobStore(Protocol):
         """Every known job, newest first."""
         ...
 
+    async def unfinished(self) -> list[IngestJob]:
+        """The jobs that still have work to be done, oldest first."""
+        ...
+
     async def claim(self, job_id: str) -> Lease | None:
         """The right to work on a job, or `None` if another process has it."""
         ...
@@ -209,6 +213,17 @@ class AdapterSource(Protocol):
         Raises:
             InvalidInput: not found, not allowed, or too large.
             Unavailable: the source does not answer.
+        """
+        ...
+
+
+class ArchiveUnpacker(Protocol):
+    """Takes the adapter's files out of an uploaded archive. Blocking."""
+
+    def __call__(self, archive: Path, folder: Path) -> str | None:
+        """Write the files into a folder; the name of the one folder inside the archive, if there is one.
+
+        Raises UnsafeArchive or InvalidAdapter.
         """
         ...
 

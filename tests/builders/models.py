@@ -31,7 +31,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "mistral": {"sliding_window": 7, "head_dim": 8},
     "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 20.0},
+    "gemma2": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
     "gemma3_text": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8},
 }
 ARCHITECTURES = tuple(_EXTRA)

@@ -1,6 +1,7 @@
 """The states of ingests in Redis.
 
     hilora:jobs            hash: job id -> job (JSON)
+    hilora:jobs:open       set of the ids of unfinished jobs
     hilora:jobs:finished   sorted set of finished jobs by time; the oldest leave when there are too many
     hilora:jobs:lease:<id> who works on a job
 """
@@ -16,6 +17,7 @@ from services.registry.infra.redis_connection import KEY_PREFIX, RedisLock, tran
 from services.registry.job import IngestJob
 
 _JOBS = f"{KEY_PREFIX}jobs"
+_OPEN = f"{KEY_PREFIX}jobs:open"
 _FINISHED = f"{KEY_PREFIX}jobs:finished"
 _LEASE = f"{KEY_PREFIX}jobs:lease:"
 
@@ -23,9 +25,11 @@ _LEASE = f"{KEY_PREFIX}jobs:lease:"
 _PUT = """
 redis.call('hset', KEYS[1], ARGV[1], ARGV[2])
 if ARGV[3] == '' then
+  redis.call('sadd', KEYS[3], ARGV[1])
   redis.call('zrem', KEYS[2], ARGV[1])
   return 0
 end
+redis.call('srem', KEYS[3], ARGV[1])
 redis.call('zadd', KEYS[2], ARGV[3], ARGV[1])
 local too_old = redis.call('zrange', KEYS[2], 0, -1 - tonumber(ARGV[4]))
 for _, id in ipairs(too_old) do
@@ -55,7 +59,7 @@ class RedisJobStore:
         finished_at = repr(job.updated_at) if job.state.is_terminal else ""
         arguments = (job.job_id, job_to_json(job), finished_at, self._max_finished_jobs)
         with translated_redis_errors():
-            await self._redis.eval(_PUT, 2, _JOBS, _FINISHED, *arguments)
+            await self._redis.eval(_PUT, 3, _JOBS, _FINISHED, _OPEN, *arguments)
 
     async def get(self, job_id: str) -> IngestJob | None:
         """See `JobStore.get`."""
@@ -68,6 +72,13 @@ class RedisJobStore:
         with translated_redis_errors():
             texts = await self._redis.hvals(_JOBS)
         return sorted((job_from_json(text) for text in texts), key=lambda job: job.created_at, reverse=True)
+
+    async def unfinished(self) -> list[IngestJob]:
+        """See `JobStore.unfinished`."""
+        with translated_redis_errors():
+            job_ids = await self._redis.smembers(_OPEN)
+            texts = await self._redis.hmget(_JOBS, list(job_ids)) if job_ids else []
+        return sorted((job_from_json(text) for text in texts if text), key=lambda job: job.created_at)
 
     async def claim(self, job_id: str) -> RedisLock | None:
         """See `JobStore.claim`."""

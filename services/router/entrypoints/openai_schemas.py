@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hilora.errors import InvalidInput
 from hilora.routing_plan import RoutingMode
@@ -19,7 +19,20 @@ _UINT64 = 2**64
 _DEFAULT_COMPLETION_TOKENS = 16
 _MAX_STOPS = 16
 
-StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+
+def _check_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair, which is no character") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_characters)]
+"""JSON can spell halves of surrogate pairs, which no other layer can carry."""
+
+StopText = Annotated[Text, Field(min_length=1, max_length=1024)]
+"""One text that ends an answer."""
 
 
 class _Request(BaseModel):
@@ -33,7 +46,7 @@ class HiloraOptions(_Request):
 
     mode: Literal["paper", "calibrated"] | None = None
     gamma: float | None = Field(default=None, gt=0, le=1)
-    exclude_adapters: list[str] = Field(default_factory=list[str], max_length=10_000)
+    exclude_adapters: list[Text] = Field(default_factory=list[Text], max_length=10_000)
     max_candidates: int | None = Field(default=None, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, lt=_UINT64)
     explain: bool = False
@@ -60,7 +73,7 @@ class StreamOptions(_Request):
 class _GenerationBody(_Request):
     """What both completion routes share."""
 
-    model: str = Field(min_length=1, max_length=512)
+    model: Text = Field(min_length=1, max_length=512)
     max_tokens: int | None = Field(default=None, ge=1, le=_UINT32_MAX)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -107,7 +120,7 @@ class _GenerationBody(_Request):
 class CompletionBody(_GenerationBody):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Text | list[Text] | list[int] | list[list[int]]
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
@@ -135,15 +148,15 @@ class TextPart(_Request):
     """One text part of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class MessageBody(_Request):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
     # What a client sends back of an earlier answer; only the text can be used.
     refusal: None = None
     annotations: list[Any] | None = Field(default=None, max_length=0)
@@ -190,10 +203,10 @@ class ChatBody(_GenerationBody):
 class RouteBody(_Request):
     """`POST /v1/route`: exactly one of `text`, `prompt` and `messages`."""
 
-    text: str | None = None
-    prompt: str | None = None
+    text: Text | None = None
+    prompt: Text | None = None
     messages: list[MessageBody] | None = Field(default=None, min_length=1, max_length=4096)
-    model: str = Field(default="auto", max_length=512)
+    model: Text = Field(default="auto", max_length=512)
     hilora: HiloraOptions = Field(default_factory=HiloraOptions)
 
     def routing_text(self) -> str:

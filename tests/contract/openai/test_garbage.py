@@ -25,8 +25,6 @@ _BODIES = {
     "a text": b'"auto"',
     "invalid utf-8": b'{"model": "auto", "prompt": "\xff\xfe"}',
     "utf-16": '{"model": "auto", "prompt": 3}'.encode("utf-16"),
-    "a lone surrogate": rb'{"model": "base", "prompt": "\ud800", "text": "\ud800"}',
-    "a lone surrogate in a turn": rb'{"model": "base", "messages": [{"role": "user", "content": "\udfff"}]}',
     "a surrogate in a key": rb'{"\ud800": 1}',
     "deep arrays": b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep objects": b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
@@ -56,6 +54,34 @@ class TestBodies:
     async def test_garbage_is_refused(self, stack, name, path):
         answer = await _post(stack, path, _BODIES[name])
         assert _is_refusal(answer), answer.text
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/v1/completions", rb'{"model": "base", "prompt": "\ud800"}'),
+            ("/v1/completions", rb'{"model": "base", "prompt": ["\ud800"]}'),
+            ("/v1/completions", rb'{"model": "base", "prompt": "x", "stop": "\udfff"}'),
+            ("/v1/completions", rb'{"model": "base", "prompt": "x", "stop": ["\udfff"]}'),
+            ("/v1/completions", rb'{"model": "\udfff", "prompt": "x"}'),
+            ("/v1/completions", rb'{"model": "auto", "prompt": "x", "hilora": {"exclude_adapters": ["\ud800"]}}'),
+            ("/v1/chat/completions", rb'{"model": "base", "messages": [{"role": "user", "content": "\udfff"}]}'),
+            (
+                "/v1/chat/completions",
+                rb'{"model": "base", "messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}',
+            ),
+            ("/v1/route", rb'{"text": "\ud800"}'),
+            ("/v1/route", rb'{"prompt": "a\ud800b"}'),
+            ("/v1/route", rb'{"messages": [{"role": "user", "content": "\udfff"}]}'),
+        ],
+    )
+    async def test_half_a_character_is_refused_wherever_it_stands(self, stack, path, body):
+        answer = await _post(stack, path, body)
+        assert _is_refusal(answer), answer.text
+        assert not stack.worker.service.requests
+
+    async def test_what_changes_no_token_may_hold_anything(self, stack):
+        answer = await _post(stack, "/v1/completions", rb'{"model": "base", "prompt": "x", "user": "\ud800"}')
+        assert answer.status_code == 200
 
     async def test_a_long_body_is_413_with_and_without_a_length(self, stack):
         async def pieces():

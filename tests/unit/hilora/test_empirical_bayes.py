@@ -31,8 +31,7 @@ def literal_scores(blocks: list[np.ndarray], z_NE: np.ndarray) -> tuple[np.ndarr
         return -0.5 * ((y - mean) ** 2 / variance + np.log(2 * np.pi * variance)).sum(axis=1)
 
     scores = [
-        log_normal(m * b / (m * b + 1) * (mean @ v), 1 + b / (m * b + 1))
-        for m, mean in zip(counts, white, strict=True)
+        log_normal(m * b / (m * b + 1) * (mean @ v), 1 + b / (m * b + 1)) for m, mean in zip(counts, white, strict=True)
     ]
     return np.stack(scores, axis=1), log_normal(0.0, 1 + b)
 

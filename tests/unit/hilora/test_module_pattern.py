@@ -40,7 +40,7 @@ class TestMatching:
 class TestSafety:
     @pytest.mark.parametrize(
         "pattern",
-        ["(a+)+", "(a|a)*b", ".*.*.*.*", "(?=a)q", r"(q)\1", "x" * 600, "(a|a)(a|a)(a|a)(a|a)", "(a){9}", "a?a?a?a?b"],
+        ["(a+)+", "(a|a)*b", ".*.*.*", "(?=a)q", r"(q)\1", "x" * 600, "(a|a)(a|a)(a|a)(a|a)", "(a){9}", "a?a?a?a?b"],
     )
     def test_involved_expressions_are_refused(self, pattern):
         with pytest.raises(UnsupportedAdapterFeature) as caught:
@@ -54,7 +54,7 @@ class TestSafety:
         assert caught.value.code == "invalid_adapter_config"
 
     def test_the_worst_accepted_expression_takes_no_time(self):
-        patterns = ModulePatterns([".*a.*a.*b"], place="rank_pattern")
+        patterns = ModulePatterns([".*a.*b"], place="rank_pattern")
         started = time.process_time()
-        assert patterns.matching("a" * 200) is None
-        assert time.process_time() - started < 2.0
+        assert patterns.matching("a" * 256) is None
+        assert time.process_time() - started < 1.0

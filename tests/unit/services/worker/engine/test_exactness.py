@@ -13,6 +13,8 @@ from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine
 from tests.builders.models import ARCHITECTURES, apply_dense, linear_shapes, load_tiny, make_adapter, make_model
 
 _RANK = 4
+# transformers computes softcapped attention with a float32 softmax, whatever the model's type.
+_TOLERANCE = dict.fromkeys(ARCHITECTURES, 1e-9) | {"gemma2": 5e-6}
 
 
 def _prompt(length: int, seed: int = 0) -> list[int]:
@@ -66,6 +68,10 @@ def _full_forward_logits(model, prompt: list[int], completion: list[int]) -> tor
         return model(input_ids=ids).logits[0, len(prompt) - 1 :]
 
 
+def _assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-9) -> None:
+    assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 class TestAgainstTransformers:
     def test_cached_decoding_equals_the_full_forward_pass(self, architecture) -> None:
@@ -76,7 +82,7 @@ class TestAgainstTransformers:
         reference = make_model(architecture, dtype=torch.float64)
         for name, prompt in prompts.items():
             expected = _full_forward_logits(reference, prompt, done[name].token_ids)
-            torch.testing.assert_close(recorder.of(name), expected, atol=1e-9, rtol=1e-9)
+            _assert_close(recorder.of(name), expected, _TOLERANCE[architecture])
 
     def test_one_adapter_with_full_budget_equals_its_dense_update(self, architecture) -> None:
         engine = _engine(architecture, max_num_batched_tokens=13)
@@ -86,7 +92,7 @@ class TestAgainstTransformers:
         reference = make_model(architecture, dtype=torch.float64)
         apply_dense(reference, [(_adapters(architecture)["a1"], 1.0)])
         expected = _full_forward_logits(reference, prompt, done["r"].token_ids)
-        torch.testing.assert_close(recorder.of("r"), expected, atol=1e-9, rtol=1e-9)
+        _assert_close(recorder.of("r"), expected, _TOLERANCE[architecture])
 
 
 class TestAgainstPeft:
@@ -106,7 +112,7 @@ class TestAgainstPeft:
                 layer.lora_A["default"].weight.copy_(rocs.a_RD)
                 layer.lora_B["default"].weight.copy_(rocs.b_RO.T / 2)
         expected = _full_forward_logits(model.eval(), prompt, done["r"].token_ids)
-        torch.testing.assert_close(recorder.of("r"), expected, atol=1e-9, rtol=1e-9)
+        _assert_close(recorder.of("r"), expected)
 
 
 class TestZeroBudget:
@@ -166,7 +172,7 @@ class TestBatching:
             alone = _engine()
             alone_recorder = LogitRecorder(alone)
             alone_done = _run(alone, {name: prompt}, plans)
-            torch.testing.assert_close(recorder.of(name), alone_recorder.of(name), atol=1e-9, rtol=1e-9)
+            _assert_close(recorder.of(name), alone_recorder.of(name))
             assert done[name].token_ids == alone_done[name].token_ids
 
     @pytest.mark.parametrize("tokens_per_step", [1, 3, 7, 32])
@@ -179,7 +185,7 @@ class TestBatching:
             recorder = LogitRecorder(engine)
             _run(engine, {"r": prompt}, plans)
             logits.append(recorder.of("r"))
-        torch.testing.assert_close(*logits, atol=1e-9, rtol=1e-9)
+        _assert_close(*logits)
 
     def test_slots_far_apart_are_gathered(self) -> None:
         engine = _engine(max_num_batched_tokens=400)
@@ -192,7 +198,7 @@ class TestBatching:
         reference = make_model(dtype=torch.float64)
         for name in ("r0", "r11"):
             expected = _full_forward_logits(reference, prompts[name], recorders[name].token_ids)
-            torch.testing.assert_close(recorder.of(name), expected, atol=1e-9, rtol=1e-9)
+            _assert_close(recorder.of(name), expected)
 
     def test_a_seed_decides_the_answer_whatever_else_runs(self) -> None:
         prompt = _prompt(9)
@@ -218,7 +224,7 @@ class TestOutputEmbedding:
         done = _run(engine, prompts, {"r": make_plan(("head", 3, 3, 1.0))})
         reference = make_model(dtype=torch.float64)
         base = _full_forward_logits(reference, prompts["base"], done["base"].token_ids)
-        torch.testing.assert_close(recorder.of("base"), base, atol=1e-9, rtol=1e-9)
+        _assert_close(recorder.of("base"), base)
         apply_dense(reference, [(adapter, 1.0)])
         expected = _full_forward_logits(reference, prompts["r"], done["r"].token_ids)
-        torch.testing.assert_close(recorder.of("r"), expected, atol=1e-9, rtol=1e-9)
+        _assert_close(recorder.of("r"), expected)

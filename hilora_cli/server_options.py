@@ -1,0 +1,18 @@
+"""The options by which a command finds its server, the same on every command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+UrlOption = Annotated[str, typer.Option("--url", envvar="HILORA_URL", help="Address of the server.")]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="HILORA_API_KEY", help="Bearer key, if the server wants one.", show_envvar=True),
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option("--exclude", help="An adapter that may not be used; may be repeated.")
+]
+
+DEFAULT_URL = "http://127.0.0.1:8000"

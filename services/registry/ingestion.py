@@ -1,0 +1,235 @@
+"""Carries one accepted adapter through the states of `job.py` into the catalogue.
+
+Every step can be repeated: whatever a killed process had done is done again, or found done. The order of the last
+three steps makes the disk alone tell the truth: publish (the pointer names the job), forget the staging folder, note
+READY. A job without a folder is therefore either published or lost, and the pointer says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.decomposition import decompose
+from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, Unavailable
+from services.common.log import get_logger
+from services.registry.artifact import ArtifactDraft, Provenance
+from services.registry.catalog import Catalog
+from services.registry.job import IngestJob, IngestRequest, IngestState, SourceKind, pending_job
+from services.registry.ports import (
+    AdapterSource,
+    ArtifactStore,
+    BaseModel,
+    JobStore,
+    Lease,
+    StagingArea,
+    TextEncoder,
+)
+from services.registry.profiling import profile
+from services.registry.validation import AdapterValidator, ValidatedAdapter
+
+_log = get_logger(__name__)
+
+RETRY_WINDOW_SECONDS = 120.0
+"""A job that waits for its next attempt is not taken for lost during this time."""
+
+
+class Ingestion:
+    """The work of the ingest process.
+
+    Args:
+        staging: the accepted files.
+        jobs: the observable states.
+        catalog: where adapters are published.
+        artifacts: where versions are stored.
+        validator: checks files.
+        base: the served base model.
+        encoder: embeds sample texts.
+        sources: what can be read besides uploads.
+        lease_seconds: how long a claim of the job store lasts without being extended.
+    """
+
+    def __init__(
+        self,
+        *,
+        staging: StagingArea,
+        jobs: JobStore,
+        catalog: Catalog,
+        artifacts: ArtifactStore,
+        validator: AdapterValidator,
+        base: BaseModel,
+        encoder: TextEncoder,
+        sources: Mapping[SourceKind, AdapterSource],
+        lease_seconds: float,
+    ) -> None:
+        self._staging = staging
+        self._jobs = jobs
+        self._catalog = catalog
+        self._artifacts = artifacts
+        self._validator = validator
+        self._base = base
+        self._encoder = encoder
+        self._sources = sources
+        self._lease_seconds = lease_seconds
+
+    async def run(self, job_id: str) -> None:
+        """Do a job's work, unless it is done or another process does it.
+
+        Raises:
+            Exhausted: trying again later is sensible; the job is PENDING.
+            Unavailable: likewise.
+        """
+        lease = await self._jobs.claim(job_id)
+        if lease is None:
+            return
+        try:
+            await self._run_under(lease, job_id)
+        finally:
+            await lease.release()
+
+    async def give_up(self, job_id: str, error: HiloraError) -> None:
+        """Fail a job whose attempts are used up."""
+        job = await self._jobs.get(job_id)
+        if job is not None and not job.state.is_terminal:
+            await self._fail(job, error)
+
+    async def _run_under(self, lease: Lease, job_id: str) -> None:
+        """Work, and extend the lease meanwhile; stop working if it is lost."""
+        work = asyncio.create_task(self._attempt(job_id))
+        try:
+            while not (await asyncio.wait({work}, timeout=self._lease_seconds / 3))[0]:
+                if not await lease.extend():
+                    raise RegistryUnavailable(
+                        "Another process took the ingest over.", code="lease_lost", remedy="Nothing needs to be done."
+                    )
+            await work
+        finally:
+            work.cancel()
+
+    async def _attempt(self, job_id: str) -> None:
+        request = await asyncio.to_thread(self._staging.request, job_id)
+        job = await self._jobs.get(job_id)
+        if request is None or (job is not None and job.state.is_terminal):
+            return  # done; or without files, and then recovery finds out what became of it
+        if job is None:
+            job = pending_job(request, due_at=time.time() + RETRY_WINDOW_SECONDS)
+        elif job.state is not IngestState.PENDING:
+            job = job.requeued(detail="taken up again", due_at=time.time() + RETRY_WINDOW_SECONDS)
+        try:
+            await self._ingest(job, request)
+        except (Exhausted, Unavailable) as error:
+            current = await self._jobs.get(job_id) or job
+            await self._jobs.put(
+                current.requeued(
+                    detail=f"will be tried again: {error.message}", due_at=time.time() + RETRY_WINDOW_SECONDS
+                )
+            )
+            raise
+        except HiloraError as error:
+            await self._fail(await self._jobs.get(job_id) or job, error)
+        except Exception as error:
+            # A full disk or a fault of ours: the job must not stay in limbo, nor the process die of one adapter.
+            _log.exception("ingest_broken", job_id=job_id)
+            await self._fail(
+                await self._jobs.get(job_id) or job,
+                HiloraError(
+                    f"The ingest broke: {type(error).__name__}.",
+                    code="ingest_failed",
+                    remedy="See the registry's log; upload again once the cause is gone.",
+                ),
+            )
+
+    async def _ingest(self, job: IngestJob, request: IngestRequest) -> None:
+        job = await self._move(job, IngestState.FETCHING, "fetching the files")
+        folder = self._staging.files(request.job_id)
+        source = request.source
+        if request.source_kind is not SourceKind.UPLOAD:
+            source = await asyncio.to_thread(self._fetch, request, folder)
+        if await self._is_registered(job, request, folder):
+            return
+        job = await self._move(job, IngestState.VALIDATING, "checking files, tensors and shapes")
+        validated = await asyncio.to_thread(self._validator.validate, folder)
+        job = await self._move(job, IngestState.DECOMPOSING, "computing rank-one components")
+        decomposed = await asyncio.to_thread(_decompose, validated)
+        job = await self._move(job, IngestState.PROFILING, f"embedding {len(validated.texts)} sample texts")
+        samples = await asyncio.to_thread(
+            profile, validated.texts, self._encoder, source="upload" if request.has_own_samples else "bundled"
+        )
+        draft = ArtifactDraft(
+            decomposed=decomposed,
+            profile=samples,
+            provenance=Provenance(
+                source_kind=request.source_kind.value,
+                source=source,
+                source_sha256=validated.source_sha256,
+                declared_base_model=validated.adapter.base_model,
+            ),
+            base_model=self._base.name,
+        )
+        manifest = await asyncio.to_thread(self._artifacts.write, draft)
+        entry = await self._catalog.publish(
+            manifest,
+            adapter_name=request.adapter_name,
+            job_id=request.job_id,
+            is_replacement=request.is_replacement,
+        )
+        await self._finish(job, entry.adapter_id)
+
+    def _fetch(self, request: IngestRequest, folder: Path) -> str:
+        """Bring the files in beside the request; sample texts of the client stay."""
+        own_samples = folder / "samples.jsonl"
+        kept = own_samples.read_bytes() if request.has_own_samples else None
+        source = self._sources[request.source_kind].fetch(request.source, folder)
+        if kept is not None:
+            own_samples.write_bytes(kept)
+        return source
+
+    async def _is_registered(self, job: IngestJob, request: IngestRequest, folder: Path) -> bool:
+        """Finish early if the name means this very content already."""
+        digest = await asyncio.to_thread(self._validator.digest, folder)
+        manifest = await self._catalog.identical(
+            request.adapter_name,
+            source_sha256=digest,
+            base_model=self._base.name,
+            encoder_id=self._encoder.encoder_id,
+        )
+        if manifest is None:
+            return False
+        entry = await self._catalog.publish(
+            manifest, adapter_name=request.adapter_name, job_id=request.job_id, is_replacement=False
+        )
+        await self._finish(job, entry.adapter_id)
+        return True
+
+    async def _move(self, job: IngestJob, state: IngestState, detail: str) -> IngestJob:
+        moved = job.moved(state, detail=detail)
+        await self._jobs.put(moved)
+        return moved
+
+    async def _finish(self, job: IngestJob, adapter_id: str) -> None:
+        await asyncio.to_thread(self._staging.discard, job.job_id)
+        await self._jobs.put(job.ready(adapter_id))
+        _log.info("ingest_ready", job_id=job.job_id, adapter=adapter_id)
+
+    async def _fail(self, job: IngestJob, error: HiloraError) -> None:
+        _log.warning("ingest_failed", job_id=job.job_id, adapter=job.adapter_name, code=error.code, reason=str(error))
+        await self._jobs.put(job.failed(error))
+        await asyncio.to_thread(self._staging.discard, job.job_id)
+
+
+def _decompose(validated: ValidatedAdapter) -> dict[RocBasis, DecomposedAdapter]:
+    decomposed = {basis: decompose(validated.adapter, basis=basis) for basis in RocBasis}
+    for adapter in decomposed.values():
+        for module_path, rocs in adapter.modules.items():
+            # Finite factors can overflow once their scaling is folded in.
+            if not (rocs.a_RD.isfinite().all() and rocs.b_RO.isfinite().all()):
+                raise InvalidAdapter(
+                    f"The update of {module_path[:120]} exceeds float32 once lora_alpha is applied.",
+                    code="non_finite_weights",
+                    remedy="Check lora_alpha in adapter_config.json.",
+                    place=module_path[:120],
+                )
+    return decomposed

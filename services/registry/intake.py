@@ -1,0 +1,211 @@
+"""Accepts adapters: what can be refused is refused while the client waits, the rest becomes a job.
+
+Once `submit` has returned, the files and the request are on disk: the job survives the loss of every process and of
+Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hilora.adapter import check_adapter_name
+from hilora.errors import InvalidInput, Unavailable
+from services.common.log import get_logger
+from services.registry.adapter_files import SAMPLES_FILE
+from services.registry.catalog import Catalog
+from services.registry.job import IngestJob, IngestRequest, SourceKind, new_job_id, pending_job
+from services.registry.ports import AdapterSource, ArchiveUnpacker, IngestQueue, JobStore, StagingArea
+from services.registry.profiling import read_samples
+from services.registry.validation import AdapterValidator
+
+_log = get_logger(__name__)
+
+PENDING_GRACE_SECONDS = 10.0
+"""A job that waits longer while the queue is empty has lost its message."""
+
+_ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReceivedUpload:
+    """What a client sent, already on disk."""
+
+    job_id: str
+    folder: Path
+    """The job's staging folder; adapter files that came one by one lie here under their own names."""
+    archive: Path | None
+    """An archive to be unpacked; lies in the folder, too."""
+    archive_name: str
+    """What the client called the archive."""
+    samples: Path | None
+    """A samples file that came on its own; wins over one inside the archive."""
+
+
+class Intake:
+    """The way in.
+
+    Args:
+        staging: where accepted files wait.
+        jobs: their observable states.
+        queue: hands them to the ingest process.
+        catalog: to find conflicts early.
+        validator: checks the files.
+        sources: what can be read besides uploads.
+        unpack: takes files out of an archive.
+    """
+
+    def __init__(
+        self,
+        *,
+        staging: StagingArea,
+        jobs: JobStore,
+        queue: IngestQueue,
+        catalog: Catalog,
+        validator: AdapterValidator,
+        sources: Mapping[SourceKind, AdapterSource],
+        unpack: ArchiveUnpacker,
+    ) -> None:
+        self._staging = staging
+        self._jobs = jobs
+        self._queue = queue
+        self._catalog = catalog
+        self._validator = validator
+        self._sources = sources
+        self._unpack = unpack
+
+    async def open_folder(self) -> tuple[str, Path]:
+        """A fresh job id and the folder that its upload is to be written to."""
+        job_id = new_job_id()
+        return job_id, await asyncio.to_thread(self._staging.create, job_id)
+
+    async def abandon(self, job_id: str) -> None:
+        """Forget an upload that was not submitted."""
+        await asyncio.to_thread(self._staging.discard, job_id)
+
+    async def submit_upload(
+        self, upload: ReceivedUpload, *, adapter_name: str | None, is_replacement: bool
+    ) -> IngestJob:
+        """Check an upload completely, as far as it is small enough to be read now, and accept it.
+
+        Raises:
+            InvalidAdapter: the files are refused; nothing of them is kept.
+            InvalidInput: `invalid_adapter_name`, `name_required`.
+            AdapterAlreadyRegistered: the name means other content and may not be replaced.
+            RegistryUnavailable: Redis does not answer; nothing is kept.
+        """
+        try:
+            inner_name = await asyncio.to_thread(self._arrange, upload)
+            name = _name_for(adapter_name, inner_name or _stem(upload.archive_name))
+            await asyncio.to_thread(self._validator.check_upload, upload.folder)
+            digest = await asyncio.to_thread(self._validator.digest, upload.folder)
+            await self._catalog.check_name_is_free(name, source_sha256=digest, is_replacement=is_replacement)
+            request = IngestRequest(
+                job_id=upload.job_id,
+                adapter_name=name,
+                source_kind=SourceKind.UPLOAD,
+                source=upload.archive_name,
+                is_replacement=is_replacement,
+                has_own_samples=upload.samples is not None,
+                created_at=time.time(),
+            )
+            return await self._accept(request)
+        except BaseException:
+            await self.abandon(upload.job_id)
+            raise
+
+    async def submit_reference(
+        self,
+        reference: str,
+        *,
+        kind: SourceKind,
+        adapter_name: str | None,
+        texts: Sequence[str],
+        is_replacement: bool,
+    ) -> IngestJob:
+        """Accept an adapter that the registry is to fetch itself.
+
+        Args:
+            reference: path or hub repository.
+            kind: which of the two.
+            adapter_name: name to register; the reference's last segment if `None`.
+            texts: sample texts; empty means that the source brings its own.
+            is_replacement: whether another version of the name may be replaced.
+
+        Raises:
+            InvalidInput: the reference or the name is refused.
+            InvalidAdapter: `invalid_samples` or the like.
+            RegistryUnavailable: Redis does not answer; nothing is kept.
+        """
+        await asyncio.to_thread(self._sources[kind].check, reference)
+        name = _name_for(adapter_name, PurePosixPath(reference.partition("@")[0].rstrip("/")).name)
+        job_id, folder = await self.open_folder()
+        try:
+            if texts:
+                await asyncio.to_thread(_write_samples, folder / SAMPLES_FILE, texts)
+            request = IngestRequest(
+                job_id=job_id,
+                adapter_name=name,
+                source_kind=kind,
+                source=reference,
+                is_replacement=is_replacement,
+                has_own_samples=bool(texts),
+                created_at=time.time(),
+            )
+            return await self._accept(request)
+        except BaseException:
+            await self.abandon(job_id)
+            raise
+
+    async def _accept(self, request: IngestRequest) -> IngestJob:
+        await asyncio.to_thread(self._staging.accept, request)
+        job = pending_job(request, due_at=request.created_at + PENDING_GRACE_SECONDS)
+        await self._jobs.put(job)
+        try:
+            await self._queue.enqueue(request.job_id)
+        except Unavailable as error:
+            # It is accepted all the same: recovery queues it as soon as the broker answers again.
+            _log.warning("enqueue_postponed", job_id=request.job_id, reason=error.message)
+        _log.info("adapter_accepted", adapter=request.adapter_name, job_id=request.job_id, source=request.source_kind)
+        return job
+
+    def _arrange(self, upload: ReceivedUpload) -> str | None:
+        """Bring all files under their own names into the staging folder; the archive's folder name, if any."""
+        inner_name = None
+        if upload.archive is not None:
+            inner_name = self._unpack(upload.archive, upload.folder)
+            upload.archive.unlink()
+        if upload.samples is not None:
+            upload.samples.replace(upload.folder / SAMPLES_FILE)
+        return inner_name
+
+
+def _name_for(given: str | None, derived: str) -> str:
+    if given:
+        return check_adapter_name(given)
+    if not derived:
+        raise InvalidInput(
+            "The adapter has no name.",
+            code="name_required",
+            remedy="Send a form field or JSON field `name`.",
+            place="name",
+        )
+    return check_adapter_name(derived)
+
+
+def _stem(archive_name: str) -> str:
+    name = PurePosixPath(archive_name.replace("\\", "/")).name
+    for suffix in _ARCHIVE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return ""
+
+
+def _write_samples(path: Path, texts: Sequence[str]) -> None:
+    # json escapes what a text could break a line with; reading it back applies the same rules as to a file.
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    read_samples(path)

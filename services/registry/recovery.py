@@ -1,0 +1,122 @@
+"""Finds jobs that nobody works on any more and sets them going, or says what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from hilora.errors import HiloraError, Unavailable
+from services.common.log import get_logger
+from services.registry.intake import PENDING_GRACE_SECONDS
+from services.registry.job import IngestJob, IngestState, pending_job
+from services.registry.ports import ArtifactStore, IngestQueue, JobStore, RegistrationStore, StagingArea
+
+_log = get_logger(__name__)
+
+
+class JobRecovery:
+    """Keeps accepted adapters moving, whatever died.
+
+    Args:
+        staging: the accepted files; the truth about what is still to be done.
+        jobs: the observable states.
+        queue: hands jobs to the ingest process.
+        registrations: tells which job made an adapter.
+        artifacts: may hold half-written folders.
+        interval_seconds: time between two looks at jobs in progress.
+    """
+
+    def __init__(
+        self,
+        *,
+        staging: StagingArea,
+        jobs: JobStore,
+        queue: IngestQueue,
+        registrations: RegistrationStore,
+        artifacts: ArtifactStore,
+        interval_seconds: float,
+    ) -> None:
+        self._staging = staging
+        self._jobs = jobs
+        self._queue = queue
+        self._registrations = registrations
+        self._artifacts = artifacts
+        self._interval_seconds = interval_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take up what was interrupted, then keep watching."""
+        await self.resume()
+        self._task = asyncio.create_task(self._watch(), name="job-recovery")
+
+    async def stop(self, *, grace_seconds: float) -> None:  # noqa: ARG002  (part of every component's signature)
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def resume(self) -> None:
+        """At a start: bring Redis into agreement with the staging folders, and queue every job nobody works on."""
+        await asyncio.to_thread(self._staging.sweep)
+        await asyncio.to_thread(self._artifacts.sweep)
+        for request in await asyncio.to_thread(self._staging.accepted):
+            job = await self._jobs.get(request.job_id)
+            if job is None:
+                await self._jobs.put(pending_job(request, due_at=0.0))
+            elif job.state.is_terminal:
+                await asyncio.to_thread(self._staging.discard, request.job_id)
+        for job in await self._jobs.unfinished():
+            if not await self._jobs.is_claimed(job.job_id):
+                await self._take_up(job)
+
+    async def look(self) -> None:
+        """While running: queue jobs whose process died, and those whose message was lost."""
+        unfinished = await self._jobs.unfinished()
+        if not unfinished:
+            return
+        is_queue_empty = await self._queue.waiting() == 0
+        for job in unfinished:
+            is_lost = is_queue_empty and time.time() > job.due_at
+            if (job.state is not IngestState.PENDING or is_lost) and not await self._jobs.is_claimed(job.job_id):
+                # Its process may have finished it between the two questions.
+                current = await self._jobs.get(job.job_id)
+                if current is not None and not current.state.is_terminal:
+                    await self._take_up(current)
+
+    async def _take_up(self, job: IngestJob) -> None:
+        if await asyncio.to_thread(self._staging.request, job.job_id) is None:
+            await self._settle(job)
+            return
+        due_at = time.time() + PENDING_GRACE_SECONDS
+        await self._jobs.put(job.requeued(detail="waiting for the ingest process", due_at=due_at))
+        await self._queue.enqueue(job.job_id)
+        _log.info("ingest_resumed", job_id=job.job_id, adapter=job.adapter_name, was=job.state)
+
+    async def _settle(self, job: IngestJob) -> None:
+        """A job without files was either published, and then the pointer names it, or its files are lost."""
+        registration = await asyncio.to_thread(self._registrations.get, job.adapter_name)
+        if registration is not None and registration.job_id == job.job_id:
+            queued = job.requeued(detail="registered", due_at=0.0)
+            await self._jobs.put(queued.ready(registration.adapter_id))
+            return
+        error = HiloraError(
+            f"The ingest of {job.adapter_name} was interrupted and its files are gone.",
+            code="ingest_interrupted",
+            remedy="Upload the adapter again.",
+        )
+        await self._jobs.put(job.failed(error))
+        _log.warning("ingest_interrupted", job_id=job.job_id, adapter=job.adapter_name)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_seconds)
+            try:
+                await self.look()
+            except Unavailable as error:
+                _log.warning("recovery_postponed", reason=error.message)
+            except Exception:
+                # Watching must outlive every surprise: without it, an interrupted job would wait for a restart.
+                _log.exception("recovery_failed")

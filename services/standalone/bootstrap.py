@@ -1,0 +1,178 @@
+"""Builds the whole system in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+from hilora.errors import Unavailable
+from services.common.auth import refuse_open_door
+from services.common.http_server import HttpServer
+from services.common.lifecycle import Component
+from services.common.log import get_logger
+from services.common.sequence_encoder import SentenceTransformerEncoder
+from services.registry.bootstrap import build_registry
+from services.registry.settings import RegistrySettings
+from services.router.bootstrap import Router, build_router
+from services.router.settings import RouterSettings
+from services.standalone.data_folder import DataFolder
+from services.standalone.front_door import FrontDoor
+from services.standalone.redis_process import build_redis_process, redis_url_of
+from services.standalone.settings import StandaloneSettings, environment_for
+from services.standalone.supervisor import SupervisedProcess
+from services.worker.bootstrap import build_worker
+from services.worker.settings import WorkerSettings
+
+_log = get_logger(__name__)
+
+_READY_SECONDS = 120.0
+_READINESS_POLL_SECONDS = 0.05
+_STOP_SECONDS = 5.0
+"""What every part has to let go, when the time for draining is used up."""
+
+
+class Standalone:
+    """Registry, router, worker, Redis and the ingest process as one component.
+
+    Args:
+        settings: what the operator chose.
+
+    Raises:
+        ValueError: the host is not a loopback address and there is no admin key.
+    """
+
+    def __init__(self, settings: StandaloneSettings) -> None:
+        refuse_open_door(host=settings.host, key=settings.admin_key, setting="HILORA_STANDALONE_ADMIN_KEY")
+        self._settings = settings
+        self._base_model = _absolute_if_folder(settings.base_model)
+        self._folder = DataFolder(settings.data_dir)
+        self._http_server: HttpServer | None = None
+        self._started: list[Component] = []
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the public HTTP server, valid after `start`."""
+        assert self._http_server is not None, "the address is known after start"
+        return self._http_server.address
+
+    async def start(self) -> None:
+        """Return when a request would be answered.
+
+        Raises:
+            Conflict: `data_dir_in_use`.
+            InvalidInput: the base model or the encoder cannot be loaded, or there is no Redis server.
+            OSError: the port is taken, or the data folder cannot be written.
+            Unavailable: a part did not start.
+        """
+        began = time.monotonic()
+        self._folder.acquire()
+        try:
+            await self._start_parts()
+        except BaseException:
+            await self.stop(grace_seconds=0)
+            raise
+        _log.info("standalone_ready", address=self.address, seconds=round(time.monotonic() - began, 1))
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Let requests in flight finish for at most `grace_seconds`, then stop every part, the last started first."""
+        deadline = time.monotonic() + grace_seconds
+        while self._started:
+            component = self._started.pop()
+            remaining = max(deadline - time.monotonic(), min(grace_seconds, _STOP_SECONDS))
+            try:
+                await component.stop(grace_seconds=remaining)
+            except Exception:  # one part that cannot stop must not keep the others running
+                _log.exception("stop_failed", component=type(component).__name__)
+        self._folder.release()
+
+    async def _start_parts(self) -> None:
+        await self._start(build_redis_process(self._folder))
+        registry_settings = self._registry_settings()
+        # Its imports take longer than everything else: it goes first, and runs on a core of its own.
+        await self._start(self._ingest_process(registry_settings))
+        registry = build_registry(registry_settings, opens_http=False)
+        await self._start(registry)
+        worker = build_worker(self._worker_settings(registry.rpc_address))
+        await self._start(worker)
+        router = build_router(
+            self._router_settings(registry.rpc_address, worker.rpc_address),
+            load_encoder=self._load_encoder,
+            opens_http=False,
+        )
+        await self._start(router)
+        await _wait_until_ready(router)
+        front_door = FrontDoor(registry_app=registry.rest_app, router_app=router.rest_app)
+        self._http_server = HttpServer(app=front_door, host=self._settings.host, port=self._settings.port)
+        await self._start(self._http_server)
+
+    async def _start(self, component: Component) -> None:
+        await component.start()
+        self._started.append(component)
+
+    def _load_encoder(self) -> SentenceTransformerEncoder:
+        return SentenceTransformerEncoder(self._settings.encoder, instruction=self._settings.encoder_instruction)
+
+    def _ingest_process(self, registry_settings: RegistrySettings) -> SupervisedProcess:
+        return SupervisedProcess(
+            name="ingest",
+            command=[sys.executable, "-m", "services.registry.ingest_worker"],
+            environment=environment_for(registry_settings),
+            run_folder=self._folder.run,
+            log_folder=self._folder.logs,
+        )
+
+    def _registry_settings(self) -> RegistrySettings:
+        settings = self._settings
+        return RegistrySettings(
+            rpc_port=0,
+            redis_url=redis_url_of(self._folder),
+            data_dir=self._folder.registry,
+            base_model=self._base_model,
+            base_model_name=settings.base_model_name,
+            admin_key=settings.admin_key,
+            encoder=settings.encoder,
+            encoder_instruction=settings.encoder_instruction,
+            log_level=settings.log_level,
+        )
+
+    def _worker_settings(self, registry_address: str) -> WorkerSettings:
+        return WorkerSettings(
+            rpc_port=0,
+            registry_address=registry_address,
+            base_model=self._base_model,
+            base_model_name=self._settings.base_model_name,
+            device=self._settings.device,
+        )
+
+    def _router_settings(self, registry_address: str, worker_address: str) -> RouterSettings:
+        return RouterSettings(
+            rpc_port=0,
+            registry_address=registry_address,
+            worker_addresses=(worker_address,),
+            base_model_name=self._settings.base_model_name,
+            encoder=self._settings.encoder,
+            encoder_instruction=self._settings.encoder_instruction,
+        )
+
+
+def build_standalone(settings: StandaloneSettings) -> Standalone:
+    """A system that has not started."""
+    return Standalone(settings)
+
+
+def _absolute_if_folder(base_model: str) -> str:
+    """A folder by its absolute path, so that child processes find it from anywhere; a hub id as it is."""
+    folder = Path(base_model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else base_model
+
+
+async def _wait_until_ready(router: Router) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not (readiness := router.readiness()).can_generate:
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"After {_READY_SECONDS:g} s there is still no {', '.join(readiness.missing)}.", code="not_ready"
+            )
+        await asyncio.sleep(_READINESS_POLL_SECONDS)

@@ -1,0 +1,73 @@
+"""The configuration of the one-process system: environment variables `HILORA_STANDALONE_*`.
+
+What is not listed here keeps the default of the service it belongs to, or that service's own `HILORA_<SERVICE>_*`
+variable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from services.common.sequence_encoder import DEFAULT_ENCODER
+from services.common.settings_base import ServiceSettings
+
+
+class StandaloneSettings(ServiceSettings):
+    """Everything an operator can set on `hilora serve`."""
+
+    model_config = SettingsConfigDict(env_prefix="HILORA_STANDALONE_")
+
+    base_model: str
+    """The base model: a folder with config, safetensors weights and tokenizer, or a hub id."""
+    base_model_name: str | None = None
+    """Public name of the base model; by default the folder's name, or the hub id."""
+    data_dir: Path
+    """Folder of everything that must survive: artifacts, Redis's file, logs. Made if it is not there."""
+    host: str = "127.0.0.1"
+    """Address the public HTTP port binds."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """The public HTTP port; 0 takes a free one."""
+    admin_key: SecretStr | None = None
+    """Bearer key of `/v1/adapters` and `/v1/jobs`; needed unless the host is a loopback address."""
+    encoder: str = DEFAULT_ENCODER
+    """Sentence encoder: a folder or a hub name."""
+    encoder_instruction: str = ""
+    """Text put before every input of the encoder."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """After SIGTERM, how long requests in flight may go on."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Lowest level of events that are logged."""
+
+
+def environment_for(settings: ServiceSettings) -> dict[str, str]:
+    """The environment of a child process that is to read exactly these settings.
+
+    Everything else of our own environment is passed on, except variables of the same service that `settings` leaves
+    at their defaults anyway.
+    """
+    prefix = str(settings.model_config.get("env_prefix", ""))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+    for name in type(settings).model_fields:
+        value: object = getattr(settings, name)
+        if value is None:
+            continue
+        environment[f"{prefix}{name.upper()}"] = _as_text(value)
+    return environment
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, str | Path):
+        return str(value)
+    if isinstance(value, list | tuple | set | frozenset | dict):
+        return json.dumps(list(value) if isinstance(value, set | frozenset) else value, default=str)
+    return str(value)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hilora.adapter import RocBasis, adapter_id_of, check_adapter_name
+from hilora.errors import InvalidInput
+from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
+
+
+def budget(**changes) -> RocBudget:
+    return replace(RocBudget(adapter_id="a@1", adapter_name="a", lora_rank=8, num_rocs=3), **changes)
+
+
+class TestBudget:
+    @pytest.mark.parametrize("num_rocs", [-1, 9])
+    def test_it_stays_within_the_rank(self, num_rocs):
+        with pytest.raises(ValueError, match="outside"):
+            budget(num_rocs=num_rocs)
+
+    @given(data=st.data(), module_rank=st.integers(0, 64), lora_rank=st.integers(1, 64))
+    def test_a_modules_share_is_the_nearest_and_at_least_one(self, data, module_rank, lora_rank):
+        num_rocs = data.draw(st.integers(0, lora_rank))
+        share = budget(lora_rank=lora_rank, num_rocs=num_rocs).num_rocs_in(module_rank)
+        if num_rocs == 0 or module_rank == 0:
+            assert share == 0
+        else:
+            exact = module_rank * num_rocs / lora_rank
+            assert share == max(1, int(exact + 0.5))
+
+    def test_the_full_budget_is_full_everywhere(self):
+        assert [budget(num_rocs=8).num_rocs_in(rank) for rank in (1, 5, 8)] == [1, 5, 8]
+
+
+class TestPlan:
+    def test_no_budget_is_the_base(self):
+        assert RoutingPlan().is_base_only
+        assert RoutingPlan(budgets=(budget(num_rocs=0),)).is_base_only
+        assert not RoutingPlan(budgets=(budget(),)).is_base_only
+
+    def test_the_budgets_add_up(self):
+        assert RoutingPlan(budgets=(budget(), budget(num_rocs=5))).num_rocs == 8
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            RoutingPlan(budgets=(budget(num_rocs=4),)),
+            RoutingPlan(budgets=(budget(weight=0.5),)),
+            RoutingPlan(budgets=(budget(adapter_id="a@2"),)),
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(eta=0.5)),
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(score=RocScore.CONTRIBUTION)),
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(scope=GateScope.GLOBAL)),
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(basis=RocBasis.TRAINED)),
+            RoutingPlan(),
+        ],
+    )
+    def test_whatever_changes_the_arithmetic_changes_the_digest(self, other):
+        assert other.digest != RoutingPlan(budgets=(budget(),)).digest
+
+    def test_the_catalogue_generation_does_not(self):
+        plan = RoutingPlan(budgets=(budget(),))
+        assert replace(plan, catalog_generation=9).digest == plan.digest
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["a", "copy-letters", "v1.2_final", "x" * 128])
+    def test_safe_names_pass(self, name):
+        assert check_adapter_name(name) == name
+
+    @pytest.mark.parametrize("name", ["", "auto", "base", ".hidden", "-x", "a/b", "a b", "ä", "x" * 129, "a\n"])
+    def test_others_are_refused(self, name):
+        with pytest.raises(InvalidInput) as caught:
+            check_adapter_name(name)
+        assert caught.value.code == "invalid_adapter_name"
+
+    def test_an_identity_names_the_content(self):
+        assert adapter_id_of("copy", "0123456789abcdef") == "copy@0123456789ab"
