@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class AdapterUpload:
     """What to register."""
 
     source: str
-    """A folder with an adapter, an archive of one, or a hub reference."""
+    """A folder with an adapter, an archive of one, or a hub repository `owner/name[@revision]`."""
     name: str | None = None
     """By default the server takes the folder's, the archive's or the repository's name."""
     samples: bytes | None = None
@@ -51,11 +52,12 @@ async def submit(client: ApiClient, upload: AdapterUpload) -> JsonObject:
         if name := upload.name or _folder_name(upload):
             fields["name"] = name
         return await client.upload("/v1/adapters", fields=fields, files=files)
-    body: JsonObject = {"source": upload.source, "replace": upload.replaces}
-    if upload.name:
-        body["name"] = upload.name
-    if upload.samples is not None:
-        body["samples"] = upload.samples.decode()
+    body: JsonObject = {
+        "name": upload.name,
+        "source": {"hub": upload.source},
+        "samples": _texts_of(upload.samples or b""),
+        "replace": upload.replaces,
+    }
     return await client.post("/v1/adapters", body)
 
 
@@ -95,7 +97,7 @@ def _files_of(upload: AdapterUpload) -> list[tuple[str, tuple[str, bytes]]]:
         return []
     files = [("archive", (path.name, path.read_bytes()))]
     if upload.samples is not None:
-        files.append(("files", (SAMPLES, upload.samples)))
+        files.append(("samples", (SAMPLES, upload.samples)))
     return files
 
 
@@ -120,5 +122,27 @@ def _folder_files(folder: Path, samples: bytes | None) -> list[tuple[str, tuple[
     if samples is None and (folder / SAMPLES).is_file():
         samples = (folder / SAMPLES).read_bytes()
     if samples is not None:
-        files.append(("files", (SAMPLES, samples)))
+        files.append(("samples", (SAMPLES, samples)))
     return files
+
+
+def _texts_of(samples: bytes) -> list[str]:
+    """The texts of a `samples.jsonl`, for a route that takes no file.
+
+    Raises:
+        InvalidInput: `invalid_samples`, with the line.
+    """
+    texts: list[str] = []
+    for number, line in enumerate(samples.decode(errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            texts.append(str(json.loads(line)["text"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"Line {number} of the samples file is not an object with a text.",
+                code="invalid_samples",
+                remedy='Write one {"text": "a prompt of the adapter\'s task"} a line.',
+                place=f"{SAMPLES}:{number}",
+            ) from error
+    return texts

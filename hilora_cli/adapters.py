@@ -119,7 +119,7 @@ def adapter_table(entries: list[dict[str, Any]]) -> Table:
     for entry in entries:
         registered = datetime.fromtimestamp(entry["created_at"], tz=UTC)
         table.add_row(
-            entry["adapter_name"],
+            entry["name"],
             entry["revision"][:12],
             str(entry["lora_rank"]),
             str(entry["num_modules"]),

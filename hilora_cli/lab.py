@@ -1,7 +1,8 @@
-"""`hilora lab`: train the project's own testbed."""
+"""`hilora lab`: train the project's own testbed and measure routing on it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,6 +70,53 @@ def build_testbed_command(
         scores = build_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
     console.print(score_table(scores))
     console.print(f"Written to {out}")
+
+
+@app.command("ablate")
+def ablate_command(
+    testbed: Annotated[Path, typer.Option("--testbed", help="A testbed folder.")],
+    split: Annotated[str, typer.Option(help="Lines to ask: dev or test.")] = "dev",
+    limit_per_task: Annotated[int | None, typer.Option(min=1, help="At most that many lines of each task.")] = None,
+    configurations: Annotated[
+        list[str] | None, typer.Option("--configuration", help="One by name; may be repeated. [default: all]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare routing configurations on a testbed, without a running system."""
+    from dataclasses import asdict
+    from typing import cast
+
+    from rich.console import Console
+    from rich.table import Table
+    from transformers.utils import logging as transformers_logging
+
+    from hilora_lab.evaluation.ablation import AblationRow, run_ablation
+    from hilora_lab.evaluation.embedding import MiniLMEncoder
+    from hilora_lab.evaluation.offline import OfflineBench
+    from hilora_lab.testbed.folder import Split, read_testbed
+
+    transformers_logging.disable_progress_bar()
+    if split not in {"dev", "test"}:
+        raise typer.BadParameter("must be dev or test", param_hint="--split")
+    progress_console = Console(stderr=True)
+    with progress_console.status("Loading and embedding the testbed") as status:
+        bench = OfflineBench(
+            read_testbed(testbed), MiniLMEncoder(), split=cast("Split", split), limit_per_task=limit_per_task
+        )
+
+        def on_row(row: AblationRow) -> None:
+            status.update(f"Done: {row.name}")
+
+        rows = run_ablation(bench, configurations, on_row)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    table = Table("configuration", "ID", "OOD", "OOD family first", "ROCs (ID)", title=f"Exact match, {split} split")
+    for row in rows:
+        known, removed = row.scores["id"], row.scores["ood"]
+        cells = (f"{known.exact_match:.3f}", f"{removed.exact_match:.3f}", f"{removed.family_first:.3f}")
+        table.add_row(row.name, *cells, f"{known.mean_rocs:.1f}")
+    Console().print(table)
 
 
 def score_table(scores: list[TaskScore]) -> Table:

@@ -66,7 +66,7 @@ def samples_jsonl(texts: Sequence[str]) -> bytes:
 
 async def missing_from(client: ApiClient, uploads: Sequence[AdapterUpload]) -> list[AdapterUpload]:
     """Those whose name is not registered yet."""
-    registered = {entry["adapter_name"] for entry in (await client.get("/v1/adapters"))["data"]}
+    registered = {entry["name"] for entry in (await client.get("/v1/adapters"))["data"]}
     return [upload for upload in uploads if upload.name not in registered]
 
 

@@ -17,7 +17,7 @@ HostOption = Annotated[str, typer.Option("--host", help="Address to bind. Anythi
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to bind; 0 takes a free one.")]
 AdminKeyOption = Annotated[
     str | None,
-    typer.Option("--admin-key", envvar="HILORA_STANDALONE_ADMIN_KEY", help="Bearer key of the adapter routes."),
+    typer.Option("--admin-key", envvar="HILORA_STANDALONE_ADMIN_API_KEY", help="Bearer key of the adapter routes."),
 ]
 
 
@@ -44,7 +44,7 @@ def serve(
         data_dir=data_dir,
         host=host,
         port=port,
-        admin_key=SecretStr(admin_key) if admin_key else None,
+        admin_api_key=SecretStr(admin_key) if admin_key else None,
     )
     run_system(settings, uploads=uploads, announce=lambda url: print(f"HiLoRA Serve listens on {url}", flush=True))
 
@@ -73,6 +73,6 @@ def run_system(
         standalone = build_standalone(settings)
     except ValueError as error:
         raise InvalidInput(str(error), code="invalid_setting") from error
-    key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    key = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
     opening = Opening(standalone, uploads=uploads, admin_key=key, announce=announce)
     asyncio.run(run_until_signal(ComponentGroup([standalone, opening]), grace_seconds=settings.drain_seconds))

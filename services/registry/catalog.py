@@ -194,9 +194,7 @@ class Catalog:
         current = await asyncio.to_thread(self._registrations.get, adapter_name)
         published = await transaction.entry(adapter_name)
         is_same = (
-            current is not None
-            and current.state is RegistrationState.READY
-            and current.revision == manifest.revision
+            current is not None and current.state is RegistrationState.READY and current.revision == manifest.revision
         )
         if is_same and published is not None and published.revision == manifest.revision:
             return published

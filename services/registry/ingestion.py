@@ -16,6 +16,7 @@ from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.decomposition import decompose
 from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, Unavailable
 from services.common.log import get_logger
+from services.registry.adapter_files import SAMPLES_FILE
 from services.registry.artifact import ArtifactDraft, Provenance
 from services.registry.catalog import Catalog
 from services.registry.job import IngestJob, IngestRequest, IngestState, SourceKind, pending_job
@@ -180,7 +181,7 @@ class Ingestion:
 
     def _fetch(self, request: IngestRequest, folder: Path) -> str:
         """Bring the files in beside the request; sample texts of the client stay."""
-        own_samples = folder / "samples.jsonl"
+        own_samples = folder / SAMPLES_FILE
         kept = own_samples.read_bytes() if request.has_own_samples else None
         source = self._sources[request.source_kind].fetch(request.source, folder)
         if kept is not None:
@@ -201,7 +202,9 @@ class Ingestion:
         entry = await self._catalog.publish(
             manifest, adapter_name=request.adapter_name, job_id=request.job_id, is_replacement=False
         )
-        await self._finish(job, entry.adapter_id)
+        # The pointer names the job that made it, not this one: here READY is noted first.
+        await self._jobs.put(job.ready(entry.adapter_id))
+        await asyncio.to_thread(self._staging.discard, job.job_id)
         return True
 
     async def _move(self, job: IngestJob, state: IngestState, detail: str) -> IngestJob:

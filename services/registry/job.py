@@ -50,12 +50,14 @@ _TRANSITIONS: dict[IngestState, frozenset[IngestState]] = {
     ),
     IngestState.VALIDATING: frozenset({IngestState.DECOMPOSING, IngestState.PENDING, IngestState.FAILED}),
     IngestState.DECOMPOSING: frozenset({IngestState.PROFILING, IngestState.PENDING, IngestState.FAILED}),
-    IngestState.PROFILING: frozenset({
-        IngestState.READY,
-        IngestState.QUARANTINED,
-        IngestState.PENDING,
-        IngestState.FAILED,
-    }),
+    IngestState.PROFILING: frozenset(
+        {
+            IngestState.READY,
+            IngestState.QUARANTINED,
+            IngestState.PENDING,
+            IngestState.FAILED,
+        }
+    ),
     IngestState.READY: frozenset({IngestState.RETIRED}),
     IngestState.QUARANTINED: frozenset({IngestState.READY, IngestState.RETIRED}),
     IngestState.FAILED: frozenset(),

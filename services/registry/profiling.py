@@ -41,9 +41,7 @@ def read_samples(path: Path) -> tuple[str, ...]:
         ) from error
     texts = [_text_of(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not texts:
-        raise InvalidAdapter(
-            f"{SAMPLES_FILE} is empty.", code="empty_samples", remedy=_EXAMPLE, place=SAMPLES_FILE
-        )
+        raise InvalidAdapter(f"{SAMPLES_FILE} is empty.", code="empty_samples", remedy=_EXAMPLE, place=SAMPLES_FILE)
     if len(texts) > MAX_SAMPLES:
         raise InvalidAdapter(
             f"{SAMPLES_FILE} has {len(texts)} texts; the limit is {MAX_SAMPLES}.",
@@ -62,9 +60,7 @@ def profile(texts: tuple[str, ...], encoder: TextEncoder, *, source: str) -> Sam
         encoder: the encoder that the routers use, too.
         source: where the texts came from, for the record.
     """
-    return SampleProfile(
-        texts=texts, embeddings_mE=encoder.encode(texts), encoder_id=encoder.encoder_id, source=source
-    )
+    return SampleProfile(texts=texts, embeddings_mE=encoder.encode(texts), encoder_id=encoder.encoder_id, source=source)
 
 
 def _text_of(line: bytes, number: int) -> str:

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from hilora.errors import Unavailable
 from services.common.auth import refuse_open_door
 from services.common.http_server import HttpServer
@@ -20,13 +22,14 @@ from services.router.settings import RouterSettings
 from services.standalone.data_folder import DataFolder
 from services.standalone.front_door import FrontDoor
 from services.standalone.redis_process import build_redis_process, redis_url_of
-from services.standalone.settings import StandaloneSettings, environment_for
+from services.standalone.settings import StandaloneSettings, child_environment
 from services.standalone.supervisor import SupervisedProcess
 from services.worker.bootstrap import build_worker
 from services.worker.settings import WorkerSettings
 
 _log = get_logger(__name__)
 
+_REGISTRY_PREFIX = "HILORA_REGISTRY_"
 _READY_SECONDS = 120.0
 _READINESS_POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
@@ -44,7 +47,7 @@ class Standalone:
     """
 
     def __init__(self, settings: StandaloneSettings) -> None:
-        refuse_open_door(host=settings.host, key=settings.admin_key, setting="HILORA_STANDALONE_ADMIN_KEY")
+        refuse_open_door(host=settings.host, key=settings.admin_api_key, setting="HILORA_STANDALONE_ADMIN_API_KEY")
         self._settings = settings
         self._base_model = _absolute_if_folder(settings.base_model)
         self._folder = DataFolder(settings.data_dir)
@@ -92,7 +95,7 @@ class Standalone:
         registry_settings = self._registry_settings()
         # Its imports take longer than everything else: it goes first, and runs on a core of its own.
         await self._start(self._ingest_process(registry_settings))
-        registry = build_registry(registry_settings, opens_http=False)
+        registry = build_registry(registry_settings)
         await self._start(registry)
         worker = build_worker(self._worker_settings(registry.rpc_address))
         await self._start(worker)
@@ -118,7 +121,7 @@ class Standalone:
         return SupervisedProcess(
             name="ingest",
             command=[sys.executable, "-m", "services.registry.ingest_worker"],
-            environment=environment_for(registry_settings),
+            environment=child_environment(registry_settings.to_environment(), prefix=_REGISTRY_PREFIX),
             run_folder=self._folder.run,
             log_folder=self._folder.logs,
         )
@@ -127,11 +130,13 @@ class Standalone:
         settings = self._settings
         return RegistrySettings(
             rpc_port=0,
-            redis_url=redis_url_of(self._folder),
+            has_own_rest_port=False,
+            exit_with_parent=True,
+            redis_url=SecretStr(redis_url_of(self._folder)),
             data_dir=self._folder.registry,
             base_model=self._base_model,
-            base_model_name=settings.base_model_name,
-            admin_key=settings.admin_key,
+            base_model_name=settings.base_model_name or "",
+            admin_api_key=settings.admin_api_key,
             encoder=settings.encoder,
             encoder_instruction=settings.encoder_instruction,
             log_level=settings.log_level,

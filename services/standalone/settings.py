@@ -6,8 +6,8 @@ variable.
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ class StandaloneSettings(ServiceSettings):
     """Address the public HTTP port binds."""
     port: int = Field(default=8000, ge=0, le=65535)
     """The public HTTP port; 0 takes a free one."""
-    admin_key: SecretStr | None = None
+    admin_api_key: SecretStr | None = None
     """Bearer key of `/v1/adapters` and `/v1/jobs`; needed unless the host is a loopback address."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder: a folder or a hub name."""
@@ -47,27 +47,7 @@ class StandaloneSettings(ServiceSettings):
     """Lowest level of events that are logged."""
 
 
-def environment_for(settings: ServiceSettings) -> dict[str, str]:
-    """The environment of a child process that is to read exactly these settings.
-
-    Everything else of our own environment is passed on, except variables of the same service that `settings` leaves
-    at their defaults anyway.
-    """
-    prefix = str(settings.model_config.get("env_prefix", ""))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
-    for name in type(settings).model_fields:
-        value: object = getattr(settings, name)
-        if value is None:
-            continue
-        environment[f"{prefix}{name.upper()}"] = _as_text(value)
-    return environment
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, str | Path):
-        return str(value)
-    if isinstance(value, list | tuple | set | frozenset | dict):
-        return json.dumps(list(value) if isinstance(value, set | frozenset) else value, default=str)
-    return str(value)
+def child_environment(variables: Mapping[str, str], *, prefix: str) -> dict[str, str]:
+    """Our own environment for a child process that is to read `variables`, and nothing else of their prefix."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+    return {**inherited, **variables}

@@ -80,6 +80,10 @@ class Generation:
         token_ids = await asyncio.to_thread(self._encode, request.prompt)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+
+        def deliver(event: EngineEvent) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
         self._engine.submit(
             EngineRequest(
                 request_id=request.request_id,
@@ -87,7 +91,7 @@ class Generation:
                 sampling=request.sampling,
                 plan=request.plan,
             ),
-            lambda event: loop.call_soon_threadsafe(events.put_nowait, event) and None,
+            deliver,
         )
         is_over = False
         try:

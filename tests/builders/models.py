@@ -110,8 +110,8 @@ def apply_dense(model: torch.nn.Module, adapters: Sequence[tuple[DecomposedAdapt
                 linear.weight += weight * (rocs.b_RO.T.to(dtype) @ rocs.a_RD.to(dtype))
 
 
-def save_base(folder: Path, *, architecture: str = "llama", seed: int = 0, chat_template: str | None = None) -> Any:
-    """Write a tiny base with a byte-level tokenizer as `from_pretrained` wants it; returns the model."""
+def save_base(folder: Path, *, architecture: str = "llama", seed: int = 0, chat_template: str | None = None) -> None:
+    """Write a tiny base with a byte-level tokenizer as `from_pretrained` wants it."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -126,4 +126,3 @@ def save_base(folder: Path, *, architecture: str = "llama", seed: int = 0, chat_
     wrapped.save_pretrained(folder)
     model = make_model(architecture, seed=seed, vocab_size=len(symbols))
     model.save_pretrained(folder)
-    return model

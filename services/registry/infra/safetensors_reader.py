@@ -101,9 +101,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
         raise ValueError(f"{text} is not JSON")
 
     try:
-        header = json.loads(
-            text.decode("utf-8"), object_pairs_hook=without_duplicates, parse_constant=no_constant
-        )
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise _refusal(path, f"its header is not JSON ({error})", "invalid_header") from error
     if not isinstance(header, dict):

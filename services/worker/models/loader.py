@@ -80,6 +80,7 @@ def load_model(location: str, *, name: str | None = None, device: str = "auto", 
     Raises:
         InvalidInput: `base_model_not_loadable`, with the reason; `invalid_device`; `invalid_dtype`.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target = _resolve_device(device)
@@ -93,21 +94,34 @@ def load_model(location: str, *, name: str | None = None, device: str = "auto", 
     weights_dtype = _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else torch.bfloat16)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
-        model: Any = AutoModelForCausalLM.from_pretrained(location, dtype=weights_dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, report = _load_weights(AutoModelForCausalLM, location, weights_dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InvalidInput(
-            f"The base model {location} cannot be loaded: {reason}",
-            code="base_model_not_loadable",
-            remedy="Name a folder with config.json, safetensors weights and a tokenizer, or a reachable hub id.",
-            place="base_model",
-        ) from error
+        raise _not_loadable(location, reason) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers would fill them with random numbers and go on.
+        raise _not_loadable(location, f"{len(missing)} weights are missing, {missing[0]} first")
     model = model.to(target).eval().requires_grad_(False)
     return LoadedModel(
         name=name or public_name_of(location),
         model=model,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(model, tokenizer),
+    )
+
+
+def _load_weights(auto_class: Any, location: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says about the weights it found."""
+    return auto_class.from_pretrained(location, dtype=dtype, output_loading_info=True)
+
+
+def _not_loadable(location: str, reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"The base model {location} cannot be loaded: {reason}.",
+        code="base_model_not_loadable",
+        remedy="Name a folder with config.json, safetensors weights and a tokenizer, or a reachable hub id.",
+        place="base_model",
     )
 
 

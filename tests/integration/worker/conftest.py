@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from services.worker.bootstrap import WorkerService, build_worker
 from services.worker.settings import WorkerSettings
 from tests.builders.models import linear_shapes, make_adapter, save_base
 
-CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
 _Event = registry_pb2.CatalogEvent
 
 
@@ -33,9 +35,13 @@ class InMemoryRegistry(registry_pb2_grpc.RegistryServiceServicer):
         self.files: dict[str, bytes] = {}
         self.num_fetches = 0
         self.num_snapshots = 0
+        self.may_fetch = asyncio.Event()
+        self.may_fetch.set()
         self._watchers: list[asyncio.Queue[_Event | None]] = []
 
-    def publish(self, name: str, adapter: DecomposedAdapter, *, revision: str = "r1", content: bytes | None = None) -> str:
+    def publish(
+        self, name: str, adapter: DecomposedAdapter, *, revision: str = "r1", content: bytes | None = None
+    ) -> str:
         adapter_id = f"{name}@{revision}"
         tensors = {}
         for path, rocs in adapter.modules.items():
@@ -84,6 +90,7 @@ class InMemoryRegistry(registry_pb2_grpc.RegistryServiceServicer):
 
     async def FetchComponents(self, request, context) -> AsyncIterator[registry_pb2.ComponentChunk]:
         self.num_fetches += 1
+        await self.may_fetch.wait()
         content = self.files.get(request.adapter_id)
         if content is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such version")
@@ -136,6 +143,11 @@ class Stack:
             ),
             catalog_generation=self.registry.generation if generation is None else generation,
         )
+
+
+@pytest.fixture
+def start_registry() -> Callable[..., Awaitable[RpcServer]]:
+    return serve_registry
 
 
 @pytest.fixture(scope="session")

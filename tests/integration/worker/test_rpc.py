@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hilora.errors import (
     AdapterShapeMismatch,
-    HiloraError,
     InvalidAdapter,
     InvalidInput,
     InvalidSamplingParams,
-    RegistryUnavailable,
     StaleCatalogGeneration,
     Unavailable,
 )
@@ -200,15 +197,19 @@ class TestCatalogue:
 
 class TestAbort:
     async def test_by_id_from_another_call(self, stack) -> None:
-        running = stack.stub.Generate(_request("long", max_tokens=50))
-        await anext(aiter(running))
-        assert (await stack.stub.Abort(worker_pb2.AbortRequest(request_id="long"))).was_running
+        # Held back at the registry, so that it cannot finish by itself meanwhile.
+        stack.registry.may_fetch.clear()
+        running = stack.stub.Generate(_request("cold", stack.plan("a")))
+
+        async def is_waiting() -> bool:
+            return (await stack.stub.Stats(worker_pb2.StatsRequest())).num_waiting == 1
+
+        await _eventually(is_waiting)
+        assert (await stack.stub.Abort(worker_pb2.AbortRequest(request_id="cold"))).was_running
         events = [event async for event in running]
-        assert events[-1].finished.finish_reason in {
-            worker_pb2.FINISH_REASON_ABORT,
-            worker_pb2.FINISH_REASON_LENGTH,
-        }
-        assert not (await stack.stub.Abort(worker_pb2.AbortRequest(request_id="long"))).was_running
+        assert [event.finished.finish_reason for event in events] == [worker_pb2.FINISH_REASON_ABORT]
+        assert not (await stack.stub.Abort(worker_pb2.AbortRequest(request_id="cold"))).was_running
+        stack.registry.may_fetch.set()
 
     async def test_cancelling_the_call_frees_everything(self, stack) -> None:
         running = stack.stub.Generate(_request("gone", stack.plan("a"), max_tokens=50))
@@ -232,16 +233,14 @@ class TestLifecycle:
         assert 0 < stats.roc_pool_used_bytes <= stats.roc_pool_capacity_bytes
         assert (stats.num_generation_tokens_total, stats.num_requests_finished_total) == (8, 1)
 
-    async def test_serving_only_once_the_registry_was_seen(self, settings_of, stack) -> None:
+    async def test_serving_only_once_the_registry_was_seen(self, settings_of, start_registry, stack) -> None:
         port = int(stack.registry_server.address.rpartition(":")[2])
         await stack.registry_server.stop(grace_seconds=0)
         worker = build_worker(settings_of(f"127.0.0.1:{port}"))
         await worker.start()
         try:
             assert await _health(worker.rpc_address) == health_pb2.HealthCheckResponse.NOT_SERVING
-            from tests.integration.worker.conftest import serve_registry
-
-            server = await serve_registry(stack.registry, port=port)
+            server = await start_registry(stack.registry, port=port)
 
             async def is_serving() -> bool:
                 return await _health(worker.rpc_address) == health_pb2.HealthCheckResponse.SERVING
@@ -257,7 +256,7 @@ class TestLifecycle:
         stopping = asyncio.create_task(stack.worker.stop(grace_seconds=10))
         events = [event async for event in running]
         assert events[-1].finished.num_completion_tokens == 50
-        with pytest.raises((Unavailable, HiloraError, grpc.aio.AioRpcError)):
+        with pytest.raises(Unavailable):
             await _generate(stack, _request("late"))
         await stopping
 

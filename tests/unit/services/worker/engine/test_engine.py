@@ -92,7 +92,12 @@ class TestEvents:
 class TestRefusals:
     @pytest.mark.parametrize(
         ("prompt", "code"),
-        [([], "empty_prompt"), ([5] * 96, "prompt_too_long"), ([5, 96], "invalid_token_id"), ([-1], "invalid_token_id")],
+        [
+            ([], "empty_prompt"),
+            ([5] * 96, "prompt_too_long"),
+            ([5, 96], "invalid_token_id"),
+            ([-1], "invalid_token_id"),
+        ],
     )
     def test_unusable_prompts(self, engine, prompt, code) -> None:
         with pytest.raises(InvalidInput) as caught:

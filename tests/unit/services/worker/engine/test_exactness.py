@@ -54,8 +54,12 @@ def _engine(architecture: str = "llama", **config) -> Engine:
     )
 
 
-def _run(engine: Engine, prompts: dict[str, list[int]], plans: dict[str, RoutingPlan], **sampling) -> dict[str, Recorder]:
-    recorders = {name: submit(engine, name, prompt, plan=plans.get(name), **sampling) for name, prompt in prompts.items()}
+def _run(
+    engine: Engine, prompts: dict[str, list[int]], plans: dict[str, RoutingPlan], **sampling
+) -> dict[str, Recorder]:
+    recorders = {
+        name: submit(engine, name, prompt, plan=plans.get(name), **sampling) for name, prompt in prompts.items()
+    }
     run_until_done(engine, *recorders.values())
     engine.check_integrity()
     return recorders
@@ -151,7 +155,9 @@ class TestBatching:
     def _plans(self) -> dict[str, RoutingPlan]:
         plans = {}
         for idx in range(12):
-            members = [(f"a{(idx + place) % 8}", _RANK, 1 + (idx + place) % _RANK, 1.0 / (1 + place)) for place in range(3)]
+            members = [
+                (f"a{(idx + place) % 8}", _RANK, 1 + (idx + place) % _RANK, 1.0 / (1 + place)) for place in range(3)
+            ]
             plans[f"r{idx}"] = make_plan(
                 *members[: 1 + idx % 3],
                 scope=list(GateScope)[idx % 2],

@@ -27,7 +27,9 @@ def test_books_are_right_after_every_step(seed) -> None:
     rng = random.Random(seed)
     loaded = load_tiny()
     shapes = linear_shapes(loaded.model)
-    source = InMemoryComponentSource({f"a{idx}": make_adapter(shapes, rank=3, seed=idx) for idx in range(_NUM_ADAPTERS)})
+    source = InMemoryComponentSource(
+        {f"a{idx}": make_adapter(shapes, rank=3, seed=idx) for idx in range(_NUM_ADAPTERS)}
+    )
     for rocs in source.adapters["a7"].modules.values():
         rocs.b_RO[:] = float("nan")
     source.faults["a6"] = RegistryUnavailable("away")
@@ -64,7 +66,11 @@ def test_books_are_right_after_every_step(seed) -> None:
     assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0)
     ended = stats.num_requests_finished_total + stats.num_requests_failed_total + stats.num_requests_aborted_total
     assert ended == len(recorders)
-    errors = [recorder.events[-1].error for recorder in recorders.values() if not hasattr(recorder.events[-1], "finish_reason")]
+    errors = [
+        recorder.events[-1].error
+        for recorder in recorders.values()
+        if not hasattr(recorder.events[-1], "finish_reason")
+    ]
     assert all(isinstance(error, HiloraError) for error in errors)
     assert {error.code for error in errors} <= {"registry_unavailable", "non_finite_logits"}
     engine.stop(drain_seconds=0)

@@ -33,7 +33,14 @@ class TestSamplingParams:
 
     @pytest.mark.parametrize(
         "values",
-        [{}, {"temperature": 0.0}, {"top_p": 1.0}, {"seed": 2**64 - 1}, {"stop": ("x",) * MAX_STOP_TEXTS}, {"top_k": 1}],
+        [
+            {},
+            {"temperature": 0.0},
+            {"top_p": 1.0},
+            {"seed": 2**64 - 1},
+            {"stop": ("x",) * MAX_STOP_TEXTS},
+            {"top_k": 1},
+        ],
     )
     def test_takes_the_ends_of_each_range(self, values) -> None:
         params = SamplingParams(**values)

@@ -159,7 +159,13 @@ class TestProperties:
 class TestConfig:
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("max_num_seqs", 0), ("max_model_len", 1), ("max_num_batched_tokens", 2), ("max_waiting", 0), ("roc_pool_bytes", 0)],
+        [
+            ("max_num_seqs", 0),
+            ("max_model_len", 1),
+            ("max_num_batched_tokens", 2),
+            ("max_waiting", 0),
+            ("roc_pool_bytes", 0),
+        ],
     )
     def test_impossible_limits_are_refused_by_name(self, field, value) -> None:
         with pytest.raises(ValueError, match=field):

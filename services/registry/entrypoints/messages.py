@@ -1,0 +1,82 @@
+"""The registry's values as messages of the wire."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.adapter import RocBasis
+from hilora.errors import InvalidInput
+from hilora_rpc.v1 import registry_pb2, routing_pb2
+from services.registry.job import IngestJob, IngestState
+from services.registry.registration import CatalogEntry
+
+_STATES = {
+    IngestState.PENDING: registry_pb2.INGEST_STATE_PENDING,
+    IngestState.FETCHING: registry_pb2.INGEST_STATE_FETCHING,
+    IngestState.VALIDATING: registry_pb2.INGEST_STATE_VALIDATING,
+    IngestState.DECOMPOSING: registry_pb2.INGEST_STATE_DECOMPOSING,
+    IngestState.PROFILING: registry_pb2.INGEST_STATE_PROFILING,
+    IngestState.READY: registry_pb2.INGEST_STATE_READY,
+    IngestState.QUARANTINED: registry_pb2.INGEST_STATE_QUARANTINED,
+    IngestState.FAILED: registry_pb2.INGEST_STATE_FAILED,
+    IngestState.RETIRED: registry_pb2.INGEST_STATE_RETIRED,
+}
+_BASES = {routing_pb2.ROC_BASIS_SVD: RocBasis.SVD, routing_pb2.ROC_BASIS_TRAINED: RocBasis.TRAINED}
+
+
+def entry_message(entry: CatalogEntry, embeddings_mE: NDArray[np.float32] | None = None) -> registry_pb2.CatalogEntry:
+    """An entry, with its sample embeddings where they are given."""
+    return registry_pb2.CatalogEntry(
+        adapter_id=entry.adapter_id,
+        adapter_name=entry.adapter_name,
+        revision=entry.revision,
+        lora_rank=entry.lora_rank,
+        num_modules=entry.num_modules,
+        component_bytes=entry.component_bytes,
+        catalog_generation=entry.catalog_generation,
+        created_at=entry.created_at,
+        base_model=entry.base_model,
+        encoder_id=entry.encoder_id,
+        samples_source=entry.samples_source,
+        num_samples=entry.num_samples,
+        sample_embeddings=b"" if embeddings_mE is None else embeddings_mE.astype("<f4").tobytes(),
+        embedding_dim=entry.embedding_dim,
+        component_sha256=entry.component_sha256,
+    )
+
+
+def job_message(job: IngestJob) -> registry_pb2.IngestJob:
+    """A job."""
+    error = None
+    if job.error is not None:
+        error = registry_pb2.IngestError(
+            code=job.error.code,
+            message=job.error.message,
+            remedy=job.error.remedy or "",
+            place=job.error.place or "",
+        )
+    return registry_pb2.IngestJob(
+        job_id=job.job_id,
+        adapter_name=job.adapter_name,
+        state=_STATES[job.state],
+        progress=job.progress,
+        detail=job.detail,
+        adapter_id=job.adapter_id or "",
+        error=error,
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+    )
+
+
+def basis_of(basis: int) -> RocBasis:
+    """The basis a client asks for. Raises InvalidInput (`invalid_basis`) if it names none."""
+    try:
+        return _BASES[routing_pb2.RocBasis.ValueType(basis)]
+    except (KeyError, ValueError) as error:
+        raise InvalidInput(
+            f"{basis} is no basis.",
+            code="invalid_basis",
+            remedy="Ask for ROC_BASIS_SVD or ROC_BASIS_TRAINED.",
+            place="basis",
+        ) from error

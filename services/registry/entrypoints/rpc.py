@@ -1,0 +1,189 @@
+"""The gRPC door: what routers and workers follow, and ingest by reference."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import grpc
+
+from hilora.errors import InvalidInput, UnknownAdapter
+from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
+from services.common.rpc_client import CHUNK_BYTES
+from services.registry.catalog import Catalog
+from services.registry.entrypoints.messages import basis_of, entry_message, job_message
+from services.registry.intake import Intake
+from services.registry.job import SourceKind, is_job_id
+from services.registry.ports import JobStore
+from services.registry.registration import CatalogChange, CatalogEntry, CatalogHeartbeat, CatalogNews
+
+SERVICE_NAME = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
+
+# 128 entries with 20 embeddings of 384 numbers are 4 MB, far below the cap of a message.
+_ENTRIES_PER_CHUNK = 128
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """See `RegistryService` in registry.proto.
+
+    Args:
+        catalog: the adapters.
+        jobs: the ingests.
+        intake: the way in.
+        heartbeat_seconds: time between two signs of life on a watch stream.
+    """
+
+    def __init__(self, *, catalog: Catalog, jobs: JobStore, intake: Intake, heartbeat_seconds: float) -> None:
+        self._catalog = catalog
+        self._jobs = jobs
+        self._intake = intake
+        self._heartbeat_seconds = heartbeat_seconds
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """End every watch stream, so that a stop need not wait for followers to leave."""
+        self._closing.set()
+
+    async def GetSnapshot(  # noqa: N802  (gRPC's name)
+        self, request: registry_pb2.GetSnapshotRequest, context: _Context
+    ) -> AsyncIterator[registry_pb2.CatalogSnapshotChunk]:
+        """See registry.proto."""
+        del context
+        snapshot = await self._catalog.snapshot()
+        all_entries = list(snapshot.entries.values())
+        # An empty catalogue is one chunk, too: it carries the generation.
+        for first_idx in range(0, max(1, len(all_entries)), _ENTRIES_PER_CHUNK):
+            entries = all_entries[first_idx : first_idx + _ENTRIES_PER_CHUNK]
+            yield registry_pb2.CatalogSnapshotChunk(
+                catalog_generation=snapshot.catalog_generation,
+                num_entries=len(snapshot.entries),
+                entries=[await self._entry(entry, without_samples=request.without_samples) for entry in entries],
+            )
+
+    async def Watch(  # noqa: N802
+        self, request: registry_pb2.WatchRequest, context: _Context
+    ) -> AsyncIterator[registry_pb2.CatalogEvent]:
+        """See registry.proto."""
+        del context
+        news = aiter(self._catalog.follow(request.after_generation, heartbeat_seconds=self._heartbeat_seconds))
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            while True:
+                arriving = asyncio.ensure_future(anext(news, None))
+                try:
+                    await asyncio.wait({arriving, closing}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not arriving.done():
+                        arriving.cancel()
+                if arriving.cancelled() or not arriving.done() or (item := arriving.result()) is None:
+                    return
+                yield await self._event(item, without_samples=request.without_samples)
+        finally:
+            closing.cancel()
+
+    async def FetchComponents(  # noqa: N802
+        self, request: registry_pb2.FetchComponentsRequest, context: _Context
+    ) -> AsyncIterator[registry_pb2.ComponentChunk]:
+        """See registry.proto."""
+        del context
+        stream = await self._catalog.open_components(request.adapter_id, basis_of(request.basis))
+        with stream:
+            total_bytes = os.fstat(stream.fileno()).st_size
+            offset = 0
+            while data := await asyncio.to_thread(stream.read, CHUNK_BYTES):
+                yield registry_pb2.ComponentChunk(total_bytes=total_bytes, offset=offset, data=data)
+                offset += len(data)
+
+    async def Ingest(  # noqa: N802
+        self, request: registry_pb2.IngestRequest, context: _Context
+    ) -> registry_pb2.IngestJob:
+        """See registry.proto."""
+        del context
+        kinds = {
+            "local_path": (SourceKind.PATH, request.local_path),
+            "hub_repo": (SourceKind.HUB, request.hub_repo),
+        }
+        given = request.WhichOneof("source")
+        if given is None:
+            raise InvalidInput(
+                "The request names no source.",
+                code="invalid_request",
+                remedy="Set local_path or hub_repo; files are uploaded over REST.",
+                place="source",
+            )
+        kind, reference = kinds[given]
+        job = await self._intake.submit_reference(
+            reference,
+            kind=kind,
+            adapter_name=request.adapter_name or None,
+            texts=tuple(request.sample_texts),
+            is_replacement=False,
+        )
+        return job_message(job)
+
+    async def GetJob(  # noqa: N802
+        self, request: registry_pb2.GetJobRequest, context: _Context
+    ) -> registry_pb2.IngestJob:
+        """See registry.proto."""
+        del context
+        job = await self._jobs.get(request.job_id) if is_job_id(request.job_id) else None
+        if job is None:
+            raise UnknownAdapter(f"There is no job {request.job_id[:64]!r}.", code="unknown_job", place="job_id")
+        return job_message(job)
+
+    async def GetAdapter(  # noqa: N802
+        self, request: registry_pb2.GetAdapterRequest, context: _Context
+    ) -> registry_pb2.CatalogEntry:
+        """See registry.proto."""
+        del context
+        return await self._entry(await self._catalog.entry(request.adapter_name), without_samples=False)
+
+    async def ListAdapters(  # noqa: N802
+        self, request: registry_pb2.ListAdaptersRequest, context: _Context
+    ) -> registry_pb2.ListAdaptersResponse:
+        """See registry.proto."""
+        del request, context
+        snapshot = await self._catalog.snapshot()
+        return registry_pb2.ListAdaptersResponse(
+            catalog_generation=snapshot.catalog_generation,
+            entries=[entry_message(entry) for entry in snapshot.entries.values()],
+        )
+
+    async def RetireAdapter(  # noqa: N802
+        self, request: registry_pb2.RetireAdapterRequest, context: _Context
+    ) -> registry_pb2.RetireAdapterResponse:
+        """See registry.proto."""
+        del context
+        return registry_pb2.RetireAdapterResponse(catalog_generation=await self._catalog.retire(request.adapter_name))
+
+    async def _entry(self, entry: CatalogEntry, *, without_samples: bool) -> registry_pb2.CatalogEntry:
+        return entry_message(entry, None if without_samples else await self._catalog.sample_embeddings(entry))
+
+    async def _event(self, news: CatalogNews, *, without_samples: bool) -> registry_pb2.CatalogEvent:
+        if isinstance(news, CatalogHeartbeat):
+            kind = registry_pb2.CatalogEvent.KIND_HEARTBEAT
+        elif not isinstance(news, CatalogChange):
+            kind = registry_pb2.CatalogEvent.KIND_RESYNC
+        elif news.entry is None:
+            kind = registry_pb2.CatalogEvent.KIND_REMOVE
+        else:
+            return registry_pb2.CatalogEvent(
+                kind=registry_pb2.CatalogEvent.KIND_UPSERT,
+                catalog_generation=news.catalog_generation,
+                entry=await self._entry(news.entry, without_samples=without_samples),
+                adapter_name=news.adapter_name,
+            )
+        return registry_pb2.CatalogEvent(
+            kind=kind,
+            catalog_generation=news.catalog_generation,
+            adapter_name=news.adapter_name if isinstance(news, CatalogChange) else "",
+        )
+
+
+def register_with(servicer: RegistryServicer, server: grpc.aio.Server) -> None:
+    """Add the service to a server."""
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(cast("Any", servicer), server)

@@ -1,0 +1,101 @@
+"""Configuration of the registry and of its ingest process: both read the same variables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.common.auth import refuse_open_door
+from services.common.sequence_encoder import DEFAULT_ENCODER
+from services.common.settings_base import ServiceSettings
+
+_MEBIBYTE = 1024 * 1024
+
+
+class RegistrySettings(ServiceSettings):
+    """The registry's environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="HILORA_REGISTRY_")
+
+    rpc_host: str = "127.0.0.1"
+    """Address of the gRPC door."""
+    rpc_port: int = Field(default=50051, ge=0, le=65535)
+    """Port of the gRPC door; 0 takes a free one."""
+    rest_host: str = "127.0.0.1"
+    """Address of the admin REST door."""
+    rest_port: int = Field(default=8081, ge=0, le=65535)
+    """Port of the admin REST door; 0 takes a free one."""
+    has_own_rest_port: bool = True
+    """Whether to open the REST port at all; off where another server mounts the application."""
+    base_model: str
+    """Folder or hub name of the served base model; adapters have to fit it."""
+    base_model_name: str = ""
+    """What clients call the base model; the last segment of `base_model` if empty."""
+    data_dir: Path
+    """Folder of everything that survives: artifacts, registrations, accepted uploads."""
+    redis_url: SecretStr
+    """`redis://`, `rediss://` or `unix:///socket?db=0`; may hold a password."""
+    encoder: str = DEFAULT_ENCODER
+    """Sentence encoder for sample texts: the shipped one, a folder, or a hub name. Routers need the same."""
+    encoder_instruction: str = ""
+    """Text put before every sample, for encoders that want an instruction."""
+    admin_api_key: SecretStr | None = None
+    """Key of the REST door; may be missing on loopback only."""
+    allowed_local_dirs: tuple[Path, ...] = ()
+    """Folders (a JSON list) from which adapters may be ingested by path; none by default."""
+    allow_hub: bool = True
+    """Whether adapters may be fetched from the HuggingFace Hub."""
+    max_upload_bytes: int = Field(default=2048 * _MEBIBYTE, ge=1)
+    """Largest upload, and largest adapter from a folder or the hub."""
+    max_unpacked_bytes: int = Field(default=4096 * _MEBIBYTE, ge=1)
+    """Most bytes an archive may unpack to."""
+    max_archive_members: int = Field(default=64, ge=1)
+    """Most members of an archive."""
+    max_archive_ratio: float = Field(default=200.0, gt=1)
+    """Largest unpacked-to-packed ratio of an archive above 16 MiB."""
+    max_lora_rank: int = Field(default=512, ge=1)
+    """Highest rank that is accepted."""
+    max_eager_bytes: int = Field(default=128 * _MEBIBYTE, ge=0)
+    """Weights up to this size are checked completely before the upload is answered."""
+    max_finished_jobs: int = Field(default=1000, ge=1)
+    """Finished ingests kept for inspection."""
+    max_kept_changes: int = Field(default=10_000, ge=1)
+    """Catalogue changes kept for followers that were away; one further behind takes a new snapshot."""
+    job_lease_seconds: float = Field(default=10.0, ge=1.0)
+    """After this long without a sign of life an ingest counts as interrupted."""
+    recovery_interval_seconds: float = Field(default=5.0, gt=0)
+    """Time between two searches for interrupted ingests."""
+    watch_heartbeat_seconds: float = Field(default=5.0, gt=0, le=30.0)
+    """Time between two signs of life to followers of the catalogue."""
+    redis_wait_seconds: float = Field(default=30.0, ge=0)
+    """How long to wait for Redis at the start."""
+    exit_with_parent: bool = False
+    """Whether the ingest process ends when the process that started it is gone."""
+    drain_grace_seconds: float = Field(default=20.0, ge=0)
+    """How long calls in flight may take after SIGTERM."""
+    log_level: str = "INFO"
+    """Lowest level of log events."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.has_own_rest_port:
+            refuse_open_door(host=self.rest_host, key=self.admin_api_key, setting="HILORA_REGISTRY_ADMIN_API_KEY")
+        return self
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables that give a child process the same settings; holds secrets."""
+        prefix = self.model_config.get("env_prefix", "")
+        variables: dict[str, str] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                variables[f"{prefix}{name}".upper()] = value.get_secret_value()
+            elif isinstance(value, tuple):
+                variables[f"{prefix}{name}".upper()] = json.dumps([str(item) for item in value])
+            elif value is not None:
+                variables[f"{prefix}{name}".upper()] = str(value)
+        return variables

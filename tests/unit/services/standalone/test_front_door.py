@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from services.standalone.front_door import FrontDoor, is_registry_path
+
+
+def app_named(name):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": name.encode()})
+
+    return app
+
+
+@pytest.fixture
+async def client():
+    door = FrontDoor(registry_app=app_named("registry"), router_app=app_named("router"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=door), base_url="http://door") as client:
+        yield client
+
+
+class TestPaths:
+    @pytest.mark.parametrize(
+        "path", ["/v1/adapters", "/v1/adapters/sort-digits", "/v1/jobs", "/v1/jobs/0123", "/v1/adapters/"]
+    )
+    async def test_what_manages_adapters_goes_to_the_registry(self, client, path):
+        assert (await client.get(path)).text == "registry"
+
+    @pytest.mark.parametrize(
+        "path", ["/", "/v1/models", "/v1/completions", "/v1/adapters-of-mine", "/healthz", "/v1/jobsite", "/V1/jobs"]
+    )
+    async def test_everything_else_goes_to_the_router(self, client, path):
+        assert (await client.get(path)).text == "router"
+
+    async def test_an_encoded_path_is_judged_by_what_it_means(self, client):
+        assert (await client.get("/v1/%61dapters/x")).text == "registry"
+
+    def test_the_root_alone_is_not_the_registrys(self):
+        assert not is_registry_path("")
+
+
+class TestLifespan:
+    async def test_start_and_end_are_acknowledged(self):
+        door = FrontDoor(registry_app=app_named("registry"), router_app=app_named("router"))
+        incoming = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+        sent = []
+
+        async def receive():
+            return incoming.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        await door({"type": "lifespan"}, receive, send)
+
+        assert sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]

@@ -1,0 +1,112 @@
+"""Reading component files, and keeping them in host memory."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from hilora.adapter import RocBasis
+from hilora.errors import InvalidAdapter, RegistryUnavailable
+from services.worker.infra.component_cache import ComponentCache
+from services.worker.infra.component_client import parse_components
+from tests.builders.engine import InMemoryComponentSource
+from tests.builders.models import make_adapter
+
+_SHAPES = {"model.q_proj": (6, 4), "model.up_proj": (6, 10)}
+
+
+def _parse(content: bytes):
+    return parse_components(content, basis=RocBasis.SVD, adapter_id="a@1")
+
+
+def _tensors(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"m.roc_a": torch.ones(2, 6), "m.roc_b": torch.ones(2, 4), **changes}
+
+
+class TestParse:
+    def test_pairs_become_components(self) -> None:
+        adapter = make_adapter(_SHAPES, rank=3)
+        tensors = {}
+        for path, rocs in adapter.modules.items():
+            tensors |= {f"{path}.roc_a": rocs.a_RD, f"{path}.roc_b": rocs.b_RO}
+        read = _parse(save(tensors))
+        assert read.basis is RocBasis.SVD
+        assert set(read.modules) == set(_SHAPES)
+        for path, rocs in adapter.modules.items():
+            assert torch.equal(read.modules[path].a_RD, rocs.a_RD)
+            assert torch.equal(read.modules[path].b_RO, rocs.b_RO)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"not safetensors at all",
+            save(_tensors())[:-5],
+            struct.pack("<Q", 1 << 60) + b"{}",
+            save({"m.roc_a": torch.ones(2, 6)}),
+            save({"m.roc_b": torch.ones(2, 4)}),
+            save({"m.weight": torch.ones(2, 6)}),
+            save(_tensors(**{"m.roc_b": torch.ones(3, 4)})),
+            save(_tensors(**{"m.roc_b": torch.ones(8)})),
+            save(_tensors(**{"m.roc_a": torch.ones(2, 6, dtype=torch.int64)})),
+            struct.pack("<Q", 2) + json.dumps({}).encode(),
+        ],
+    )
+    def test_anything_else_is_refused(self, content) -> None:
+        with pytest.raises(InvalidAdapter) as caught:
+            _parse(content)
+        assert caught.value.code == "malformed_components"
+
+
+class TestCache:
+    def _cache(self, num_adapters: int) -> tuple[ComponentCache, InMemoryComponentSource]:
+        source = InMemoryComponentSource({name: make_adapter(_SHAPES, rank=2) for name in "abc"})
+        num_bytes = 4 * 2 * sum(d + o for d, o in _SHAPES.values())
+        return ComponentCache(source, capacity_bytes=num_adapters * num_bytes), source
+
+    def test_asks_once(self) -> None:
+        cache, source = self._cache(2)
+        assert cache.fetch("a", RocBasis.SVD) is cache.fetch("a", RocBasis.SVD)
+        assert source.num_fetches == 1
+
+    def test_bases_are_kept_apart(self) -> None:
+        cache, source = self._cache(2)
+        cache.fetch("a", RocBasis.SVD)
+        cache.fetch("a", RocBasis.TRAINED)
+        assert source.num_fetches == 2
+
+    def test_the_least_recently_used_leaves(self) -> None:
+        cache, source = self._cache(2)
+        for name in "abac":
+            cache.fetch(name, RocBasis.SVD)
+        assert source.num_fetches == 3
+        cache.fetch("a", RocBasis.SVD)
+        assert source.num_fetches == 3
+        cache.fetch("b", RocBasis.SVD)
+        assert source.num_fetches == 4
+
+    def test_what_is_larger_than_the_cache_passes_through(self) -> None:
+        cache, source = self._cache(0)
+        assert cache.fetch("a", RocBasis.SVD) is source.adapters["a"]
+        assert cache.used_bytes == 0
+
+    def test_forgetting_frees_its_bytes(self) -> None:
+        cache, source = self._cache(3)
+        cache.fetch("a", RocBasis.SVD)
+        cache.forget("a")
+        cache.forget("never")
+        assert cache.used_bytes == 0
+        cache.fetch("a", RocBasis.SVD)
+        assert source.num_fetches == 2
+
+    def test_a_failure_is_not_remembered(self) -> None:
+        cache, source = self._cache(2)
+        source.faults["a"] = RegistryUnavailable("away")
+        with pytest.raises(RegistryUnavailable):
+            cache.fetch("a", RocBasis.SVD)
+        source.faults.clear()
+        assert cache.fetch("a", RocBasis.SVD) is source.adapters["a"]
