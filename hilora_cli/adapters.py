@@ -112,15 +112,17 @@ def adapter_table(entries: list[dict[str, Any]]) -> Table:
 
     from rich.table import Table
 
-    table = Table("adapter", "revision", title=f"{len(entries)} adapters")
-    for heading in ("rank", "modules", "samples", "since generation"):
+    table = Table(title=f"{len(entries)} adapters")
+    for heading in ("adapter", "revision"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("rank", "modules", "samples", "since"):
         table.add_column(heading, justify="right")
-    table.add_column("registered (UTC)")
+    table.add_column("registered (UTC)", no_wrap=True)
     for entry in entries:
         registered = datetime.fromtimestamp(entry["created_at"], tz=UTC)
         table.add_row(
             entry["name"],
-            entry["revision"][:12],
+            entry["revision"][:8],
             str(entry["lora_rank"]),
             str(entry["num_modules"]),
             str(entry["num_samples"]),

@@ -48,11 +48,11 @@ def candidate_table(answer: dict[str, Any]) -> Table:
     """The candidates of a `/v1/route` answer: chosen ones first and bright, runners-up dimmed."""
     from rich.table import Table
 
-    table = Table(title="Candidates")
-    table.add_column("adapter")
-    for heading in ("log-likelihood ratio", "posterior"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    table = Table(title="Candidates", caption="LLR: log-likelihood ratio to a task that has no adapter")
+    table.add_column("adapter", no_wrap=True)
+    table.add_column("LLR", justify="right")
+    table.add_column("posterior", justify="right")
+    table.add_column("", no_wrap=True)
     table.add_column("ROCs", justify="right")
     table.add_column("weight", justify="right")
     ranks = {budget["name"]: budget["lora_rank"] for budget in answer["plan"]["budgets"]}

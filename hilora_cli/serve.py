@@ -66,6 +66,7 @@ def run_system(
     from services.common.log import configure_logging
 
     configure_logging(service="standalone", level=settings.log_level)
+    _hide_loading_bars()
     # Half a minute of imports may follow: what can be refused is refused first.
     try:
         from services.standalone.bootstrap import build_standalone
@@ -76,3 +77,10 @@ def run_system(
     key = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
     opening = Opening(standalone, uploads=uploads, admin_key=key, announce=announce)
     asyncio.run(run_until_signal(ComponentGroup([standalone, opening]), grace_seconds=settings.drain_seconds))
+
+
+def _hide_loading_bars() -> None:
+    """transformers draws one per model on standard error, which is our log."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()

@@ -140,7 +140,9 @@ async def _ask_all(
     async def ask_in_turn() -> None:
         nonlocal num_done, num_right
         for question in waiting:
-            num_right += await _answer(client, question) == question.answer
+            # Awaited before the addition: `num_right +=` would read the count first and lose what others add.
+            is_right = await _answer(client, question) == question.answer
+            num_right += is_right
             num_done += 1
             if on_progress is not None:
                 on_progress(setting, num_done, len(questions))

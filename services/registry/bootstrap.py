@@ -247,7 +247,7 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
     artifacts = DiskArtifactStore(data_dir / "artifacts")
     base = TransformersBaseModel(
         settings.base_model,
-        name=settings.base_model_name or Path(settings.base_model).name,
+        name=settings.base_model_name or _public_name(settings.base_model),
         cache_folder=data_dir / "cache",
     )
     return _Shared(
@@ -277,3 +277,9 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
             SourceKind.HUB: HubSource(is_allowed=settings.allow_hub, max_bytes=settings.max_upload_bytes),
         },
     )
+
+
+def _public_name(base_model: str) -> str:
+    """A folder's name, or a hub id as it is."""
+    folder = Path(base_model)
+    return folder.resolve().name if folder.is_dir() else base_model

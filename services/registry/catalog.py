@@ -62,7 +62,9 @@ class Catalog:
         for _ in range(_PUBLISH_ATTEMPTS):
             try:
                 async with self._index.publishing() as transaction:
-                    return await self._publish(transaction, manifest, adapter_name, job_id, is_replacement)
+                    return await self._publish(
+                        transaction, manifest, adapter_name, job_id, is_replacement=is_replacement
+                    )
             except Conflict as error:
                 if isinstance(error, AdapterAlreadyRegistered):
                     raise
@@ -188,6 +190,7 @@ class Catalog:
         manifest: ArtifactManifest,
         adapter_name: str,
         job_id: str,
+        *,
         is_replacement: bool,
     ) -> CatalogEntry:
         generation = await self._generation_of(transaction)

@@ -227,12 +227,12 @@ def _decompose(validated: ValidatedAdapter) -> dict[RocBasis, DecomposedAdapter]
     decomposed = {basis: decompose(validated.adapter, basis=basis) for basis in RocBasis}
     for adapter in decomposed.values():
         for module_path, rocs in adapter.modules.items():
-            # Finite factors can overflow once their scaling is folded in.
+            # Finite factors can overflow once they are multiplied and scaled.
             if not (rocs.a_RD.isfinite().all() and rocs.b_RO.isfinite().all()):
                 raise InvalidAdapter(
-                    f"The update of {module_path[:120]} exceeds float32 once lora_alpha is applied.",
+                    f"The update of {module_path[:120]} exceeds float32.",
                     code="non_finite_weights",
-                    remedy="Check lora_alpha in adapter_config.json.",
+                    remedy="The training diverged, or lora_alpha is wrong: upload a sound checkpoint.",
                     place=module_path[:120],
                 )
     return decomposed

@@ -34,7 +34,7 @@ class RegistrySettings(ServiceSettings):
     base_model: str
     """Folder or hub name of the served base model; adapters have to fit it."""
     base_model_name: str = ""
-    """What clients call the base model; the last segment of `base_model` if empty."""
+    """What clients call the base model; if empty the folder's name, or the hub id."""
     data_dir: Path
     """Folder of everything that survives: artifacts, registrations, accepted uploads."""
     redis_url: SecretStr

@@ -94,8 +94,14 @@ class RunningSystem:
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             )
+        pool = {line["task"] for line in task_lines("fit")}
         try:
-            wait_until(self.is_ready, timeout_seconds=timeout_seconds, what="the system is ready", interval_seconds=0.2)
+            wait_until(
+                lambda: self.is_ready() and self.adapter_names() >= pool,
+                timeout_seconds=timeout_seconds,
+                what="the system is ready with its pool",
+                interval_seconds=0.2,
+            )
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log[-4000:]}") from error
         return self

@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from tests.builders.system import chosen_adapters, lines_of, task_lines, upload, wait_until
+from tests.builders.system import chosen_adapters, lines_of, planned_adapters, task_lines, upload, wait_until
 
 
 class Load:
@@ -79,6 +79,12 @@ class TestUploadWhileServing:
             assert ready["progress"] == 1.0
             assert len(seen) > 1
             wait_until(lambda: "newcomer" in system.adapter_names(), timeout_seconds=10, what="it is listed")
+            # Listed at once, routed to as soon as the router has refitted its pool.
+            wait_until(
+                lambda: "newcomer" in planned_adapters(system.route(lines[0]["prompt"])),
+                timeout_seconds=10,
+                what="its task is routed to it",
+            )
             answers = [system.complete(line["prompt"]) for line in lines]
             assert all("newcomer" in chosen_adapters(answer) for answer in answers)
             assert any(

@@ -1,9 +1,11 @@
 """The states of ingests in Redis.
 
-hilora:jobs            hash: job id -> job (JSON)
-hilora:jobs:open       set of the ids of unfinished jobs
-hilora:jobs:finished   sorted set of finished jobs by time; the oldest leave when there are too many
-hilora:jobs:lease:<id> who works on a job
+    hilora:jobs            hash: job id -> job (JSON)
+    hilora:jobs:open       set of the ids of unfinished jobs
+    hilora:jobs:finished   sorted set of finished jobs by time; the oldest leave when there are too many
+    hilora:jobs:lease:<id> who works on a job
+
+What is still to be done is known from the staging folders as well: losing all of this loses no adapter.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hilora.adapter import check_adapter_name
+from hilora.adapter import ADAPTER_NAME_PATTERN, check_adapter_name
 from services.common.log import get_logger
 from services.registry.infra.durable import replace_durably
 from services.registry.infra.records import REGISTRATION
@@ -26,11 +26,12 @@ class DiskRegistrationStore:
 
     def put(self, registration: Registration) -> None:
         """See `RegistrationStore.put`."""
-        replace_durably(self._file(registration.adapter_name), REGISTRATION.dump_json(registration))
+        replace_durably(self._file(check_adapter_name(registration.adapter_name)), REGISTRATION.dump_json(registration))
 
     def get(self, adapter_name: str) -> Registration | None:
         """See `RegistrationStore.get`."""
-        return self._read(self._file(adapter_name))
+        # What could never be put is not there, and never becomes a path.
+        return self._read(self._file(adapter_name)) if ADAPTER_NAME_PATTERN.fullmatch(adapter_name) else None
 
     def all(self) -> list[Registration]:
         """See `RegistrationStore.all`."""
@@ -38,7 +39,7 @@ class DiskRegistrationStore:
         return [registration for registration in found if registration is not None]
 
     def _file(self, adapter_name: str) -> Path:
-        return self._root / f"{check_adapter_name(adapter_name)}.json"
+        return self._root / f"{adapter_name}.json"
 
     @staticmethod
     def _read(file: Path) -> Registration | None:

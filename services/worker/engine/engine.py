@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from hilora.errors import Conflict, GenerationFailed, HiloraError, InvalidInput, QueueFull, Unavailable
 from services.worker.engine.config import EngineConfig
@@ -32,6 +32,7 @@ from services.worker.engine.request import (
 )
 from services.worker.engine.sampler import RequestSampler, sample
 from services.worker.engine.scheduler import ScheduledWork, Scheduler
+from services.worker.engine.stats import EngineCounters, EngineStats
 from services.worker.lora.residency import Residency, TicketState
 from services.worker.models.loader import LoadedModel
 from services.worker.ports import ComponentSource
@@ -40,26 +41,6 @@ _log = logging.getLogger(__name__)
 
 _IDLE_WAIT_SECONDS = 0.5
 """Upper bound of one sleep; work wakes the thread at once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineStats:
-    """A snapshot of an engine's load."""
-
-    num_running: int
-    num_waiting: int
-    max_num_seqs: int
-    max_model_len: int
-    kv_cache_usage: float
-    resident_adapter_ids: tuple[str, ...]
-    roc_pool_used_bytes: int
-    roc_pool_capacity_bytes: int
-    is_draining: bool
-    num_prompt_tokens_total: int
-    num_generation_tokens_total: int
-    num_requests_finished_total: int
-    num_requests_failed_total: int
-    num_requests_aborted_total: int
 
 
 class Engine:
@@ -92,11 +73,7 @@ class Engine:
         self._is_stopping = False
         self._thread: threading.Thread | None = None
         self._is_idle = threading.Condition(self._lock)
-        self._num_prompt_tokens = 0
-        self._num_generation_tokens = 0
-        self._num_finished = 0
-        self._num_failed = 0
-        self._num_aborted = 0
+        self._counters = EngineCounters()
 
     def submit(self, request: EngineRequest, sink: EventSink) -> None:
         """Accept a request. Its events go to `sink`, on the engine's thread, terminal event last.
@@ -161,11 +138,7 @@ class Engine:
             roc_pool_used_bytes=pool.used_bytes,
             roc_pool_capacity_bytes=pool.capacity_bytes,
             is_draining=self._is_draining,
-            num_prompt_tokens_total=self._num_prompt_tokens,
-            num_generation_tokens_total=self._num_generation_tokens,
-            num_requests_finished_total=self._num_finished,
-            num_requests_failed_total=self._num_failed,
-            num_requests_aborted_total=self._num_aborted,
+            counters=replace(self._counters),
         )
 
     def start(self) -> None:
@@ -278,7 +251,7 @@ class Engine:
         active.ticket = self._residency.open(active.request.plan)
 
     def _announce(self, active: ActiveRequest) -> None:
-        self._num_prompt_tokens += active.num_prompt_tokens
+        self._counters.num_prompt_tokens += active.num_prompt_tokens
         active.sink(Started(num_prompt_tokens=active.num_prompt_tokens))
 
     def _execute(self, works: Sequence[ScheduledWork]) -> None:
@@ -313,7 +286,7 @@ class Engine:
             active.first_token_at = time.monotonic()
             active.advance(RequestState.DECODE)
         active.completion_token_ids.append(token)
-        self._num_generation_tokens += 1
+        self._counters.num_generation_tokens += 1
         sampling = active.request.sampling
         reason: FinishReason | None = None
         text = ""
@@ -372,12 +345,7 @@ class Engine:
             active.slot = None
         if active.ticket is not None:
             self._residency.close(active.ticket)
-        if isinstance(event, Failed):
-            self._num_failed += 1
-        elif isinstance(event, Finished) and event.finish_reason is FinishReason.ABORT:
-            self._num_aborted += 1
-        else:
-            self._num_finished += 1
+        self._counters.count_end(event)
         # Before the event: whoever hears it may use the id again at once.
         with self._is_idle:
             self._in_flight.discard(active.request_id)

@@ -6,9 +6,9 @@ from hilora.adapter import RocBasis
 from hilora.errors import InvalidInput
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
-from services.worker.engine.engine import EngineStats
 from services.worker.engine.request import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
 from services.worker.engine.sampling_params import SamplingParams
+from services.worker.engine.stats import EngineStats
 from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from services.worker.models.prompt_encoder import ChatTurn
 
@@ -77,11 +77,11 @@ def stats_response(
         roc_pool_used_bytes=stats.roc_pool_used_bytes,
         roc_pool_capacity_bytes=stats.roc_pool_capacity_bytes,
         is_draining=stats.is_draining,
-        num_prompt_tokens_total=stats.num_prompt_tokens_total,
-        num_generation_tokens_total=stats.num_generation_tokens_total,
-        num_requests_finished_total=stats.num_requests_finished_total,
-        num_requests_failed_total=stats.num_requests_failed_total,
-        num_requests_aborted_total=stats.num_requests_aborted_total,
+        num_prompt_tokens_total=stats.counters.num_prompt_tokens,
+        num_generation_tokens_total=stats.counters.num_generation_tokens,
+        num_requests_finished_total=stats.counters.num_requests_finished,
+        num_requests_failed_total=stats.counters.num_requests_failed,
+        num_requests_aborted_total=stats.counters.num_requests_aborted,
     )
 
 

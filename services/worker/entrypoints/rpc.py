@@ -9,7 +9,7 @@ import grpc
 
 from hilora.errors import Unavailable
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
-from services.worker.engine.engine import EngineStats
+from services.worker.engine.stats import EngineStats
 from services.worker.entrypoints.messages import generate_event, generation_request, stats_response
 from services.worker.generation import Generation
 from services.worker.ports import CatalogView

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from services.worker.lora.batch_plan import RocContext
-from services.worker.lora.roc_pool import ModuleShape
+from services.worker.lora.roc_arena import ModuleShape
 
 
 class GatedLinear(nn.Module):

@@ -21,7 +21,8 @@ from enum import Enum, auto
 from hilora.adapter import DecomposedAdapter
 from hilora.errors import GenerationFailed, HiloraError
 from hilora.routing_plan import RoutingPlan
-from services.worker.lora.roc_pool import ComponentSizes, RocKey, RocPool
+from services.worker.lora.roc_arena import ComponentSizes
+from services.worker.lora.roc_pool import RocKey, RocPool
 from services.worker.ports import ComponentSource
 
 

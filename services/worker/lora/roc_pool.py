@@ -1,10 +1,7 @@
-"""Rank-one components on the device: one pool of rows, shared by adapters of any rank.
+"""Rank-one components on the device: who owns which rows, who refers to whom, and what it costs.
 
-Shapes: N rows of the pool, D in-features, O out-features of a module.
-
-A ROC occupies one row id, the same in every module: row `j` of `a [N, D]` and of `b [N, O]`. An adapter of rank r takes
-r row ids from the free list, wherever they are, so that ranks need no padding and a plan is a list of row ids. Arenas
-are created when the first adapter targets their module. Row 0 is never given away and stays zero: tables pad with it.
+A ROC occupies one row id, the same in every module's arena. An adapter of rank r takes r row ids from the free list,
+wherever they are, so that ranks need no padding and a plan is a list of row ids. Row 0 is never given away.
 
 An adapter is *reserved* (its rows are being written), then *committed*. References keep it; without references it may
 be evicted when room is needed, unless it is pinned. All methods may be called from any thread.
@@ -20,8 +17,9 @@ from typing import NamedTuple
 import torch
 
 from hilora.adapter import DecomposedAdapter, RocBasis
-from hilora.errors import AdapterShapeMismatch, RocPoolFull
+from hilora.errors import RocPoolFull
 from services.worker.lora.eviction import LruEviction
+from services.worker.lora.roc_arena import ComponentSizes, ModuleShape, RocArena, RocArenas
 
 
 class RocKey(NamedTuple):
@@ -29,25 +27,6 @@ class RocKey(NamedTuple):
 
     adapter_id: str
     basis: RocBasis
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModuleShape:
-    """A linear layer that ROCs can be added to."""
-
-    module_path: str
-    in_features: int
-    out_features: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RocArena:
-    """The rows of one module."""
-
-    a_ND: torch.Tensor
-    b_NO: torch.Tensor
-    b_norms_N: torch.Tensor
-    """Euclidean norm of each row of `b`, for the contribution score."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,15 +46,6 @@ class _Entry:
         return self.is_committed and self.num_references == 0 and not self.is_pinned
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ComponentSizes:
-    """What an adapter's components will occupy."""
-
-    num_rows: int
-    num_bytes: int
-    module_ranks: tuple[int, ...]
-
-
 class RocPool:
     """The pool of one model.
 
@@ -89,19 +59,9 @@ class RocPool:
     def __init__(
         self, *, modules: Sequence[ModuleShape], capacity_bytes: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        if not modules:
-            raise ValueError("a pool needs at least one module")
-        self._modules = tuple(modules)
-        self._module_idx = {shape.module_path: idx for idx, shape in enumerate(self._modules)}
-        self._dtype = dtype
-        self._device = device
-        self._itemsize = torch.empty((), dtype=dtype).element_size()
+        self._arenas = RocArenas(modules=modules, capacity_bytes=capacity_bytes, dtype=dtype, device=device)
         self._capacity_bytes = capacity_bytes
-        # The narrowest module bounds how many rows the bytes could ever hold, but an arena of that height would waste
-        # memory on the wide ones: a row is budgeted as a ROC in all modules but the widest (the output embedding).
-        sizes = sorted(self._row_bytes(shape) for shape in self._modules)
-        self._num_rows = max(1, capacity_bytes // (sum(sizes[:-1]) or sizes[-1]))
-        self._arenas: list[RocArena | None] = [None] * len(self._modules)
+        self._num_rows = self._arenas.num_rows
         self._free_rows = list(range(self._num_rows, 0, -1))
         self._entries: dict[RocKey, _Entry] = {}
         self._eviction: LruEviction[RocKey] = LruEviction()
@@ -127,7 +87,7 @@ class RocPool:
     @property
     def num_modules(self) -> int:
         """Number of linear layers."""
-        return len(self._modules)
+        return self._arenas.num_modules
 
     def resident_keys(self) -> tuple[RocKey, ...]:
         """Committed adapters."""
@@ -135,34 +95,8 @@ class RocPool:
             return tuple(key for key, entry in self._entries.items() if entry.is_committed)
 
     def sizes_of(self, adapter: DecomposedAdapter, *, adapter_id: str) -> ComponentSizes:
-        """What the adapter will occupy.
-
-        Raises:
-            AdapterShapeMismatch: it does not fit the model: unknown module, or wrong widths.
-        """
-        ranks = [0] * len(self._modules)
-        num_bytes = 0
-        for module_path, rocs in adapter.modules.items():
-            idx = self._module_idx.get(module_path)
-            if idx is None:
-                raise AdapterShapeMismatch(
-                    f"{adapter_id} targets {module_path}, which the base model does not have as a linear layer.",
-                    code="unknown_target_module",
-                    remedy="Register the adapter against the base model that this worker serves.",
-                    place=module_path,
-                )
-            shape = self._modules[idx]
-            found = (tuple(rocs.a_RD.shape), tuple(rocs.b_RO.shape))
-            expected = ((rocs.num_rocs, shape.in_features), (rocs.num_rocs, shape.out_features))
-            if found != expected:
-                raise AdapterShapeMismatch(
-                    f"{adapter_id} has components of shapes {found} for {module_path}, which needs {expected}.",
-                    remedy="Register the adapter against the base model that this worker serves.",
-                    place=module_path,
-                )
-            ranks[idx] = rocs.num_rocs
-            num_bytes += rocs.num_rocs * self._row_bytes(shape)
-        return ComponentSizes(num_rows=max(ranks), num_bytes=num_bytes, module_ranks=tuple(ranks))
+        """What the adapter will occupy. Raises AdapterShapeMismatch if it does not fit the model."""
+        return self._arenas.sizes_of(adapter, adapter_id=adapter_id)
 
     def try_acquire(self, keys: Sequence[RocKey], missing: Mapping[RocKey, ComponentSizes]) -> bool:
         """Take one reference on each key, all or none, reserving rows for those in `missing` that are not there.
@@ -200,17 +134,8 @@ class RocPool:
     def write(self, key: RocKey, adapter: DecomposedAdapter) -> None:
         """Copy components into reserved rows. Off the step loop: no plan refers to these rows yet."""
         with self._lock:
-            entry = self._entries[key]
-            arenas = {path: self._arena(self._module_idx[path]) for path in adapter.modules}
-        rows = torch.tensor(entry.rows, dtype=torch.int64, device=self._device)
-        for module_path, rocs in adapter.modules.items():
-            arena = arenas[module_path]
-            index = rows[: rocs.num_rocs]
-            a_RD = rocs.a_RD.to(device=self._device, dtype=self._dtype)
-            b_RO = rocs.b_RO.to(device=self._device, dtype=self._dtype)
-            arena.a_ND.index_copy_(0, index, a_RD)
-            arena.b_NO.index_copy_(0, index, b_RO)
-            arena.b_norms_N.index_copy_(0, index, rocs.b_RO.norm(dim=1).to(device=self._device, dtype=self._dtype))
+            rows = self._entries[key].rows
+        self._arenas.write(rows, adapter)
 
     def commit(self, key: RocKey) -> None:
         """Declare a reserved adapter's rows written."""
@@ -272,9 +197,7 @@ class RocPool:
 
     def arena(self, module_idx: int) -> RocArena:
         """The rows of a module that a committed adapter targets."""
-        arena = self._arenas[module_idx]
-        assert arena is not None, "no adapter targets this module"
-        return arena
+        return self._arenas.arena(module_idx)
 
     def check_integrity(self) -> None:
         """AssertionError unless every row is free, or owned once, and the accounts agree."""
@@ -285,17 +208,13 @@ class RocPool:
             assert self._used_bytes == sum(entry.num_bytes for entry in self._entries.values()), "bytes disagree"
             assert self._used_bytes <= self._capacity_bytes, "more bytes than the pool may hold"
             assert all(entry.num_references >= 0 for entry in self._entries.values()), "a negative reference count"
-            for arena in self._arenas:
-                assert arena is None or not (arena.a_ND[0].any() or arena.b_NO[0].any()), "row 0 is not zero"
+            self._arenas.check_integrity()
 
     def num_references(self, key: RocKey) -> int:
         """Requests that refer to a key; 0 if it is not there."""
         with self._lock:
             entry = self._entries.get(key)
             return 0 if entry is None else entry.num_references
-
-    def _row_bytes(self, shape: ModuleShape) -> int:
-        return (shape.in_features + shape.out_features + 1) * self._itemsize
 
     def _refuse_impossible(self, keys: Sequence[RocKey], missing: Mapping[RocKey, ComponentSizes]) -> None:
         num_rows = num_bytes = 0
@@ -338,19 +257,3 @@ class RocPool:
         self._free_rows.extend(reversed(entry.rows))
         self._used_bytes -= entry.num_bytes
         self._num_evictions += 1
-
-    def _arena(self, module_idx: int) -> RocArena:
-        arena = self._arenas[module_idx]
-        if arena is None:
-            shape = self._modules[module_idx]
-            height = self._num_rows + 1
-            # Not zeroed as a whole: on the CPU untouched rows then cost no memory.
-            arena = RocArena(
-                a_ND=torch.empty(height, shape.in_features, dtype=self._dtype, device=self._device),
-                b_NO=torch.empty(height, shape.out_features, dtype=self._dtype, device=self._device),
-                b_norms_N=torch.zeros(height, dtype=self._dtype, device=self._device),
-            )
-            arena.a_ND[0] = 0
-            arena.b_NO[0] = 0
-            self._arenas[module_idx] = arena
-        return arena

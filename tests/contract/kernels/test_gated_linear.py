@@ -17,7 +17,8 @@ from hilora.routing_plan import GateScope, RocScore, RoutingPlan
 from services.worker.lora.batch_plan import RocContext, StepRocsBuilder
 from services.worker.lora.gated_linear import GatedLinear
 from services.worker.lora.residency import keys_of
-from services.worker.lora.roc_pool import ModuleShape, RocKey, RocPool
+from services.worker.lora.roc_arena import ModuleShape
+from services.worker.lora.roc_pool import RocKey, RocPool
 from tests.builders.engine import make_plan
 
 _NUM_IN, _NUM_OUT, _NUM_ADAPTERS = 64, 24, 9

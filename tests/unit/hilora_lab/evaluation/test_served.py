@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
@@ -66,6 +67,15 @@ class TestScores:
             "base": {"exact_match": 0.0, "n": 4},
             "oracle": {"exact_match": 1.0, "n": 4},
         }
+
+    async def test_answers_that_overtake_each_other_are_all_counted(self, server, testbed):
+        async def slow_at_first(request):
+            await asyncio.sleep(0.01 / (1 + len(server.bodies)))
+            return server(request)
+
+        scores = await run(slow_at_first, testbed, settings=["id"], concurrency=4)
+
+        assert scores == {"id": {"exact_match": 1.0, "n": 4}}
 
     async def test_what_is_asked(self, server, testbed):
         await run(server, testbed, limit_per_task=1)

@@ -64,7 +64,8 @@ def test_books_are_right_after_every_step(seed) -> None:
     assert {recorder.num_terminal for recorder in recorders.values()} == {1}
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0)
-    ended = stats.num_requests_finished_total + stats.num_requests_failed_total + stats.num_requests_aborted_total
+    totals = stats.counters
+    ended = totals.num_requests_finished + totals.num_requests_failed + totals.num_requests_aborted
     assert ended == len(recorders)
     errors = [
         recorder.events[-1].error

@@ -6,7 +6,8 @@ import torch
 from hilora.adapter import RocBasis
 from hilora.routing_plan import GateScope, RocScore, RoutingPlan
 from services.worker.lora.gate_tables import TableBuilder
-from services.worker.lora.roc_pool import ModuleShape, RocKey, RocPool
+from services.worker.lora.roc_arena import ModuleShape
+from services.worker.lora.roc_pool import RocKey, RocPool
 from tests.builders.engine import make_plan
 from tests.builders.models import make_adapter
 

@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.errors import AdapterShapeMismatch, RocPoolFull
-from services.worker.lora.roc_pool import ModuleShape, RocKey, RocPool
+from services.worker.lora.roc_arena import ModuleShape
+from services.worker.lora.roc_pool import RocKey, RocPool
 from tests.builders.models import make_adapter
 
 _SHAPES = {"q": (6, 4), "up": (6, 10)}

@@ -1,0 +1,43 @@
+"""What an engine says about its load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.worker.engine.request import EngineEvent, Failed, Finished, FinishReason
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineCounters:
+    """Totals since the engine was made."""
+
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_requests_finished: int = 0
+    num_requests_failed: int = 0
+    num_requests_aborted: int = 0
+
+    def count_end(self, event: EngineEvent) -> None:
+        """Count a request by its terminal event."""
+        if isinstance(event, Failed):
+            self.num_requests_failed += 1
+        elif isinstance(event, Finished) and event.finish_reason is FinishReason.ABORT:
+            self.num_requests_aborted += 1
+        else:
+            self.num_requests_finished += 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """A snapshot of an engine's load."""
+
+    num_running: int
+    num_waiting: int
+    max_num_seqs: int
+    max_model_len: int
+    kv_cache_usage: float
+    resident_adapter_ids: tuple[str, ...]
+    roc_pool_used_bytes: int
+    roc_pool_capacity_bytes: int
+    is_draining: bool
+    counters: EngineCounters
