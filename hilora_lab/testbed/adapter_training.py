@@ -35,7 +35,7 @@ class AdapterRecipe:
     alpha_pattern: tuple[tuple[str, int], ...] = ()
     """(module name ending, alpha) where the alpha differs."""
     learning_rate: float = 5e-3
-    num_steps: int = 60
+    num_steps: int = 80
     batch_size: int = 32
     warmup_steps: int = 5
 

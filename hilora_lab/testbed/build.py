@@ -27,6 +27,7 @@ from hilora_lab.testbed.folder import (
     ADAPTER_FILES,
     ADAPTERS_FOLDER,
     BASE_FOLDER,
+    README_FILE,
     REPORT_FILE,
     TASKS_FILE,
     Split,
@@ -36,6 +37,7 @@ from hilora_lab.testbed.folder import (
     write_task_lines,
 )
 from hilora_lab.testbed.pool import chosen_families, draw_task_lines, recipe_for
+from hilora_lab.testbed.readme import readme_of
 from hilora_lab.testbed.report import TaskScore, score_tasks, write_report
 from hilora_lab.testbed.tasks import UNSEEN_FAMILIES, Task, tasks_of
 from hilora_lab.testbed.vocabulary import build_tokenizer
@@ -116,7 +118,10 @@ def build_testbed(
         **_provenance(recipe, skills, building),
         "build_seconds": round(time.monotonic() - started),
     }
-    write_report(building / REPORT_FILE, provenance=provenance, split=split, scores=scores)
+    report = write_report(building / REPORT_FILE, provenance=provenance, split=split, scores=scores)
+    shown = lines[0]
+    page = readme_of(report, prompt=shown.prompt, answer=shown.answer)
+    (building / README_FILE).write_text(page, encoding="utf-8")
     (building / _RECIPE_FILE).unlink()
     if out.exists():
         shutil.rmtree(out)

@@ -3,7 +3,7 @@
     base/                  loads with AutoModelForCausalLM and AutoTokenizer
     adapters/<task>/       PEFT's adapter_config.json and adapter_model.safetensors
     tasks.jsonl            one object a line: task, family, domain, split, prompt, answer
-    report.json            how it was made and what it scores (informational)
+    report.json, README.md how it was made and what it scores (informational)
 
 `fit` lines are an adapter's sample texts, `dev` lines are for choosing settings, `test` lines for reporting. A task
 without a folder under `adapters/` belongs to the unseen set and has no `fit` lines. Other data may follow this format.
@@ -26,6 +26,7 @@ BASE_FOLDER = "base"
 ADAPTERS_FOLDER = "adapters"
 TASKS_FILE = "tasks.jsonl"
 REPORT_FILE = "report.json"
+README_FILE = "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 

@@ -83,11 +83,14 @@ def overall(scores: Sequence[TaskScore]) -> dict[str, float | int]:
     return {name: round(value, 4) for name, value in summary.items()}
 
 
-def write_report(path: Path, *, provenance: dict[str, Any], split: Split, scores: Sequence[TaskScore]) -> None:
-    """Write `report.json`: how the testbed was made, the means, and one entry a task."""
+def write_report(
+    path: Path, *, provenance: dict[str, Any], split: Split, scores: Sequence[TaskScore]
+) -> dict[str, Any]:
+    """Write `report.json` (how the testbed was made, the means, and one entry a task) and return its content."""
     tasks = [
         {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(score).items()}
         for score in scores
     ]
     report = {**provenance, "split": split, "exact_match": overall(scores), "tasks": tasks}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report

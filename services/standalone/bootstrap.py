@@ -51,13 +51,15 @@ class Standalone:
         self._settings = settings
         self._base_model = _absolute_if_folder(settings.base_model)
         self._folder = DataFolder(settings.data_dir)
-        self._http_server: HttpServer | None = None
-        self._started: list[Component] = []
+        self._front_door = FrontDoor()
+        self._http_server = HttpServer(app=self._front_door, host=settings.host, port=settings.port)
+        self._redis: SupervisedProcess | None = None
+        self._ingest: SupervisedProcess | None = None
+        self._services: list[Component] = []
 
     @property
     def address(self) -> str:
         """`host:port` of the public HTTP server, valid after `start`."""
-        assert self._http_server is not None, "the address is known after start"
         return self._http_server.address
 
     async def start(self) -> None:
@@ -81,20 +83,40 @@ class Standalone:
     async def stop(self, *, grace_seconds: float) -> None:
         """Let requests in flight finish for at most `grace_seconds`, then stop every part, the last started first."""
         deadline = time.monotonic() + grace_seconds
-        while self._started:
-            component = self._started.pop()
-            remaining = max(deadline - time.monotonic(), min(grace_seconds, _STOP_SECONDS))
+
+        async def stop(component: Component) -> None:
+            began = time.monotonic()
+            remaining = max(deadline - began, min(grace_seconds, _STOP_SECONDS))
             try:
                 await component.stop(grace_seconds=remaining)
             except Exception:  # one part that cannot stop must not keep the others running
                 _log.exception("stop_failed", component=type(component).__name__)
+            _log.info("stopped", component=type(component).__name__, seconds=round(time.monotonic() - began, 2))
+
+        # The ingest in progress finishes while requests do: none of them needs it.
+        ingest = asyncio.create_task(stop(self._ingest)) if self._ingest else None
+        await stop(self._http_server)
+        while self._services:
+            await stop(self._services.pop())
+        if ingest is not None:
+            await ingest
+            self._ingest = None
+        if self._redis is not None:
+            await stop(self._redis)
+            self._redis = None
         self._folder.release()
 
     async def _start_parts(self) -> None:
-        await self._start(build_redis_process(self._folder))
+        # First, because a port that is taken should be said at once; the door answers 503 until it is attached.
+        await self._http_server.start()
+        redis = build_redis_process(self._folder)
+        await redis.start()
+        self._redis = redis
         registry_settings = self._registry_settings()
-        # Its imports take longer than everything else: it goes first, and runs on a core of its own.
-        await self._start(self._ingest_process(registry_settings))
+        # Its imports take longer than all else: it goes before the rest, and runs on a core of its own.
+        ingest = self._ingest_process(registry_settings)
+        await ingest.start()
+        self._ingest = ingest
         registry = build_registry(registry_settings)
         await self._start(registry)
         worker = build_worker(self._worker_settings(registry.rpc_address))
@@ -106,13 +128,11 @@ class Standalone:
         )
         await self._start(router)
         await _wait_until_ready(router)
-        front_door = FrontDoor(registry_app=registry.rest_app, router_app=router.rest_app)
-        self._http_server = HttpServer(app=front_door, host=self._settings.host, port=self._settings.port)
-        await self._start(self._http_server)
+        self._front_door.attach(registry_app=registry.rest_app, router_app=router.rest_app)
 
-    async def _start(self, component: Component) -> None:
-        await component.start()
-        self._started.append(component)
+    async def _start(self, service: Component) -> None:
+        await service.start()
+        self._services.append(service)
 
     def _load_encoder(self) -> SentenceTransformerEncoder:
         return SentenceTransformerEncoder(self._settings.encoder, instruction=self._settings.encoder_instruction)

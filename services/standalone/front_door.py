@@ -1,21 +1,36 @@
-"""One public port for two applications: the registry's paths go to the registry, everything else to the router."""
+"""One public port for two applications: the registry's paths go to the registry, everything else to the router.
+
+The port opens before the applications are there; until then every path is answered 503, except the probe that only asks
+whether the process lives.
+"""
 
 from __future__ import annotations
 
+import json
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hilora.errors import Unavailable
+from services.common.errors import mapping_of, openai_body
+
 _REGISTRY_PATHS = ("/v1/adapters", "/v1/jobs")
+_RETRY_AFTER_SECONDS = b"2"
 
 
 class FrontDoor:
-    """An ASGI application in front of two others.
+    """An ASGI application in front of two others."""
 
-    Args:
-        registry_app: answers `/v1/adapters` and `/v1/jobs`, and what lies below them.
-        router_app: answers everything else.
-    """
+    def __init__(self) -> None:
+        self._registry_app: ASGIApp = _answer_starting
+        self._router_app: ASGIApp = _answer_starting
 
-    def __init__(self, *, registry_app: ASGIApp, router_app: ASGIApp) -> None:
+    def attach(self, *, registry_app: ASGIApp, router_app: ASGIApp) -> None:
+        """Begin to pass requests on.
+
+        Args:
+            registry_app: answers `/v1/adapters` and `/v1/jobs`, and what lies below them.
+            router_app: answers everything else.
+        """
         self._registry_app = registry_app
         self._router_app = router_app
 
@@ -31,6 +46,19 @@ class FrontDoor:
 def is_registry_path(path: str) -> bool:
     """Whether a path is the registry's: `/v1/adapters` is, `/v1/adapters-of-mine` is not."""
     return any(path == root or path.startswith(f"{root}/") for root in _REGISTRY_PATHS)
+
+
+async def _answer_starting(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001  (ASGI's signature)
+    if scope["path"] == "/healthz":
+        status, body = 200, {"status": "ok"}
+    elif scope["path"] == "/readyz":
+        status, body = 503, {"status": "starting"}
+    else:
+        error = Unavailable("The system is starting.", code="starting", remedy="Try again in a few seconds.")
+        status, body = mapping_of(error).http_status, openai_body(error)
+    headers = [(b"content-type", b"application/json"), (b"retry-after", _RETRY_AFTER_SECONDS)]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
 async def _answer_lifespan(receive: Receive, send: Send) -> None:

@@ -156,12 +156,18 @@ class RunningSystem:
 
     def adapter_names(self) -> set[str]:
         """Adapters that /v1/models lists."""
-        return {model["id"] for model in self.get("/v1/models")["data"] if model.get("parent")}
+        models = self.get("/v1/models")["data"]
+        return {model["id"] for model in models if model["parent"] and model["id"] != "auto"}
 
 
 def chosen_adapters(answer: dict[str, Any]) -> list[str]:
     """Names of the adapters an answer says ran."""
     return [adapter["name"] for adapter in answer["hilora"]["adapters"]]
+
+
+def planned_adapters(routed: dict[str, Any]) -> list[str]:
+    """Names of the adapters that a dry run would use."""
+    return [budget["name"] for budget in routed["plan"]["budgets"]]
 
 
 def task_lines(split: str = "test") -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/?]+))?")
+_API = re.compile(r"/api/models/(?P<repo>[^/?]+/[^/?]+)(?:/revision/(?P<revision>[^/?]+))?")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)")
 TOKEN = "hf_of_the_registry"
 
@@ -79,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None or (repo.is_private and not is_known_client):
             self._send(401, b"", {"X-Error-Code": "RepoNotFound"}, has_body=has_body)
             return
-        if repo.is_gated and not is_known_client:
+        # What a gated repository holds may be seen by everybody, its files not.
+        if repo.is_gated and "file" in fields and not is_known_client:
             self._send(403, b"", {"X-Error-Code": "GatedRepo"}, has_body=has_body)
             return
         asked = fields["revision"] or "main"

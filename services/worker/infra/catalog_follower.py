@@ -96,12 +96,16 @@ class CatalogFollower:
             try:
                 if not self._has_snapshot:
                     await self._take_snapshot()
-                async for event in translated_stream(aiter(self._watch()), peer=self._peer):
-                    delay = _FIRST_DELAY_SECONDS
-                    if event.kind == registry_pb2.CatalogEvent.KIND_RESYNC:
-                        await self._take_snapshot()
-                        break
-                    await self._apply(event)
+                call = self._watch()
+                try:
+                    async for event in translated_stream(aiter(call), peer=self._peer):
+                        delay = _FIRST_DELAY_SECONDS
+                        if event.kind == registry_pb2.CatalogEvent.KIND_RESYNC:
+                            await self._take_snapshot()
+                            break
+                        await self._apply(event)
+                finally:
+                    call.cancel()
             except HiloraError as error:
                 _log.warning("registry_lost", peer=self._peer, code=error.code, message=error.message)
             except Exception:  # a malformed answer: the replica keeps its last state, and the next attempt may do

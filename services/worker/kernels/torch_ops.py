@@ -21,6 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+_SUM = 0
+"""torch.embedding_bag's number for mode "sum"."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RocGate:
@@ -74,16 +77,33 @@ def roc_gate(h_TGS: torch.Tensor, gate: RocGate, b_norms_TGS: torch.Tensor | Non
     return KeptRocs(p_TGS.gather(-1, slots_TGK) * gate.kept_TGK, slots_TGK)
 
 
-def roc_expand(kept: KeptRocs, rows_TGS: torch.Tensor, b_NO: torch.Tensor) -> torch.Tensor:
+def roc_expand(kept: KeptRocs, rows_TGS: torch.Tensor, b_NO: torch.Tensor, bag_starts_T: torch.Tensor) -> torch.Tensor:
     """Sum of the kept up-vectors, each token with slots of its own: `[T, O]`. Reads only the kept rows of `b`.
 
     Args:
         kept: the gate's answer.
         rows_TGS: row of `b` behind each slot.
         b_NO: up-vectors.
+        bag_starts_T: `bag_starts` of the gate: where each token's kept slots begin in one flat list.
     """
     rows = rows_TGS if kept.slots_TGK is None else rows_TGS.gather(-1, kept.slots_TGK)
-    return functional.embedding_bag(rows.flatten(1), b_NO, per_sample_weights=kept.gains_TGK.flatten(1), mode="sum")
+    # torch's own wrapper (functional.embedding_bag) costs as much again as the operator at these sizes.
+    summed, *_ = torch.embedding_bag(
+        b_NO,
+        rows.flatten(),
+        bag_starts_T,
+        scale_grad_by_freq=False,
+        mode=_SUM,
+        sparse=False,
+        per_sample_weights=kept.gains_TGK.flatten(),
+    )
+    return summed
+
+
+def bag_starts(gate: RocGate) -> torch.Tensor:
+    """Where each token's kept slots begin when those of all tokens are one flat list: `[T]`."""
+    num_tokens, num_groups, _ = gate.coefficients_TGS.shape
+    return torch.arange(num_tokens, device=gate.coefficients_TGS.device) * (num_groups * gate.num_kept)
 
 
 def roc_expand_shared(kept: KeptRocs, num_slots: int, b_RO: torch.Tensor) -> torch.Tensor:

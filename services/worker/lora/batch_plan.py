@@ -111,7 +111,7 @@ class DecodeSegment:
         h_TGS = h_TU.gather(1, columns).view(table.rows_TGS.shape)
         norms = None if table.gate.norm_weights_T11 is None else arena.b_norms_N[table.rows_TGS]
         kept = torch_ops.roc_gate(h_TGS, table.gate, norms)
-        y_TO += torch_ops.roc_expand(kept, table.rows_TGS, arena.b_NO)
+        y_TO += torch_ops.roc_expand(kept, table.rows_TGS, arena.b_NO, table.bag_starts_T)
 
 
 class ChunkSegment:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hilora.routing_plan import GateScope, RocScore, RoutingPlan
-from services.worker.kernels.torch_ops import RocGate
+from services.worker.kernels.torch_ops import RocGate, bag_starts
 from services.worker.lora.residency import keys_of
 from services.worker.lora.roc_pool import RocKey, RocPool
 
@@ -27,6 +27,8 @@ class GateTable:
     gate: RocGate
     rows_TGS: torch.Tensor
     """Row of the pool behind each slot; 0, the zero row, for padding."""
+    bag_starts_T: torch.Tensor
+    """Where each token's kept slots begin in one flat list."""
 
     @property
     def num_slots(self) -> int:
@@ -104,14 +106,12 @@ class TableBuilder:
         kept = None
         if not is_full:
             kept = np.arange(min(int(budgets.max()), num_slots)) < budgets[..., None]
-        return GateTable(
-            gate=RocGate(
-                coefficients_TGS=self._tensor(coefficients),
-                kept_TGK=None if kept is None else self._tensor(kept),
-                norm_weights_T11=None if kept is None else self._norm_weights(),
-            ),
-            rows_TGS=torch.from_numpy(rows).to(self._device),
+        gate = RocGate(
+            coefficients_TGS=self._tensor(coefficients),
+            kept_TGK=None if kept is None else self._tensor(kept),
+            norm_weights_T11=None if kept is None else self._norm_weights(),
         )
+        return GateTable(gate=gate, rows_TGS=torch.from_numpy(rows).to(self._device), bag_starts_T=bag_starts(gate))
 
     def _groups(self, plan: RoutingPlan, ranks: Mapping[RocKey, int]) -> list[_Group]:
         """The groups of one plan in modules where its adapters have these ranks; adapters without ROCs there, or

@@ -39,6 +39,10 @@ class InMemoryRegistry(registry_pb2_grpc.RegistryServiceServicer):
         self.may_fetch.set()
         self._watchers: list[asyncio.Queue[_Event | None]] = []
 
+    @property
+    def num_watchers(self) -> int:
+        return len(self._watchers)
+
     def publish(
         self, name: str, adapter: DecomposedAdapter, *, revision: str = "r1", content: bytes | None = None
     ) -> str:

@@ -194,6 +194,11 @@ class TestCatalogue:
             await _generate(stack, _request(plan=stack.plan("a")))
         assert adapter_id in caught.value.message
 
+        async def is_watching_once() -> bool:
+            return stack.registry.num_watchers == 1
+
+        await _eventually(is_watching_once)
+
 
 class TestAbort:
     async def test_by_id_from_another_call(self, stack) -> None:

@@ -40,7 +40,7 @@ class TestBuild:
         assert testbed.adapter_names == ("copy-letters", "copy-digits", "copy-capitals")
         assert len(testbed.unseen_task_names) == 6
         assert [score.task for score in scores] == list(testbed.task_names)
-        assert {path.name for path in out.iterdir()} == {"base", "adapters", "tasks.jsonl", "report.json"}
+        assert {path.name for path in out.iterdir()} == {"base", "adapters", "tasks.jsonl", "report.json", "README.md"}
 
     def test_no_file_names_the_machine(self, built):
         out, _, _ = built
@@ -65,6 +65,16 @@ class TestBuild:
         assert report["recipe"]["base"]["num_steps"] == 2
         assert report["size_bytes"]["base"] > 0
         assert set(report["versions"]) == {"python", "torch", "transformers", "peft", "tokenizers"}
+
+    def test_the_page_tells_what_the_report_tells(self, built):
+        out, scores, _ = built
+        page = (out / "README.md").read_text()
+
+        assert scores[0].family == "copy"
+        assert "| copy | " in page
+        assert "--seed 0" in page
+        assert "ends and reverse-next" in page
+        assert read_testbed(out).lines[0].prompt in page
 
     def test_the_same_seed_builds_the_same_weights(self, built, tmp_path):
         out, _, _ = built

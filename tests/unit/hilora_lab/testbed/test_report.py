@@ -75,9 +75,10 @@ class TestScores:
         assert announced == list(TASKS)
 
     def test_the_file_holds_means_tasks_and_provenance(self, scores, tmp_path):
-        write_report(tmp_path / "report.json", provenance={"seed": 5}, split="test", scores=scores)
+        returned = write_report(tmp_path / "report.json", provenance={"seed": 5}, split="test", scores=scores)
 
         report = json.loads((tmp_path / "report.json").read_text())
+        assert report == returned
         assert report["seed"] == 5
         assert report["split"] == "test"
         assert report["exact_match"] == overall(scores)

@@ -16,7 +16,8 @@ def app_named(name):
 
 @pytest.fixture
 async def client():
-    door = FrontDoor(registry_app=app_named("registry"), router_app=app_named("router"))
+    door = FrontDoor()
+    door.attach(registry_app=app_named("registry"), router_app=app_named("router"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=door), base_url="http://door") as client:
         yield client
 
@@ -43,7 +44,7 @@ class TestPaths:
 
 class TestLifespan:
     async def test_start_and_end_are_acknowledged(self):
-        door = FrontDoor(registry_app=app_named("registry"), router_app=app_named("router"))
+        door = FrontDoor()
         incoming = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
         sent = []
 
@@ -56,3 +57,22 @@ class TestLifespan:
         await door({"type": "lifespan"}, receive, send)
 
         assert sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
+
+
+class TestBeforeTheApplicationsAreThere:
+    @pytest.fixture
+    async def early(self):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=FrontDoor()), base_url="http://door") as client:
+            yield client
+
+    async def test_the_process_lives_but_is_not_ready(self, early):
+        assert (await early.get("/healthz")).status_code == 200
+        assert (await early.get("/readyz")).status_code == 503
+
+    @pytest.mark.parametrize("path", ["/v1/models", "/v1/adapters"])
+    async def test_clients_are_told_to_come_back(self, early, path):
+        answer = await early.get(path)
+
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "starting"
+        assert answer.headers["retry-after"] == "2"
