@@ -6,6 +6,7 @@ import argparse
 import inspect
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
@@ -27,6 +28,10 @@ A variable that carries a service's prefix but is not listed here stops the serv
 
 def type_name(annotation: object) -> str:
     """A type as a reader of environment variables needs it."""
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"{type_name(get_args(annotation)[0])}, comma-separated"
     text = annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")
     for module in ("pydantic.types.", "pathlib.", "hilora.routing_plan.", "collections.abc."):
         text = text.replace(module, "")
@@ -39,8 +44,10 @@ def default_text(default: object) -> str:
         return "required"
     if isinstance(default, SecretStr):
         return "a secret"
-    if default is None or default == ():
+    if default is None or default in ((), ""):
         return "unset"
+    if isinstance(default, tuple):
+        return f"`{','.join(map(str, default))}`"
     return f"`{default}`"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -81,7 +80,6 @@ def build_testbed(
         raise Conflict(
             f"{out} exists.", code="testbed_exists", remedy="Name another folder or pass --force.", place=str(out)
         )
-    started = time.monotonic()
     families = chosen_families(recipe.families)
     taught = tasks_of(families)
     building = _working_folder(out, recipe)
@@ -114,10 +112,7 @@ def build_testbed(
 
     split: Split = "test"
     score_tasks(testbed, load_pool(testbed), split, on_task)
-    provenance = {
-        **_provenance(recipe, skills, building),
-        "build_seconds": round(time.monotonic() - started),
-    }
+    provenance = _provenance(recipe, skills, building)
     report = write_report(building / REPORT_FILE, provenance=provenance, split=split, scores=scores)
     shown = lines[0]
     page = readme_of(report, prompt=shown.prompt, answer=shown.answer)

@@ -39,8 +39,8 @@ Exact match, {split} split, {num_prompts} prompts (greedy decoding through trans
 | **all** | **{base:.3f}** | **{own_adapter:.3f}** | **{siblings}** |
 
 Made with `hilora lab build-testbed --out DIR --seed {seed}`: {base_steps} steps of {base_batch} prompts for the base,
-{adapter_steps} steps of {adapter_batch} for each adapter. The same seed, versions and number of threads give the same
-pool on the same kind of machine.
+{adapter_steps} steps of {adapter_batch} for each adapter. The seed repeats tasks and training data exactly; weights
+are equal bit by bit only with the same versions, kind of CPU and number of threads.
 """
 
 

@@ -41,7 +41,9 @@ def adapter_files(**changes: bytes) -> dict[str, bytes]:
     }
 
 
-def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"", *, header_bytes: int | None = None) -> bytes:
+def safetensors_bytes(
+    header: Mapping[str, Any] | bytes, data: bytes = b"", *, header_bytes: int | None = None
+) -> bytes:
     """A safetensors file with any header; `header_bytes` lets its length field lie."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if header_bytes is None else header_bytes) + text + data

@@ -55,8 +55,11 @@ class RedisServer:
         self._directory.mkdir(parents=True, exist_ok=True)
         durability = ["--appendonly", "yes" if self._keeps_data else "no", "--save", ""]
         self._process = subprocess.Popen(
-            [redis_executable(), "--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._directory)]
-            + durability,
+            [
+                redis_executable(),
+                *("--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._directory)),
+                *durability,
+            ],
             stdout=subprocess.DEVNULL,
         )
         client = redis.Redis(unix_socket_path=str(self._socket))

@@ -22,20 +22,16 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTBED = ROOT / "examples" / "testbed"
 
 
-def testbed_files(task: str, *, num_samples: int = 5) -> list[tuple[str, tuple[str, bytes]]]:
+def shipped_files(task: str) -> list[tuple[str, tuple[str, bytes]]]:
     """A shipped adapter as the parts of an upload."""
     folder = TESTBED / "adapters" / task
-    samples = b"".join(json.dumps({"text": f"{task} number {number}"}).encode() + b"\n" for number in range(num_samples))
+    texts = (f"{task} number {number}" for number in range(5))
+    samples = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
     return [
         ("files", ("adapter_config.json", (folder / "adapter_config.json").read_bytes())),
         ("files", ("adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes())),
         ("samples", ("samples.jsonl", samples)),
     ]
-
-
-def testbed_tasks() -> list[str]:
-    """Names of the shipped adapters."""
-    return sorted(folder.name for folder in (TESTBED / "adapters").iterdir())
 
 
 class RegistryProcesses:
@@ -80,9 +76,7 @@ class RegistryProcesses:
         """Start the registry service in this process."""
         self.service = build_registry(self.settings)
         await self.service.start()
-        self.client = httpx.AsyncClient(
-            base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=30
-        )
+        self.client = httpx.AsyncClient(base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=30)
 
     async def stop_service(self) -> None:
         """Stop it."""
@@ -116,7 +110,7 @@ class RegistryProcesses:
 
     async def upload(self, name: str, task: str | None = None, **form: str) -> str:
         """Upload a shipped adapter; returns the job's id."""
-        answer = await self.client.post("/v1/adapters", data={"name": name, **form}, files=testbed_files(task or name))
+        answer = await self.client.post("/v1/adapters", data={"name": name, **form}, files=shipped_files(task or name))
         assert answer.status_code == 202, answer.text
         return str(answer.json()["job_id"])
 

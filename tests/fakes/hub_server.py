@@ -45,7 +45,13 @@ class Hub:
     url: str = ""
 
     def add(
-        self, repo: str, files: Mapping[str, bytes], *, tag: str = "main", is_gated: bool = False, is_private: bool = False
+        self,
+        repo: str,
+        files: Mapping[str, bytes],
+        *,
+        tag: str = "main",
+        is_gated: bool = False,
+        is_private: bool = False,
     ) -> str:
         """Put a repository there; returns its commit."""
         commit = hashlib.sha1(repr(sorted(files.items())).encode(), usedforsecurity=False).hexdigest()
@@ -65,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(has_body=True)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
 
     def _answer(self, *, has_body: bool) -> None:

@@ -47,7 +47,13 @@ def fetch(hub, folder, *references, **environment):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(MAX_BYTES), str(folder), *references],
-        env={**inherited, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "NO_PROXY": "127.0.0.1", **environment},
+        env={
+            **inherited,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(folder / "home"),
+            "NO_PROXY": "127.0.0.1",
+            **environment,
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,

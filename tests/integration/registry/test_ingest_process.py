@@ -45,8 +45,9 @@ class TestWork:
 class TestSuddenDeath:
     async def test_a_killed_ingest_process_costs_nothing(self, registry):
         job_ids = [await registry.upload(name) for name in POOL]
-        while not WORKING.intersection([(await registry.job(job_id))["state"] for job_id in job_ids]):
-            await asyncio.sleep(0.005)
+        states: list[str] = []
+        while not WORKING.intersection(states):
+            states = [(await registry.job(job_id))["state"] for job_id in job_ids]
         registry.kill_ingest()
         interrupted = [job_id for job_id in job_ids if (await registry.job(job_id))["state"] != "READY"]
         assert interrupted

@@ -1,0 +1,61 @@
+"""The list of linear modules of the served base, made without its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from hilora.errors import InvalidInput
+from services.registry.infra import base_model
+from services.registry.infra.base_model import TransformersBaseModel
+
+BASE = Path(__file__).resolve().parents[5] / "examples" / "testbed" / "base"
+
+
+class TestModules:
+    def test_they_have_the_shapes_of_the_weights(self, tmp_path):
+        modules = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
+
+        with safe_open(BASE / "model.safetensors", framework="pt") as file:
+            for path, shape in modules.items():
+                if path != "lm_head":  # tied to the embedding, so the file may not hold it
+                    assert tuple(file.get_slice(f"{path}.weight").get_shape()) == shape
+        assert "model.layers.0.self_attn.q_proj" in modules
+
+    def test_a_later_start_need_not_build_the_model(self, tmp_path, monkeypatch):
+        first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
+        monkeypatch.setattr(base_model, "_modules_of", lambda _: pytest.fail("built again"))
+
+        assert TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules() == first
+
+    def test_another_config_is_another_model(self, tmp_path):
+        TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path / "cache").modules()
+        other = tmp_path / "other"
+        other.mkdir()
+        shutil.copy(BASE / "config.json", other)
+        config = json.loads((other / "config.json").read_text())
+        config["intermediate_size"] *= 2
+        (other / "config.json").write_text(json.dumps(config))
+
+        modules = TransformersBaseModel(str(other), name="other", cache_folder=tmp_path / "cache").modules()
+
+        assert modules["model.layers.0.mlp.up_proj"][0] == config["intermediate_size"]
+
+    def test_a_damaged_cache_is_made_again(self, tmp_path):
+        first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
+        (cache,) = tmp_path.iterdir()
+        cache.write_text("{")
+
+        assert TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules() == first
+
+    def test_what_is_no_model(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+
+        with pytest.raises(InvalidInput) as raised:
+            TransformersBaseModel(str(tmp_path), name="base", cache_folder=tmp_path).modules()
+
+        assert raised.value.code == "base_model_unreadable"

@@ -1,0 +1,51 @@
+"""Configuration: what is checked at the start, and what the ingest process gets to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from services.registry.infra.redis_connection import broker_url_of
+from services.registry.settings import RegistrySettings
+
+NEEDED = {"base_model": "base", "data_dir": Path("data"), "redis_url": SecretStr("redis://:secret@h/1")}
+
+
+class TestSettings:
+    def test_a_child_process_gets_the_same(self, monkeypatch):
+        settings = RegistrySettings(
+            **NEEDED, allowed_local_dirs=(Path("/a"), Path("/b")), admin_api_key=SecretStr("key"), allow_hub=False
+        )
+
+        for name, value in settings.to_environment().items():
+            monkeypatch.setenv(name, value)
+
+        assert RegistrySettings() == settings
+
+    def test_secrets_are_not_printed(self):
+        text = repr(RegistrySettings(**NEEDED, admin_api_key=SecretStr("key-of-the-door")))
+
+        assert "secret@" not in text
+        assert "key-of-the-door" not in text
+
+    def test_an_open_door_to_the_network_is_refused(self):
+        with pytest.raises(ValidationError, match="HILORA_REGISTRY_ADMIN_API_KEY"):
+            RegistrySettings(**NEEDED, rest_host="0.0.0.0")
+        assert RegistrySettings(**NEEDED, rest_host="0.0.0.0", admin_api_key=SecretStr("key"))
+        assert RegistrySettings(**NEEDED, rest_host="0.0.0.0", has_own_rest_port=False)
+
+
+class TestBrokerUrl:
+    @pytest.mark.parametrize(
+        ("url", "broker"),
+        [
+            ("redis://:p@h:6380/2", "redis://:p@h:6380/2"),
+            ("unix:///run/r.sock", "redis+socket:///run/r.sock?virtual_host=0"),
+            ("unix:///run/r.sock?db=3", "redis+socket:///run/r.sock?virtual_host=3"),
+            ("unix:///a%20b/r.sock?db=0", "redis+socket:///a%20b/r.sock?virtual_host=0"),
+        ],
+    )
+    def test_one_url_for_both_clients(self, url, broker):
+        assert broker_url_of(url) == broker
