@@ -47,7 +47,7 @@ class _IngestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestSta
     """Taken out of the catalogue."""
 
 class IngestState(_IngestState, metaclass=_IngestStateEnumTypeWrapper):
-    """States of an ingest and of the adapter it makes; transitions in services/registry/ingestion."""
+    """States of an ingest and of the adapter it makes; transitions in services/registry/job.py."""
 
 INGEST_STATE_UNSPECIFIED: IngestState.ValueType  # 0
 INGEST_STATE_PENDING: IngestState.ValueType  # 1
@@ -186,7 +186,7 @@ class CatalogEntry(_message.Message):
     encoder_id: _builtins.str
     """Which encoder made the embeddings: routers with another one must not compare."""
     samples_source: _builtins.str
-    """Where the sample texts came from: "upload", "task_file", ..."""
+    """Where the sample texts came from: "upload", or "bundled" with the adapter."""
     num_samples: _builtins.int
     """Number of sample texts m."""
     sample_embeddings: _builtins.bytes
