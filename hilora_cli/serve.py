@@ -80,7 +80,7 @@ def run_system(
 
 
 def _hide_loading_bars() -> None:
-    """transformers draws one per model on standard error, which is our log."""
+    """Each model that loads draws one on standard error, which is our log."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

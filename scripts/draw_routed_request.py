@@ -20,7 +20,7 @@ from typing import Any
 JsonObject = dict[str, Any]
 
 _IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-_MAX_ROWS = 6
+_MAX_ROWS = 5
 _WIDTH = 980
 _TOP = 62
 _ROW_HEIGHT = 50
@@ -28,7 +28,7 @@ _SQUARE = 11
 _SQUARE_STEP = 14
 _MIDDLE_X = 300
 _MIDDLE_WIDTH = 400
-_RIGHT_X = 740
+_RIGHT_X = 730
 _BAR_WIDTH = 150
 _NUM_HUES = 4
 
@@ -82,7 +82,7 @@ def ask(url: str, text: str, excluded: list[str]) -> JsonObject:
     route = _post(f"{url}/v1/route", {"text": text, "hilora": options})
     body = {"model": "auto", "prompt": text, "max_tokens": 32, "temperature": 0, "hilora": options}
     answer = _post(f"{url}/v1/completions", body)
-    return {"text": text, "route": route, "answer": answer["choices"][0]["text"].strip()}
+    return {"text": text, "excluded": excluded, "route": route, "answer": answer["choices"][0]["text"].strip()}
 
 
 def draw(record: JsonObject) -> str:
@@ -97,7 +97,7 @@ def draw(record: JsonObject) -> str:
         f"<style>{_STYLE}</style>",
         f'<rect class="ground" x=".5" y=".5" width="{_WIDTH - 1}" height="{height - 1}" rx="10"/>',
         *_request(record, height),
-        *_candidates(route, rows, height),
+        *_candidates(record, rows, height),
         *_token(record, rows, height),
         "</svg>",
     ]
@@ -117,16 +117,18 @@ def _request(record: JsonObject, height: int) -> list[str]:
     ]
 
 
-def _candidates(route: JsonObject, rows: list[JsonObject], height: int) -> list[str]:
-    is_out = route["is_out_of_distribution"]
+def _candidates(record: JsonObject, rows: list[JsonObject], height: int) -> list[str]:
+    route = record["route"]
     ranks = {budget["name"]: budget["lora_rank"] for budget in route["plan"]["budgets"]}
-    where = "no adapter made for it" if is_out else "in distribution"
+    where = "Out of distribution" if route["is_out_of_distribution"] else "In distribution"
+    if record["excluded"]:
+        where += f": {', '.join(record['excluded'])} is kept out of the pool"
     parts = [
         _text(_MIDDLE_X, 34, "SEQUENCE LEVEL: WHICH ADAPTERS, HOW MANY ROCS", "head"),
         _text(
             _MIDDLE_X,
             height - 22,
-            f"{where} · {route['mode']} · catalogue generation {route['catalog_generation']}",
+            f"{where}.",
             "small quiet",
         ),
     ]
@@ -146,7 +148,9 @@ def _candidates(route: JsonObject, rows: list[JsonObject], height: int) -> list[
             kind = hue if roc_idx < candidate["num_rocs"] else f"{hue} hollow"
             line = y + 8 + _SQUARE_STEP * (roc_idx // 10)
             parts.append(f'<rect class="{kind}" x="{x}" y="{line}" width="{_SQUARE}" height="{_SQUARE}" rx="2"/>')
-        granted = f"{candidate['num_rocs']} of {ranks[candidate['name']]} ROCs" if is_chosen else "runner-up"
+        granted = "runner-up"
+        if is_chosen:
+            granted = f"{candidate['num_rocs']} of {ranks[candidate['name']]} ROCs, weight {candidate['weight']:.2f}"
         parts.append(_text(_MIDDLE_X + 232, y + 37, granted, "small quiet"))
     return parts
 
@@ -155,7 +159,7 @@ def _token(record: JsonObject, rows: list[JsonObject], height: int) -> list[str]
     plan = record["route"]["plan"]
     num_rocs, num_available = plan["num_rocs"], sum(budget["lora_rank"] for budget in plan["budgets"])
     middle = height / 2
-    parts = [_text(_RIGHT_X, 34, "TOKEN LEVEL: WHAT A TOKEN USES", "head")]
+    parts = [_text(_RIGHT_X, 34, "TOKEN LEVEL: WHAT RUNS", "head")]
     for number, candidate in enumerate(rows):
         if candidate["num_rocs"]:
             start = _TOP + number * _ROW_HEIGHT + 14
@@ -168,12 +172,13 @@ def _token(record: JsonObject, rows: list[JsonObject], height: int) -> list[str]
     share = f"{100 * num_rocs / num_available:.0f} % active" if num_available else "the base alone"
     parts += [
         f'<path class="tip" d="M{_RIGHT_X - 4} {middle:g} l-9 -5 v10 z"/>',
-        f'<rect class="card" x="{_RIGHT_X}" y="{middle - 62:g}" width="220" height="{110 + 20 * len(answer)}" rx="8"/>',
+        f'<rect class="card" x="{_RIGHT_X}" y="{middle - 62:g}" width="226" height="{132 + 20 * len(answer)}" rx="8"/>',
         _text(_RIGHT_X + 16, middle - 30, f"{num_rocs} of {num_available}", "big"),
         _text(_RIGHT_X + 16, middle - 10, f"rank-one components, {share}:", "small quiet"),
-        _text(_RIGHT_X + 16, middle + 6, "in each layer, those that the", "small quiet"),
-        _text(_RIGHT_X + 16, middle + 22, "token excites most", "small quiet"),
-        *(_text(_RIGHT_X + 16, middle + 48 + 20 * number, line, "mono name") for number, line in enumerate(answer)),
+        _text(_RIGHT_X + 16, middle + 6, "in every layer the ones that", "small quiet"),
+        _text(_RIGHT_X + 16, middle + 22, "the token at hand excites most", "small quiet"),
+        _text(_RIGHT_X + 16, middle + 52, "ANSWER", "head"),
+        *(_text(_RIGHT_X + 16, middle + 72 + 20 * number, line, "mono name") for number, line in enumerate(answer)),
     ]
     return parts
 

@@ -74,7 +74,9 @@ def run_ablation(
         )
     rows: list[AblationRow] = []
     for name in names or known:
-        scores = {setting: bench.score(setting, known[name]) for setting in ABLATION_SETTINGS}
+        scores: dict[OfflineSetting, OfflineScore] = {
+            setting: bench.score(setting, known[name]) for setting in ABLATION_SETTINGS
+        }
         rows.append(AblationRow(name=name, scores=scores))
         if on_row is not None:
             on_row(rows[-1])
