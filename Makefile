@@ -40,7 +40,7 @@ format: $(STAMP) ## Format the code and apply safe fixes
 	$(BIN)/ruff format .
 
 types: $(STAMP) ## Check the types
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 imports: $(STAMP) ## Check the rules of dependency
 	$(BIN)/lint-imports

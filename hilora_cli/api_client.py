@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 
 import httpx
 
-from hilora.errors import HiloraError, Unavailable
+from hilora.errors import HiloraError, InvalidInput, Unavailable
 
 JsonObject = dict[str, Any]
 
@@ -94,9 +94,19 @@ class ApiClient:
             raise self._unreachable(error) from error
         if not response.is_success:
             raise _refusal(response)
-        return cast("JsonObject", response.json()) if response.content else {}
+        try:
+            return cast("JsonObject", response.json()) if response.content else {}
+        except ValueError as error:
+            raise _unexpected(response) from error
 
-    def _unreachable(self, error: httpx.TransportError) -> Unavailable:
+    def _unreachable(self, error: httpx.TransportError) -> HiloraError:
+        if isinstance(error, httpx.UnsupportedProtocol):
+            return InvalidInput(
+                f"{self._url!r} is not an address of a server.",
+                code="invalid_url",
+                remedy="Write it like http://127.0.0.1:8000.",
+                place="--url",
+            )
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return Unavailable(
                 f"No server answers at {self._url}.",
@@ -116,11 +126,16 @@ def _refusal(response: httpx.Response) -> HiloraError:
     try:
         return _error_of(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return HiloraError(
-            f"{response.request.url} answered {response.status_code}: {response.text[:200] or response.reason_phrase}",
-            code="unexpected_answer",
-            remedy="Check that the address is a HiLoRA server's.",
-        )
+        return _unexpected(response)
+
+
+def _unexpected(response: httpx.Response) -> HiloraError:
+    """An answer that cannot be one of ours."""
+    return HiloraError(
+        f"{response.request.url} answered {response.status_code}: {response.text[:200] or response.reason_phrase}",
+        code="unexpected_answer",
+        remedy="Check that the address is a HiLoRA server's.",
+    )
 
 
 def _error_of(fields: JsonObject) -> HiloraError:

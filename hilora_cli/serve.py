@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hilora_cli.adapter_upload import AdapterUpload
-
 if TYPE_CHECKING:
+    from hilora_cli.adapter_upload import AdapterUpload
     from services.standalone.settings import StandaloneSettings
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. Anything but loopback needs --admin-key.")]
@@ -56,7 +55,7 @@ def run_system(
 
     Raises:
         HiloraError: it cannot start.
-        OSError: the port is taken, or the data folder cannot be written.
+        OSError: the address cannot be bound, or the data folder cannot be written.
     """
     import asyncio
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from hilora.errors import Unavailable
+from hilora.errors import Conflict, Unavailable
 from services.common.auth import refuse_open_door
 from services.common.http_server import HttpServer
 from services.common.lifecycle import Component
@@ -67,9 +68,9 @@ class Standalone:
         """Return when a request would be answered.
 
         Raises:
-            Conflict: `data_dir_in_use`.
+            Conflict: `data_dir_in_use` or `port_in_use`.
             InvalidInput: the base model or the encoder cannot be loaded, or there is no Redis server.
-            OSError: the port is taken, or the data folder cannot be written.
+            OSError: the address cannot be bound, or the data folder cannot be written.
             Unavailable: a part did not start.
         """
         began = time.monotonic()
@@ -112,7 +113,7 @@ class Standalone:
 
     async def _start_parts(self) -> None:
         # First, because a port that is taken should be said at once; the door answers 503 until it is attached.
-        await self._http_server.start()
+        await self._open_door()
         redis = build_redis_process(self._folder)
         await redis.start()
         self._redis = redis
@@ -133,6 +134,19 @@ class Standalone:
         await self._start(router)
         await _wait_until_ready(router)
         self._front_door.attach(registry_app=registry.rest_app, router_app=router.rest_app)
+
+    async def _open_door(self) -> None:
+        try:
+            await self._http_server.start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise Conflict(
+                f"Another program listens on {self.address}.",
+                code="port_in_use",
+                remedy="Stop it, or give another --port.",
+                place="port",
+            ) from error
 
     async def _start(self, service: Component) -> None:
         await service.start()
