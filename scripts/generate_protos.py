@@ -30,11 +30,16 @@ def generate(target: Path) -> None:
         path = target / marker
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    # The plugins of this environment, whatever the PATH.
+    plugins = [
+        f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
     bundled = resources.files("grpc_tools") / "_proto"
     files = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.glob("hilora_rpc/**/*.proto"))
     exit_code = protoc.main(
         [
             "protoc",
+            *plugins,
             f"--proto_path={SOURCE}",
             f"--proto_path={bundled}",
             f"--python_out={target}",
