@@ -56,7 +56,8 @@ def multinomial_counts(
 def largest_remainder_counts(lora_ranks: Sequence[int], *, shares_C: FloatArray, budget: int) -> tuple[int, ...]:
     """Counts in proportion to the shares, without chance.
 
-    They sum to `budget`, none exceeds its rank, and each is at least 1 where the budget allows. Whole parts are given
+    They sum to `budget`, none exceeds its rank, and each is at least 1 where the budget allows: the first
+    candidates, where it is short. Whole parts are given
     first, then one each by falling remainder; what a cap cuts off goes to the others in the same way. Equal
     remainders: the earlier candidate.
 
@@ -70,9 +71,9 @@ def largest_remainder_counts(lora_ranks: Sequence[int], *, shares_C: FloatArray,
     shares_C = np.asarray(shares_C, dtype=np.float64)
     total = float(shares_C.sum())
     quota_C = budget * (shares_C / total if total > 0.0 else np.full(len(ranks_C), 1.0 / len(ranks_C)))
-    counts_C = np.zeros(len(ranks_C), dtype=np.int64)
-    counts_C[:budget] = 1
-    counts_C = np.clip(np.floor(quota_C).astype(np.int64), counts_C, ranks_C)
+    least_C = np.zeros(len(ranks_C), dtype=np.int64)
+    least_C[:budget] = 1
+    counts_C = np.clip(np.floor(quota_C).astype(np.int64), least_C, ranks_C)
     # One at a time towards the quota: at most as many steps as there are ROCs.
     while (left := budget - int(counts_C.sum())) != 0:
         lack_C = quota_C - counts_C
@@ -80,7 +81,7 @@ def largest_remainder_counts(lora_ranks: Sequence[int], *, shares_C: FloatArray,
             idx = int(np.argmax(np.where(counts_C < ranks_C, lack_C, -np.inf)))
             counts_C[idx] += 1
         else:
-            idx = len(ranks_C) - 1 - int(np.argmin(np.where(counts_C > 1, lack_C, np.inf)[::-1]))
+            idx = len(ranks_C) - 1 - int(np.argmin(np.where(counts_C > least_C, lack_C, np.inf)[::-1]))
             counts_C[idx] -= 1
     return tuple(int(count) for count in counts_C)
 

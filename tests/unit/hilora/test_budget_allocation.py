@@ -71,6 +71,7 @@ class TestLargestRemainder:
             ([8, 8], [0.0, 0.0], 4, (2, 2)),
             # Fewer ROCs than candidates: the first ones.
             ([8, 8, 8], [0.4, 0.3, 0.3], 2, (1, 1, 0)),
+            ([1, 1, 1], [0.0, 1.0, 0.0], 1, (1, 0, 0)),
         ],
     )
     def test_examples(self, ranks, shares, budget, counts):

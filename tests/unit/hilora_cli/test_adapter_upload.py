@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from hilora.errors import HiloraError, InvalidInput
+from hilora_cli.adapter_upload import AdapterUpload, submit, wait_for_job
+from hilora_cli.api_client import ApiClient
+
+JOB = {"job_id": "j", "adapter_name": "a", "state": "PENDING", "progress": 0.0, "detail": "waiting", "error": None}
+
+
+class Server:
+    """Remembers what was sent and answers with a job."""
+
+    def __init__(self, *states):
+        self.request = None
+        self.body = b""
+        self._states = list(states)
+
+    def __call__(self, request):
+        if request.method == "POST":
+            self.request, self.body = request, request.read()
+            return httpx.Response(202, json=JOB)
+        return httpx.Response(200, json={**JOB, **self._states.pop(0)})
+
+    def client(self):
+        return ApiClient("http://server", transport=httpx.MockTransport(self))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "my-adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes(b"CONFIG")
+    (folder / "adapter_model.safetensors").write_bytes(b"WEIGHTS")
+    return folder
+
+
+class TestSubmit:
+    async def test_a_folder_is_sent_as_files_under_its_own_name(self, folder):
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(folder), samples=b"SAMPLES", replaces=True))
+
+        assert server.request.url.path == "/v1/adapters"
+        for content in (b"my-adapter", b"CONFIG", b"WEIGHTS", b"SAMPLES", b'name="replace"', b"true"):
+            assert content in server.body
+
+    async def test_samples_beside_the_files_are_taken_along(self, folder):
+        (folder / "samples.jsonl").write_bytes(b"BESIDE")
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(folder)))
+
+        assert b"BESIDE" in server.body
+
+    async def test_samples_that_are_given_win_over_those_beside(self, folder):
+        (folder / "samples.jsonl").write_bytes(b"BESIDE")
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(folder), samples=b"GIVEN"))
+
+        assert b"GIVEN" in server.body
+        assert b"BESIDE" not in server.body
+
+    async def test_an_archive_leaves_its_name_to_the_server(self, tmp_path):
+        (tmp_path / "a.tar.gz").write_bytes(b"ARCHIVE")
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(tmp_path / "a.tar.gz")))
+
+        assert b'name="archive"; filename="a.tar.gz"' in server.body
+        assert b'name="name"' not in server.body
+
+    async def test_anything_else_is_a_hub_repository(self):
+        server = Server()
+        upload = AdapterUpload(source="owner/name@main", name="n", samples=b'{"text": "t"}\n\n{"text": "u"}\n')
+        async with server.client() as client:
+            await submit(client, upload)
+
+        assert json.loads(server.body) == {
+            "name": "n",
+            "source": {"hub": "owner/name@main"},
+            "samples": ["t", "u"],
+            "replace": False,
+        }
+
+    async def test_a_folder_without_an_adapter_is_not_sent(self, tmp_path):
+        server = Server()
+        async with server.client() as client:
+            with pytest.raises(InvalidInput) as refusal:
+                await submit(client, AdapterUpload(source=str(tmp_path)))
+
+        assert refusal.value.code == "no_adapter_files"
+        assert server.request is None
+
+    async def test_a_samples_file_of_another_form_is_refused_with_its_line(self):
+        async with Server().client() as client:
+            with pytest.raises(InvalidInput, match="Line 2"):
+                await submit(client, AdapterUpload(source="owner/name", samples=b'{"text": "t"}\n{"prompt": "u"}\n'))
+
+
+class TestWaitForJob:
+    async def test_every_look_is_shown_until_it_is_ready(self):
+        seen = []
+        server = Server({"state": "VALIDATING"}, {"state": "READY"})
+        async with server.client() as client:
+            job = await wait_for_job(client, JOB, on_job=lambda job: seen.append(job["state"]))
+
+        assert job["state"] == "READY"
+        assert seen == ["PENDING", "VALIDATING", "READY"]
+
+    async def test_a_failed_one_is_raised_with_its_reason_and_remedy(self):
+        error = {"code": "nan_weights", "message": "There is a NaN.", "remedy": "Train again.", "place": "w"}
+        async with Server({"state": "FAILED", "error": error}).client() as client:
+            with pytest.raises(HiloraError) as failure:
+                await wait_for_job(client, JOB)
+
+        assert (failure.value.code, failure.value.remedy) == ("nan_weights", "Train again.")

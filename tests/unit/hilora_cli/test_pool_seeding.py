@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from hilora.errors import InvalidInput
+from hilora_cli.api_client import ApiClient
+from hilora_cli.pool_seeding import missing_from, seed, uploads_of, uploads_of_testbed
+
+
+def write_adapter(folder):
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+class TestUploadsOf:
+    def test_a_folder_that_is_an_adapter_is_one(self, tmp_path):
+        folder = write_adapter(tmp_path / "one")
+
+        assert [upload.name for upload in uploads_of(folder)] == ["one"]
+
+    def test_a_folder_of_adapters_is_all_of_them_and_nothing_else(self, tmp_path):
+        for name in ("b", "a"):
+            write_adapter(tmp_path / name)
+        (tmp_path / "notes").mkdir()
+
+        assert [upload.name for upload in uploads_of(tmp_path)] == ["a", "b"]
+
+    @pytest.mark.parametrize("folder", ["empty", "missing"])
+    def test_no_adapter_at_all_is_an_error(self, tmp_path, folder):
+        (tmp_path / "empty").mkdir()
+
+        with pytest.raises(InvalidInput) as refusal:
+            uploads_of(tmp_path / folder)
+
+        assert refusal.value.code == "no_adapters"
+
+    def test_a_testbeds_samples_are_its_fit_prompts_alone(self, tmp_path):
+        write_adapter(tmp_path / "adapters" / "sort")
+        lines = [
+            {"task": "sort", "split": "fit", "prompt": "sort this"},
+            {"task": "sort", "split": "test", "prompt": "a secret"},
+            {"task": "copy", "split": "fit", "prompt": "copy this"},
+        ]
+        (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+        (upload,) = uploads_of_testbed(tmp_path)
+
+        assert upload.name == "sort"
+        assert upload.samples == b'{"text": "sort this"}\n'
+
+
+class TestSeed:
+    @staticmethod
+    def server(request):
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"name": "old"}]})
+        if b"bad" in request.read():
+            return httpx.Response(422, json={"error": {"message": "No.", "code": "bad_adapter"}})
+        return httpx.Response(202, json={"job_id": "j", "state": "READY", "progress": 1.0, "detail": ""})
+
+    async def test_only_what_is_not_there_is_sent(self, tmp_path):
+        for name in ("old", "new"):
+            write_adapter(tmp_path / name)
+        async with ApiClient("http://server", transport=httpx.MockTransport(self.server)) as client:
+            missing = await missing_from(client, uploads_of(tmp_path))
+
+        assert [upload.name for upload in missing] == ["new"]
+
+    async def test_one_refusal_does_not_keep_the_others(self, tmp_path):
+        for name in ("bad", "good-1", "good-2"):
+            write_adapter(tmp_path / name)
+        done = {}
+        async with ApiClient("http://server", transport=httpx.MockTransport(self.server)) as client:
+            await seed(client, uploads_of(tmp_path), on_seeded=lambda name, failure: done.update({name: failure}))
+
+        assert done["bad"].code == "bad_adapter"
+        assert done["good-1"] is done["good-2"] is None
