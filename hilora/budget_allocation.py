@@ -56,10 +56,9 @@ def multinomial_counts(
 def largest_remainder_counts(lora_ranks: Sequence[int], *, shares_C: FloatArray, budget: int) -> tuple[int, ...]:
     """Counts in proportion to the shares, without chance.
 
-    They sum to `budget`, none exceeds its rank, and each is at least 1 where the budget allows: the first
-    candidates, where it is short. Whole parts are given
-    first, then one each by falling remainder; what a cap cuts off goes to the others in the same way. Equal
-    remainders: the earlier candidate.
+    They sum to `budget`, none exceeds its rank, and each is at least 1; where the budget is too short for that, the
+    first candidates are. Whole parts are given first, then one each by falling remainder; what a cap cuts off goes
+    to the others in the same way. Equal remainders: the earlier candidate.
 
     Args:
         lora_ranks: the caps, each at least 1.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Two cores are shared by every process of a test run: torch's own threads only get in each other's way.
@@ -12,6 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test never reaches for the hub: those that speak its protocol start a server and say so.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Developers search at random; continuous integration repeats one search, so that it fails for a reason in the change.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 _TIERS = ("unit", "contract", "integration", "e2e")
 
