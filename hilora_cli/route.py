@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_BAR_CELLS = 20
+_BAR_CELLS = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -51,7 +51,7 @@ def candidate_table(answer: dict[str, Any]) -> Table:
     table = Table(title="Candidates", caption="LLR: log-likelihood ratio to a task that has no adapter")
     table.add_column("adapter", no_wrap=True)
     table.add_column("LLR", justify="right")
-    table.add_column("posterior", justify="right")
+    table.add_column("posterior", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("ROCs", justify="right")
     table.add_column("weight", justify="right")

@@ -48,12 +48,12 @@ class TestRoute:
         assert "None fits." in text
         assert "12 ms" in text
 
-    @pytest.mark.parametrize(("share", "cells"), [(0, 0), (0.5, 10), (1, 20), (7, 20)])
+    @pytest.mark.parametrize(("share", "cells"), [(0, 0), (0.5, 8), (1, 16), (7, 16)])
     def test_a_bar_is_as_long_as_its_share(self, share, cells):
-        assert posterior_bar(share) == "█" * cells + " " * (20 - cells)
+        assert posterior_bar(share) == "█" * cells + " " * (16 - cells)
 
     def test_a_bar_shows_less_than_a_character(self):
-        assert posterior_bar(1 / 160).strip() == "▏"
+        assert posterior_bar(1 / 128).strip() == "▏"
 
 
 class TestGenerate:
