@@ -23,6 +23,7 @@ _MAX_PARTS = 32
 _MAX_FIELD_BYTES = 4096
 _ARCHIVE_FILE = ".archive"
 _SAMPLES_FILE = ".samples"
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _TEXT_FIELDS = frozenset({"name", "replace"})
 _REMEDY = (
     "Send multipart/form-data with `archive`, or with several `files`; besides them `samples`, `name` and `replace`."
@@ -151,12 +152,13 @@ class MultipartUpload:
         file_name = PurePosixPath(options.get(b"filename", b"").decode("utf-8", "replace").replace("\\", "/")).name
         if field in _TEXT_FIELDS:
             self._field = (field, bytearray())
-        elif field == "archive":
+        elif field == "archive" or file_name.lower().endswith(_ARCHIVE_SUFFIXES):
             self._archive_name = file_name
             self._sink = self._new_file(_ARCHIVE_FILE)
         elif field == "samples":
             self._sink = self._new_file(_SAMPLES_FILE)
-        elif field in {"files", "file"} and file_name:
+        elif file_name:
+            # Whatever a client calls its fields, a file is known by its name.
             self._sink = self._new_file(file_name) if is_wanted(file_name) else None
         else:
             raise _malformed(f"the field {field[:80]!r} is not known here")

@@ -72,6 +72,21 @@ class TestUpload:
         assert shown["samples_source"] == "bundled"
         assert shown["provenance"]["source"] == name
 
+    @pytest.mark.parametrize(
+        "files",
+        [
+            [(f"part{number}", item) for number, item in enumerate(adapter_files().items())],
+            [("file", ("sorter.zip", zip_bytes(adapter_files())))],
+        ],
+    )
+    async def test_a_file_is_known_by_its_own_name_whatever_its_field(self, stack, files):
+        async with stack.client() as client:
+            accepted = await client.post("/v1/adapters", data={"name": "sorter"}, files=files)
+            assert accepted.status_code == 202, accepted.text
+            await stack.work()
+
+            assert (await client.get("/v1/adapters/sorter")).status_code == 200
+
     async def test_samples_beside_an_archive_win_over_those_inside(self, stack):
         files = {
             "archive": ("a.zip", zip_bytes(adapter_files())),
