@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hilora.errors import InvalidInput
-from hilora_cli.serve import PortOption, run_system
+from hilora_cli.serve import PortOption, RpcPortOption, run_system
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED_TESTBED = _CHECKOUT / "examples" / "testbed"
@@ -21,6 +21,7 @@ _EXAMPLE_TASK = "reverse-letters"
 
 def demo(
     port: PortOption = 8000,
+    rpc_port: RpcPortOption = 0,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Folder of all that must survive. [default: .hilora/]")
     ] = None,
@@ -42,15 +43,18 @@ def demo(
         base_model_name="testbed-base",
         data_dir=data_dir or _DEMO_DATA / f"demo-{_digest_of(testbed)}",
         port=port,
+        rpc_port=rpc_port,
         log_level="WARNING",
     )
     print("Starting registry, router, worker and Redis ...", flush=True)
-    run_system(
-        settings, uploads=uploads_of_testbed(testbed), announce=lambda url: print(invitation(url, testbed), flush=True)
-    )
+
+    def announce(url: str, rpc_address: str) -> None:
+        print(invitation(url, rpc_address, testbed), flush=True)
+
+    run_system(settings, uploads=uploads_of_testbed(testbed), announce=announce)
 
 
-def invitation(url: str, testbed: Path) -> str:
+def invitation(url: str, rpc_address: str, testbed: Path) -> str:
     """The address, one request to paste, and what should answer it."""
     lines = [json.loads(line) for line in (testbed / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]
     asked = [line for line in lines if line["split"] == "test" and (testbed / "adapters" / line["task"]).is_dir()]
@@ -60,7 +64,7 @@ def invitation(url: str, testbed: Path) -> str:
     return "\n".join(
         [
             "",
-            f"HiLoRA Serve listens on {url}. Try:",
+            f"HiLoRA Serve listens on {url}, gRPC on {rpc_address}. Try:",
             "",
             f"curl -s {url}/v1/completions -H 'Content-Type: application/json' -d {request}",
             "",

@@ -24,7 +24,12 @@ class HasAddress(Protocol):
 
     @property
     def address(self) -> str:
-        """`host:port`."""
+        """`host:port` of HTTP."""
+        ...
+
+    @property
+    def rpc_address(self) -> str:
+        """`host:port` of gRPC."""
         ...
 
 
@@ -35,7 +40,7 @@ class Opening:
         server: started before this.
         uploads: adapters that should be in the pool.
         admin_key: bearer key of the adapter routes.
-        announce: called with the server's URL when everything is in place.
+        announce: called with the server's URL and its gRPC address when everything is in place.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class Opening:
         *,
         uploads: Sequence[AdapterUpload],
         admin_key: str | None,
-        announce: Callable[[str], None],
+        announce: Callable[[str, str], None],
     ) -> None:
         self._server = server
         self._uploads = tuple(uploads)
@@ -58,7 +63,7 @@ class Opening:
             missing = await missing_from(client, self._uploads) if self._uploads else []
             if missing:
                 await self._register(client, missing)
-        self._announce(url)
+        self._announce(url, self._server.rpc_address)
 
     async def stop(self, *, grace_seconds: float) -> None:
         """Nothing is held after `start`."""

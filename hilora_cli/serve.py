@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. Anything but loopback needs --admin-key.")]
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to bind; 0 takes a free one.")]
+RpcPortOption = Annotated[
+    int, typer.Option("--rpc-port", min=0, max=65535, help="Port of the gRPC RouterService; 0 takes a free one.")
+]
 AdminKeyOption = Annotated[
     str | None,
     typer.Option("--admin-key", envvar="HILORA_STANDALONE_ADMIN_API_KEY", help="Bearer key of the adapter routes."),
@@ -24,6 +27,7 @@ def serve(
     base: Annotated[str, typer.Option("--base", help="The base model: a folder or a hub id.")],
     data_dir: Annotated[Path, typer.Option("--data-dir", help="Folder of all that must survive.")],
     port: PortOption = 8000,
+    rpc_port: RpcPortOption = 0,
     host: HostOption = "127.0.0.1",
     adapters: Annotated[
         list[Path] | None,
@@ -43,13 +47,18 @@ def serve(
         data_dir=data_dir,
         host=host,
         port=port,
+        rpc_port=rpc_port,
         admin_api_key=SecretStr(admin_key) if admin_key else None,
     )
-    run_system(settings, uploads=uploads, announce=lambda url: print(f"HiLoRA Serve listens on {url}", flush=True))
+
+    def announce(url: str, rpc_address: str) -> None:
+        print(f"HiLoRA Serve listens on {url}, gRPC on {rpc_address}", flush=True)
+
+    run_system(settings, uploads=uploads, announce=announce)
 
 
 def run_system(
-    settings: StandaloneSettings, *, uploads: Sequence[AdapterUpload], announce: Callable[[str], None]
+    settings: StandaloneSettings, *, uploads: Sequence[AdapterUpload], announce: Callable[[str, str], None]
 ) -> None:
     """Start everything, register what is missing, announce the address, serve until a signal, drain.
 

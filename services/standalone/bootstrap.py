@@ -58,6 +58,12 @@ class Standalone:
         self._redis: SupervisedProcess | None = None
         self._ingest: SupervisedProcess | None = None
         self._services: list[Component] = []
+        self._rpc_address = ""
+
+    @property
+    def rpc_address(self) -> str:
+        """`host:port` of the public gRPC server, valid after `start`."""
+        return self._rpc_address
 
     @property
     def address(self) -> str:
@@ -132,6 +138,7 @@ class Standalone:
             opens_http=False,
         )
         await self._start(router)
+        self._rpc_address = router.rpc_address
         await _wait_until_ready(router)
         self._front_door.attach(registry_app=registry.rest_app, router_app=router.rest_app)
 
@@ -191,7 +198,8 @@ class Standalone:
 
     def _router_settings(self, registry_address: str, worker_address: str) -> RouterSettings:
         return RouterSettings(
-            rpc_port=0,
+            rpc_host=self._settings.host,
+            rpc_port=self._settings.rpc_port,
             registry_address=registry_address,
             worker_addresses=(worker_address,),
             base_model_name=self._settings.base_model_name,

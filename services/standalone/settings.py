@@ -33,6 +33,8 @@ class StandaloneSettings(ServiceSettings):
     """Address the public HTTP port binds."""
     port: int = Field(default=8000, ge=0, le=65535)
     """The public HTTP port; 0 takes a free one."""
+    rpc_port: int = Field(default=0, ge=0, le=65535)
+    """The public gRPC port (`RouterService`), on the same host; 0 takes a free one."""
     admin_api_key: SecretStr | None = None
     """Bearer key of `/v1/adapters` and `/v1/jobs`; needed unless the host is a loopback address."""
     encoder: str = DEFAULT_ENCODER

@@ -70,6 +70,7 @@ class RunningSystem:
 
     data_dir: Path
     port: int = field(default_factory=free_port)
+    rpc_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,7 +88,10 @@ class RunningSystem:
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         with (self.data_dir.parent / f"{self.data_dir.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(HILORA), "demo", "--port", str(self.port), "--data-dir", str(self.data_dir)],
+                [
+                    *(str(HILORA), "demo", "--port", str(self.port), "--rpc-port", str(self.rpc_port)),
+                    *("--data-dir", str(self.data_dir)),
+                ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

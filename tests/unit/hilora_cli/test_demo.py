@@ -23,7 +23,7 @@ def testbed(tmp_path):
 
 class TestInvitation:
     def test_its_line_can_be_pasted_into_a_shell(self, testbed):
-        text = invitation("http://127.0.0.1:1", testbed)
+        text = invitation("http://127.0.0.1:1", "127.0.0.1:2", testbed)
 
         (line,) = (line for line in text.splitlines() if line.startswith("curl "))
         words = shlex.split(line)
@@ -32,7 +32,7 @@ class TestInvitation:
         assert json.loads(words[-1])["model"] == "auto"
 
     def test_it_says_what_should_come_back(self, testbed):
-        assert "The adapter sort should answer: a b" in invitation("http://127.0.0.1:1", testbed)
+        assert "The adapter sort should answer: a b" in invitation("http://127.0.0.1:1", "127.0.0.1:2", testbed)
 
 
 class TestDemo:
