@@ -1,4 +1,4 @@
-"""The whole system as a user runs it: `hilora demo` as a process tree, spoken to over HTTP."""
+"""The whole system as a user runs it: `hilora demo` or `serve` as a process tree, spoken to over HTTP."""
 
 from __future__ import annotations
 
@@ -66,9 +66,12 @@ def wait_until(condition: Any, *, timeout_seconds: float, what: str, interval_se
 
 @dataclass
 class RunningSystem:
-    """One `hilora demo` on a free port."""
+    """One `hilora demo`, or another command, on free ports."""
 
     data_dir: Path
+    command: tuple[str, ...] = ("demo",)
+    pool: frozenset[str] | None = None
+    """Adapters that are there when it is ready; by default the shipped pool's."""
     port: int = field(default_factory=free_port)
     rpc_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -84,12 +87,12 @@ class RunningSystem:
         return (self.data_dir.parent / f"{self.data_dir.name}.log").read_text(errors="replace")
 
     def start(self, *, timeout_seconds: float = 120) -> RunningSystem:
-        """Start and wait until it is ready with the whole shipped pool."""
+        """Start and wait until it is ready with its whole pool."""
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         with (self.data_dir.parent / f"{self.data_dir.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(str(HILORA), "demo", "--port", str(self.port), "--rpc-port", str(self.rpc_port)),
+                    *(str(HILORA), *self.command, "--port", str(self.port), "--rpc-port", str(self.rpc_port)),
                     *("--data-dir", str(self.data_dir)),
                 ],
                 stdout=log,
@@ -98,7 +101,7 @@ class RunningSystem:
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             )
-        pool = {line["task"] for line in task_lines("fit")}
+        pool = self.pool or {line["task"] for line in task_lines("fit")}
         try:
             wait_until(
                 lambda: self.is_ready() and self.adapter_names() >= pool,
