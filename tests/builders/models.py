@@ -56,7 +56,10 @@ def make_model(architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype
 
     torch.manual_seed(seed)
     settings = AutoConfig.for_model(architecture, **{**_COMMON, **_EXTRA[architecture], **config})
-    model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    # The reference has to cap Gemma 2's scores; SDPA, which some versions choose by themselves, cannot. Everywhere else
+    # it is the better reference: eager attention rounds its softmax to float32.
+    implementation = "eager" if architecture == "gemma2" else "sdpa"
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=implementation)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
