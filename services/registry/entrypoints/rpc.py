@@ -48,7 +48,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         """End every watch stream, so that a stop need not wait for followers to leave."""
         self._closing.set()
 
-    async def GetSnapshot(  # noqa: N802  (gRPC's name)
+    async def GetSnapshot(
         self, request: registry_pb2.GetSnapshotRequest, context: _Context
     ) -> AsyncIterator[registry_pb2.CatalogSnapshotChunk]:
         """See registry.proto."""
@@ -64,7 +64,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 entries=[await self._entry(entry, without_samples=request.without_samples) for entry in entries],
             )
 
-    async def Watch(  # noqa: N802
+    async def Watch(
         self, request: registry_pb2.WatchRequest, context: _Context
     ) -> AsyncIterator[registry_pb2.CatalogEvent]:
         """See registry.proto."""
@@ -85,7 +85,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         finally:
             closing.cancel()
 
-    async def FetchComponents(  # noqa: N802
+    async def FetchComponents(
         self, request: registry_pb2.FetchComponentsRequest, context: _Context
     ) -> AsyncIterator[registry_pb2.ComponentChunk]:
         """See registry.proto."""
@@ -98,9 +98,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 yield registry_pb2.ComponentChunk(total_bytes=total_bytes, offset=offset, data=data)
                 offset += len(data)
 
-    async def Ingest(  # noqa: N802
-        self, request: registry_pb2.IngestRequest, context: _Context
-    ) -> registry_pb2.IngestJob:
+    async def Ingest(self, request: registry_pb2.IngestRequest, context: _Context) -> registry_pb2.IngestJob:
         """See registry.proto."""
         del context
         kinds = {
@@ -125,9 +123,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         )
         return job_message(job)
 
-    async def GetJob(  # noqa: N802
-        self, request: registry_pb2.GetJobRequest, context: _Context
-    ) -> registry_pb2.IngestJob:
+    async def GetJob(self, request: registry_pb2.GetJobRequest, context: _Context) -> registry_pb2.IngestJob:
         """See registry.proto."""
         del context
         job = await self._jobs.get(request.job_id) if is_job_id(request.job_id) else None
@@ -135,14 +131,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             raise UnknownAdapter(f"There is no job {request.job_id[:64]!r}.", code="unknown_job", place="job_id")
         return job_message(job)
 
-    async def GetAdapter(  # noqa: N802
-        self, request: registry_pb2.GetAdapterRequest, context: _Context
-    ) -> registry_pb2.CatalogEntry:
+    async def GetAdapter(self, request: registry_pb2.GetAdapterRequest, context: _Context) -> registry_pb2.CatalogEntry:
         """See registry.proto."""
         del context
         return await self._entry(await self._catalog.entry(request.adapter_name), without_samples=False)
 
-    async def ListAdapters(  # noqa: N802
+    async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: _Context
     ) -> registry_pb2.ListAdaptersResponse:
         """See registry.proto."""
@@ -153,7 +147,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             entries=[entry_message(entry) for entry in snapshot.entries.values()],
         )
 
-    async def RetireAdapter(  # noqa: N802
+    async def RetireAdapter(
         self, request: registry_pb2.RetireAdapterRequest, context: _Context
     ) -> registry_pb2.RetireAdapterResponse:
         """See registry.proto."""

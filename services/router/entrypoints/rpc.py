@@ -51,9 +51,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Add this servicer to a server."""
         router_pb2_grpc.add_RouterServiceServicer_to_server(self, server)
 
-    async def Route(  # noqa: N802  (the name is the wire's)
-        self, request: router_pb2.RouteRequest, context: Any
-    ) -> router_pb2.RouteResponse:
+    async def Route(self, request: router_pb2.RouteRequest, context: Any) -> router_pb2.RouteResponse:
         """Decide without generating."""
         del context
         with _Counted(self._metrics, "grpc/Route"):
@@ -61,7 +59,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             self._metrics.observe_route(route)
             return route_to_wire(route)
 
-    async def Generate(  # noqa: N802
+    async def Generate(
         self, request: router_pb2.RoutedGenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[router_pb2.RoutedGenerateEvent]:
         """Decide and generate. A cancelled call aborts the work."""

@@ -7,22 +7,20 @@ use; a change is applied to the names at once and to the fitted model as soon as
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from contextlib import suppress
 
-from hilora.errors import HiloraError, InvalidInput, RegistryUnavailable
+from hilora.errors import InvalidInput, RegistryUnavailable
 from hilora.sequence_routing import SequenceRouter
-from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
+from hilora_rpc.v1 import registry_pb2
+from services.common.catalog_feed import CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
 from services.common.log import get_logger
-from services.common.rpc_client import open_channel, translated_stream
+from services.common.rpc_client import open_channel
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
 
 _log = get_logger(__name__)
 
-_BACKOFF_SECONDS = (0.1, 5.0)
-_RESYNC_PAUSE_SECONDS = 0.1
 # Adapters often arrive in a row; one fit serves all that came in this time.
 _COALESCE_SECONDS = 0.05
 
@@ -94,75 +92,33 @@ class CatalogReplica:
         self._is_following = False
 
     async def _follow_for_ever(self) -> None:
-        backoff = _BACKOFF_SECONDS[0]
-        while True:
-            channel = open_channel(self._address)
-            try:
-                stub = registry_pb2_grpc.RegistryServiceStub(channel)
-                while True:
-                    await self._take_snapshot(stub)
-                    backoff = _BACKOFF_SECONDS[0]
-                    self._is_following = True
-                    await self._watch(stub)
-                    # A registry that asks for snapshot after snapshot must not get them at full speed.
-                    await asyncio.sleep(_RESYNC_PAUSE_SECONDS)
-            except HiloraError as error:
-                _log.warning("registry_lost", registry=self._address, code=error.code, message=error.message)
-            except Exception:  # a router that stopped following in silence would serve an ever older catalogue
-                _log.exception("catalog_follow_failed", registry=self._address)
-            finally:
-                self._is_following = False
-                await channel.close()
-            # Jitter keeps a fleet of routers from coming back in step.
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311
-            backoff = min(2 * backoff, _BACKOFF_SECONDS[1])
-
-    async def _take_snapshot(self, stub: registry_pb2_grpc.RegistryServiceAsyncStub) -> None:
-        peer = f"registry at {self._address}"
-        entries: list[registry_pb2.CatalogEntry] = []
-        generation: int | None = None
-        num_expected = 0
-        stream = stub.GetSnapshot(registry_pb2.GetSnapshotRequest())
-        async for chunk in translated_stream(aiter(stream), peer=peer):
-            if generation is not None and chunk.catalog_generation != generation:
-                raise RegistryUnavailable(f"The {peer} mixed two generations in one snapshot.")
-            generation = chunk.catalog_generation
-            num_expected = chunk.num_entries
-            entries.extend(chunk.entries)
-        if generation is None or len(entries) != num_expected:
-            raise RegistryUnavailable(
-                f"The snapshot of the {peer} was cut: {len(entries)} of {num_expected} entries arrived.",
-                code="snapshot_cut",
-            )
-        self._ignored = {}
-        self._entries = {}
-        for entry in entries:
-            self._keep(entry)
-        self._advance(generation)
-        _log.info("catalog_snapshot", catalog_generation=generation, num_adapters=len(self._entries))
-
-    async def _watch(self, stub: registry_pb2_grpc.RegistryServiceAsyncStub) -> None:
-        """Apply changes until a new snapshot is due (return) or the registry is lost (raise)."""
-        assert self._generation is not None, "watching begins where a snapshot ended"
-        peer = f"registry at {self._address}"
-        stream = stub.Watch(registry_pb2.WatchRequest(after_generation=self._generation))
-        async for event in translated_stream(aiter(stream), peer=peer):
-            match event.kind:
-                case registry_pb2.CatalogEvent.KIND_UPSERT:
-                    self._keep(event.entry)
-                    self._advance(event.catalog_generation)
-                case registry_pb2.CatalogEvent.KIND_REMOVE:
-                    self._entries.pop(event.adapter_name, None)
-                    self._ignored.pop(event.adapter_name, None)
-                    self._advance(event.catalog_generation)
-                case registry_pb2.CatalogEvent.KIND_HEARTBEAT if event.catalog_generation == self._generation:
-                    continue
-                case _:
-                    # RESYNC; a heartbeat at another generation means that something was missed; a kind from a newer
-                    # registry cannot be applied. A snapshot answers all three.
-                    _log.info("catalog_resync", catalog_generation=self._generation)
-                    return
-        raise RegistryUnavailable(f"The {peer} ended its watch stream.")
+        channel = open_channel(self._address)
+        try:
+            async for news in follow_catalog(channel, peer=f"registry at {self._address}", without_samples=False):
+                match news:
+                    case CatalogSnapshot():
+                        self._ignored = {}
+                        self._entries = {}
+                        for entry in news.entries:
+                            self._keep(entry)
+                        _log.info(
+                            "catalog_snapshot",
+                            catalog_generation=news.catalog_generation,
+                            num_adapters=len(self._entries),
+                        )
+                    case CatalogUpsert():
+                        self._keep(news.entry)
+                    case CatalogRemoval():
+                        self._entries.pop(news.adapter_name, None)
+                        self._ignored.pop(news.adapter_name, None)
+                    case _:
+                        self._is_following = False
+                        continue
+                self._is_following = True
+                self._advance(news.catalog_generation)
+        finally:
+            self._is_following = False
+            await channel.close()
 
     def _keep(self, entry: registry_pb2.CatalogEntry) -> None:
         name = entry.adapter_name

@@ -43,7 +43,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._stats = stats
         self._catalog = catalog
 
-    async def Generate(  # noqa: N802 the wire's name
+    async def Generate(
         self,
         request: worker_pb2.GenerateRequest,
         context: grpc.aio.ServicerContext[worker_pb2.GenerateRequest, worker_pb2.GenerateEvent],  # noqa: ARG002
@@ -56,7 +56,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             async for event in events:
                 yield generate_event(event)
 
-    async def Abort(  # noqa: N802
+    async def Abort(
         self,
         request: worker_pb2.AbortRequest,
         context: grpc.aio.ServicerContext[worker_pb2.AbortRequest, worker_pb2.AbortResponse],  # noqa: ARG002
@@ -65,7 +65,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         was_running = self._generation is not None and self._generation.abort(request.request_id)
         return worker_pb2.AbortResponse(was_running=was_running)
 
-    async def Stats(  # noqa: N802
+    async def Stats(
         self,
         request: worker_pb2.StatsRequest,  # noqa: ARG002
         context: grpc.aio.ServicerContext[worker_pb2.StatsRequest, worker_pb2.StatsResponse],  # noqa: ARG002

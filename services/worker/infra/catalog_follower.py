@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 
 import grpc
 
 from hilora.adapter import RocBasis
-from hilora.errors import HiloraError, RegistryUnavailable
-from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
+from hilora_rpc.v1 import registry_pb2
+from services.common.catalog_feed import CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
 from services.common.log import get_logger
-from services.common.rpc_client import translated_errors, translated_stream
 
 _log = get_logger(__name__)
 
-_FIRST_DELAY_SECONDS = 0.2
-_MAX_DELAY_SECONDS = 5.0
-_SNAPSHOT_TIMEOUT_SECONDS = 60.0
 _MAX_DEPARTED = 1024
 """Adapters whose checksums are kept after they left: requests that were accepted before may still fetch them."""
 
@@ -35,7 +30,7 @@ class CatalogFollower:
     """
 
     def __init__(self, *, channel: grpc.aio.Channel, peer: str, on_departure: Callable[[str], None]) -> None:
-        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        self._channel = channel
         self._peer = peer
         self._on_departure = on_departure
         self._catalog_generation = 0
@@ -91,76 +86,42 @@ class CatalogFollower:
         return True
 
     async def _follow(self) -> None:
-        delay = _FIRST_DELAY_SECONDS
-        while True:
-            try:
-                if not self._has_snapshot:
-                    await self._take_snapshot()
-                call = self._watch()
-                try:
-                    async for event in translated_stream(aiter(call), peer=self._peer):
-                        delay = _FIRST_DELAY_SECONDS
-                        if event.kind == registry_pb2.CatalogEvent.KIND_RESYNC:
-                            await self._take_snapshot()
-                            break
-                        await self._apply(event)
-                finally:
-                    call.cancel()
-            except HiloraError as error:
-                _log.warning("registry_lost", peer=self._peer, code=error.code, message=error.message)
-            except Exception:  # a malformed answer: the replica keeps its last state, and the next attempt may do
-                _log.exception("catalog_follower_failed", peer=self._peer)
-            # Jitter: many workers must not come back to a restarted registry in one moment.
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 no secret
-            delay = min(2 * delay, _MAX_DELAY_SECONDS)
+        async for news in follow_catalog(self._channel, peer=self._peer, without_samples=True):
+            match news:
+                case CatalogSnapshot():
+                    self._replace(news)
+                case CatalogUpsert():
+                    self._put(news.entry)
+                case CatalogRemoval():
+                    self._depart(self._ids_by_name.pop(news.adapter_name, None))
+                case _:
+                    # The registry is away: what is known stays in use.
+                    continue
+            async with self._has_changed:
+                self._catalog_generation = news.catalog_generation
+                self._has_changed.notify_all()
 
-    def _watch(self) -> grpc.aio.UnaryStreamCall[registry_pb2.WatchRequest, registry_pb2.CatalogEvent]:
-        request = registry_pb2.WatchRequest(after_generation=self._catalog_generation, without_samples=True)
-        return self._stub.Watch(request)
-
-    async def _take_snapshot(self) -> None:
-        entries: dict[str, registry_pb2.CatalogEntry] = {}
-        catalog_generation = num_expected = num_chunks = 0
-        request = registry_pb2.GetSnapshotRequest(without_samples=True)
-        with translated_errors(self._peer):
-            async for chunk in self._stub.GetSnapshot(request, timeout=_SNAPSHOT_TIMEOUT_SECONDS):
-                num_chunks += 1
-                catalog_generation, num_expected = chunk.catalog_generation, chunk.num_entries
-                entries.update((entry.adapter_id, entry) for entry in chunk.entries)
-        if num_chunks == 0 or len(entries) != num_expected:
-            raise RegistryUnavailable(f"{self._peer} sent {len(entries)} of {num_expected} catalogue entries.")
+    def _replace(self, snapshot: CatalogSnapshot) -> None:
+        entries = {entry.adapter_id: entry for entry in snapshot.entries}
         for adapter_id in [known for known in self._entries if known not in entries]:
             self._depart(adapter_id)
         self._entries = entries
-        self._ids_by_name = {entry.adapter_name: entry.adapter_id for entry in entries.values()}
+        self._ids_by_name = {entry.adapter_name: entry.adapter_id for entry in snapshot.entries}
         self._has_snapshot = True
-        _log.info("catalog_snapshot", catalog_generation=catalog_generation, num_adapters=len(entries))
-        await self._reach(catalog_generation)
+        _log.info("catalog_snapshot", catalog_generation=snapshot.catalog_generation, num_adapters=len(entries))
 
-    async def _apply(self, event: registry_pb2.CatalogEvent) -> None:
-        if event.kind == registry_pb2.CatalogEvent.KIND_UPSERT:
-            entry = event.entry
-            previous = self._ids_by_name.get(entry.adapter_name)
-            if previous is not None and previous != entry.adapter_id:
-                self._depart(previous)
-            self._entries[entry.adapter_id] = entry
-            self._ids_by_name[entry.adapter_name] = entry.adapter_id
-        elif event.kind == registry_pb2.CatalogEvent.KIND_REMOVE:
-            previous = self._ids_by_name.pop(event.adapter_name, None)
-            if previous is not None:
-                self._depart(previous)
-        await self._reach(event.catalog_generation)
+    def _put(self, entry: registry_pb2.CatalogEntry) -> None:
+        previous = self._ids_by_name.get(entry.adapter_name)
+        if previous != entry.adapter_id:
+            self._depart(previous)
+        self._entries[entry.adapter_id] = entry
+        self._ids_by_name[entry.adapter_name] = entry.adapter_id
 
-    def _depart(self, adapter_id: str) -> None:
-        entry = self._entries.pop(adapter_id, None)
+    def _depart(self, adapter_id: str | None) -> None:
+        entry = self._entries.pop(adapter_id, None) if adapter_id is not None else None
         if entry is None:
             return
-        self._departed[adapter_id] = entry
+        self._departed[entry.adapter_id] = entry
         while len(self._departed) > _MAX_DEPARTED:
             self._departed.popitem(last=False)
-        self._on_departure(adapter_id)
-
-    async def _reach(self, catalog_generation: int) -> None:
-        async with self._has_changed:
-            self._catalog_generation = catalog_generation
-            self._has_changed.notify_all()
+        self._on_departure(entry.adapter_id)

@@ -86,6 +86,9 @@ class InMemoryRegistry(registry_pb2_grpc.RegistryServiceServicer):
     async def Watch(self, request, context) -> AsyncIterator[_Event]:
         queue: asyncio.Queue[_Event | None] = asyncio.Queue()
         self._watchers.append(queue)
+        if request.after_generation != self.generation:
+            # Published between the snapshot and this call: as the real registry does when it keeps no history.
+            queue.put_nowait(_Event(kind=_Event.KIND_RESYNC, catalog_generation=self.generation))
         try:
             while (event := await queue.get()) is not None:
                 yield event

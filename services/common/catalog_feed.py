@@ -1,0 +1,136 @@
+"""Follows the registry's catalogue for ever: a snapshot, then every change, then a snapshot again whenever one is due.
+
+Routers and workers keep their replicas with it. What it yields is enough to stay exact: after a snapshot, each change
+leads from the generation before it to its own, without a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import grpc
+
+from hilora.errors import HiloraError, RegistryUnavailable
+from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
+from services.common.log import get_logger
+from services.common.rpc_client import translated_stream
+
+_log = get_logger(__name__)
+
+_BACKOFF_SECONDS = (0.1, 5.0)
+_RESYNC_PAUSE_SECONDS = 0.1
+_SNAPSHOT_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogSnapshot:
+    """The whole catalogue at one generation; replaces whatever was known."""
+
+    catalog_generation: int
+    entries: tuple[registry_pb2.CatalogEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogUpsert:
+    """An adapter is new, or its name means another version now."""
+
+    catalog_generation: int
+    entry: registry_pb2.CatalogEntry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogRemoval:
+    """An adapter left."""
+
+    catalog_generation: int
+    adapter_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogLost:
+    """The registry does not answer; what is known stays as it was until the next snapshot."""
+
+
+CatalogNews = CatalogSnapshot | CatalogUpsert | CatalogRemoval | CatalogLost
+
+
+async def follow_catalog(channel: grpc.aio.Channel, *, peer: str, without_samples: bool) -> AsyncGenerator[CatalogNews]:
+    """Yield the catalogue's news for as long as the caller listens; close the generator to end it.
+
+    Args:
+        channel: to the registry; the caller closes it.
+        peer: the registry, for logs.
+        without_samples: leave the sample embeddings out.
+    """
+    stub = registry_pb2_grpc.RegistryServiceStub(channel)
+    backoff = _BACKOFF_SECONDS[0]
+    while True:
+        try:
+            snapshot = await _take_snapshot(stub, peer=peer, without_samples=without_samples)
+            backoff = _BACKOFF_SECONDS[0]
+            yield snapshot
+            async for change in _changes(stub, snapshot.catalog_generation, peer=peer, without_samples=without_samples):
+                yield change
+            # A registry that asks for snapshot after snapshot must not get them at full speed.
+            await asyncio.sleep(_RESYNC_PAUSE_SECONDS)
+            continue
+        except HiloraError as error:
+            _log.warning("registry_lost", peer=peer, code=error.code, message=error.message)
+        except Exception:  # a replica that stopped following in silence would serve an ever older catalogue
+            _log.exception("catalog_feed_failed", peer=peer)
+        yield CatalogLost()
+        # Jitter keeps a fleet from coming back to a restarted registry in step.
+        await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
+        backoff = min(2 * backoff, _BACKOFF_SECONDS[1])
+
+
+async def _take_snapshot(
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, *, peer: str, without_samples: bool
+) -> CatalogSnapshot:
+    entries: list[registry_pb2.CatalogEntry] = []
+    generation: int | None = None
+    num_expected = 0
+    request = registry_pb2.GetSnapshotRequest(without_samples=without_samples)
+    stream = stub.GetSnapshot(request, timeout=_SNAPSHOT_TIMEOUT_SECONDS)
+    async for chunk in translated_stream(aiter(stream), peer=peer):
+        if generation is not None and chunk.catalog_generation != generation:
+            raise RegistryUnavailable(f"The {peer} mixed two generations in one snapshot.")
+        generation = chunk.catalog_generation
+        num_expected = chunk.num_entries
+        entries.extend(chunk.entries)
+    if generation is None or len(entries) != num_expected:
+        raise RegistryUnavailable(
+            f"The snapshot of the {peer} was cut: {len(entries)} of {num_expected} entries arrived.",
+            code="snapshot_cut",
+        )
+    return CatalogSnapshot(catalog_generation=generation, entries=tuple(entries))
+
+
+async def _changes(
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, generation: int, *, peer: str, without_samples: bool
+) -> AsyncGenerator[CatalogNews]:
+    """Changes until a new snapshot is due (return) or the registry is lost (raise)."""
+    request = registry_pb2.WatchRequest(after_generation=generation, without_samples=without_samples)
+    call = stub.Watch(request)
+    try:
+        async for event in translated_stream(aiter(call), peer=peer):
+            match event.kind:
+                case registry_pb2.CatalogEvent.KIND_UPSERT:
+                    generation = event.catalog_generation
+                    yield CatalogUpsert(catalog_generation=generation, entry=event.entry)
+                case registry_pb2.CatalogEvent.KIND_REMOVE:
+                    generation = event.catalog_generation
+                    yield CatalogRemoval(catalog_generation=generation, adapter_name=event.adapter_name)
+                case registry_pb2.CatalogEvent.KIND_HEARTBEAT if event.catalog_generation == generation:
+                    continue
+                case _:
+                    # RESYNC; a heartbeat at another generation means that something was missed; a kind from a newer
+                    # registry cannot be applied. A snapshot answers all three.
+                    _log.info("catalog_resync", peer=peer, catalog_generation=generation)
+                    return
+    finally:
+        call.cancel()
+    raise RegistryUnavailable(f"The {peer} ended its watch stream.")
