@@ -72,7 +72,7 @@ def _modules_of(model: str) -> dict[str, tuple[int, int]]:
         raise InvalidInput(
             f"The base model {model!r} cannot be read: {error}",
             code="base_model_unreadable",
-            remedy="Name a folder or hub repository that AutoModelForCausalLM loads (--base, or HILORA_REGISTRY_BASE_MODEL).",
+            remedy="Name a folder or hub id that AutoModelForCausalLM loads (--base, or HILORA_REGISTRY_BASE_MODEL).",
             place="base_model",
         ) from error
     return {
