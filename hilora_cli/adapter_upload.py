@@ -133,7 +133,7 @@ def _texts_of(samples: bytes) -> list[str]:
         InvalidInput: `invalid_samples`, with the line.
     """
     texts: list[str] = []
-    for number, line in enumerate(samples.decode(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(samples.decode(errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -49,7 +49,9 @@ def uploads_of_testbed(testbed: Path) -> list[AdapterUpload]:
         OSError: it has no `tasks.jsonl`.
     """
     texts: defaultdict[str, list[str]] = defaultdict(list)
-    for line in (testbed / "tasks.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (testbed / "tasks.jsonl").read_text(encoding="utf-8").split("\n"):
+        if not line.strip():
+            continue
         fields = json.loads(line)
         if fields["split"] == "fit":
             texts[fields["task"]].append(fields["prompt"])

@@ -12,6 +12,15 @@ from pydantic import SecretStr
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+def is_bearer_key(authorization: str, expected: SecretStr | None) -> bool:
+    """Whether an `Authorization` value is `Bearer <expected>`; without an expected key every value is."""
+    if expected is None:
+        return True
+    scheme, _, presented = authorization.partition(" ")
+    is_equal = hmac.compare_digest(presented.strip().encode(), expected.get_secret_value().encode())
+    return scheme.lower() == "bearer" and is_equal
+
+
 def require_bearer_key(expected: SecretStr | None) -> Callable[..., Awaitable[None]]:
     """A FastAPI dependency that answers 401 unless the request carries `Authorization: Bearer <expected>`.
 
@@ -19,11 +28,7 @@ def require_bearer_key(expected: SecretStr | None) -> Callable[..., Awaitable[No
     """
 
     async def check(authorization: Annotated[str | None, Header()] = None) -> None:
-        if expected is None:
-            return
-        scheme, _, presented = (authorization or "").partition(" ")
-        is_equal = hmac.compare_digest(presented.strip().encode(), expected.get_secret_value().encode())
-        if scheme.lower() != "bearer" or not is_equal:
+        if not is_bearer_key(authorization or "", expected):
             raise HTTPException(
                 401,
                 detail="This route needs 'Authorization: Bearer <admin key>'.",

@@ -18,7 +18,12 @@ from hilora.errors import InvalidInput
 class ServiceSettings(BaseSettings):
     """Base of every `settings.py`. A subclass sets `env_prefix` and documents each field with a docstring."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # inputs hold secrets, and the error of a failed start is logged
+    )
 
     @model_validator(mode="before")
     @classmethod

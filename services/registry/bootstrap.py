@@ -92,6 +92,8 @@ class RegistryService:
             validator=shared.validator,
             sources=shared.sources,
             unpack=partial(unpack, limits=limits),
+            # A router without a name of its own for the base shows the last part of a hub id.
+            taken_names=frozenset({shared.base.name, shared.base.name.rpartition("/")[2]}),
         )
         self._shared = shared
         self._redis_wait_seconds = settings.redis_wait_seconds
@@ -101,6 +103,7 @@ class RegistryService:
             jobs=shared.jobs,
             intake=intake,
             heartbeat_seconds=settings.watch_heartbeat_seconds,
+            admin_api_key=settings.admin_api_key,
         )
         self._rpc = RpcServer(
             host=settings.rpc_host,

@@ -8,6 +8,7 @@ READY. A job without a folder is therefore either published or lost, and the poi
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ from services.registry.profiling import profile
 from services.registry.validation import AdapterValidator, ValidatedAdapter
 
 _log = get_logger(__name__)
+
+_OWN_SAMPLES_FILE = ".own-samples.jsonl"
 
 RETRY_WINDOW_SECONDS = 120.0
 """A job that waits for its next attempt is not taken for lost during this time."""
@@ -181,11 +184,13 @@ class Ingestion:
 
     def _fetch(self, request: IngestRequest, folder: Path) -> str:
         """Bring the files in beside the request; sample texts of the client stay."""
-        own_samples = folder / SAMPLES_FILE
-        kept = own_samples.read_bytes() if request.has_own_samples else None
+        samples, kept = folder / SAMPLES_FILE, folder / _OWN_SAMPLES_FILE
+        if request.has_own_samples and not kept.exists():
+            # Aside under a name no source writes, in one step: whenever this is killed, the next attempt finds them.
+            samples.rename(kept)
         source = self._sources[request.source_kind].fetch(request.source, folder)
-        if kept is not None:
-            own_samples.write_bytes(kept)
+        if request.has_own_samples:
+            shutil.copyfile(kept, samples)
         return source
 
     async def _is_registered(self, job: IngestJob, request: IngestRequest, folder: Path) -> bool:

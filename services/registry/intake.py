@@ -57,6 +57,7 @@ class Intake:
         validator: checks the files.
         sources: what can be read besides uploads.
         unpack: takes files out of an archive.
+        taken_names: names that mean something else to clients: the base model's.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Intake:
         validator: AdapterValidator,
         sources: Mapping[SourceKind, AdapterSource],
         unpack: ArchiveUnpacker,
+        taken_names: frozenset[str] = frozenset(),
     ) -> None:
         self._staging = staging
         self._jobs = jobs
@@ -77,6 +79,7 @@ class Intake:
         self._validator = validator
         self._sources = sources
         self._unpack = unpack
+        self._taken_names = taken_names
 
     async def open_folder(self) -> tuple[str, Path]:
         """A fresh job id and the folder that its upload is to be written to."""
@@ -100,7 +103,7 @@ class Intake:
         """
         try:
             inner_name = await asyncio.to_thread(self._arrange, upload)
-            name = _name_for(adapter_name, inner_name or _stem(upload.archive_name))
+            name = self._checked(_name_for(adapter_name, inner_name or _stem(upload.archive_name)))
             await asyncio.to_thread(self._validator.check_upload, upload.folder)
             digest = await asyncio.to_thread(self._validator.digest, upload.folder)
             await self._catalog.check_name_is_free(name, source_sha256=digest, is_replacement=is_replacement)
@@ -142,7 +145,7 @@ class Intake:
             RegistryUnavailable: Redis does not answer; nothing is kept.
         """
         await asyncio.to_thread(self._sources[kind].check, reference)
-        name = _name_for(adapter_name, PurePosixPath(reference.partition("@")[0].rstrip("/")).name)
+        name = self._checked(_name_for(adapter_name, PurePosixPath(reference.partition("@")[0].rstrip("/")).name))
         job_id, folder = await self.open_folder()
         try:
             if texts:
@@ -160,6 +163,16 @@ class Intake:
         except BaseException:
             await self.abandon(job_id)
             raise
+
+    def _checked(self, name: str) -> str:
+        if name in self._taken_names:
+            raise InvalidInput(
+                f"{name!r} is the base model's own name.",
+                code="invalid_adapter_name",
+                remedy="Choose another name: as a `model` value it would mean the base.",
+                place="name",
+            )
+        return name
 
     async def _accept(self, request: IngestRequest) -> IngestJob:
         await asyncio.to_thread(self._staging.accept, request)

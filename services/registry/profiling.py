@@ -20,6 +20,9 @@ MAX_SAMPLES = 1000
 MAX_SAMPLE_CHARACTERS = 32_768
 """Encoders read the first few hundred tokens."""
 
+MAX_SAMPLES_BYTES = 16 * 1024 * 1024
+"""Looked at before anything is read: the file comes from a stranger."""
+
 _EXAMPLE = 'One JSON object a line: {"text": "a prompt of the adapter\'s task"}; about 20 lines are enough.'
 
 
@@ -31,6 +34,13 @@ def read_samples(path: Path) -> tuple[str, ...]:
             with the line if it is not such a file, `too_many_samples`.
     """
     try:
+        if path.stat().st_size > MAX_SAMPLES_BYTES:
+            raise InvalidAdapter(
+                f"{SAMPLES_FILE} has more than {MAX_SAMPLES_BYTES} bytes.",
+                code="too_many_samples",
+                remedy="Send a random choice of the texts.",
+                place=SAMPLES_FILE,
+            )
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError as error:
         raise InvalidAdapter(

@@ -82,6 +82,7 @@ class RegistrySettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        refuse_open_door(host=self.rpc_host, key=self.admin_api_key, setting="HILORA_REGISTRY_ADMIN_API_KEY")
         if self.has_own_rest_port:
             refuse_open_door(host=self.rest_host, key=self.admin_api_key, setting="HILORA_REGISTRY_ADMIN_API_KEY")
         return self

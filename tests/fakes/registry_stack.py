@@ -45,7 +45,7 @@ class RegistryStack:
         self.jobs = InMemoryJobStore()
         self.queue = InMemoryQueue()
         self.encoder = HashEncoder()
-        base = FakeBaseModel(MODULE_SHAPES)
+        self.base = base = FakeBaseModel(MODULE_SHAPES)
         self.catalog = Catalog(index=self.index, registrations=self.registrations, artifacts=self.artifacts)
         validator = AdapterValidator(
             reader=HardenedSafetensorsReader(),
@@ -64,6 +64,7 @@ class RegistryStack:
             validator=validator,
             sources=sources,
             unpack=partial(unpack, limits=ARCHIVE_LIMITS),
+            taken_names=frozenset({base.name}),
         )
         self.ingestion = Ingestion(
             staging=self.staging,

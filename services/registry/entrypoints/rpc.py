@@ -8,21 +8,26 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import grpc
+from pydantic import SecretStr
 
 from hilora.errors import InvalidInput, UnknownAdapter
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
+from services.common.auth import is_bearer_key
+from services.common.log import get_logger
 from services.common.rpc_client import CHUNK_BYTES
 from services.registry.catalog import Catalog
 from services.registry.entrypoints.messages import basis_of, entry_message, job_message
 from services.registry.intake import Intake
 from services.registry.job import SourceKind, is_job_id
 from services.registry.ports import JobStore
-from services.registry.registration import CatalogChange, CatalogEntry, CatalogHeartbeat, CatalogNews
+from services.registry.registration import CatalogChange, CatalogEntry, CatalogHeartbeat, CatalogNews, CatalogSnapshot
 
 SERVICE_NAME = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
-# 128 entries with 20 embeddings of 384 numbers are 4 MB, far below the cap of a message.
-_ENTRIES_PER_CHUNK = 128
+_CHUNK_TARGET_BYTES = 8 * 1024 * 1024
+"""A snapshot's chunk is sent once it is this large; one entry has 1,000 embeddings at most, far below the cap."""
+
+_log = get_logger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,9 +40,19 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         jobs: the ingests.
         intake: the way in.
         heartbeat_seconds: time between two signs of life on a watch stream.
+        admin_api_key: what `authorization: Bearer ...` metadata must carry to change the catalogue; None asks nobody.
     """
 
-    def __init__(self, *, catalog: Catalog, jobs: JobStore, intake: Intake, heartbeat_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        jobs: JobStore,
+        intake: Intake,
+        heartbeat_seconds: float,
+        admin_api_key: SecretStr | None = None,
+    ) -> None:
+        self._admin_api_key = admin_api_key
         self._catalog = catalog
         self._jobs = jobs
         self._intake = intake
@@ -54,15 +69,18 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         """See registry.proto."""
         del context
         snapshot = await self._catalog.snapshot()
-        all_entries = list(snapshot.entries.values())
-        # An empty catalogue is one chunk, too: it carries the generation.
-        for first_idx in range(0, max(1, len(all_entries)), _ENTRIES_PER_CHUNK):
-            entries = all_entries[first_idx : first_idx + _ENTRIES_PER_CHUNK]
-            yield registry_pb2.CatalogSnapshotChunk(
-                catalog_generation=snapshot.catalog_generation,
-                num_entries=len(snapshot.entries),
-                entries=[await self._entry(entry, without_samples=request.without_samples) for entry in entries],
-            )
+        chunk = _empty_chunk(snapshot)
+        num_bytes = 0
+        for entry in snapshot.entries.values():
+            message = await self._entry(entry, without_samples=request.without_samples)
+            chunk.entries.append(message)
+            num_bytes += message.ByteSize()
+            if num_bytes >= _CHUNK_TARGET_BYTES:
+                yield chunk
+                chunk, num_bytes = _empty_chunk(snapshot), 0
+        if chunk.entries or not snapshot.entries:
+            # An empty catalogue is one chunk, too: it carries the generation.
+            yield chunk
 
     async def Watch(
         self, request: registry_pb2.WatchRequest, context: _Context
@@ -100,7 +118,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def Ingest(self, request: registry_pb2.IngestRequest, context: _Context) -> registry_pb2.IngestJob:
         """See registry.proto."""
-        del context
+        await self._authorise(context)
         kinds = {
             "local_path": (SourceKind.PATH, request.local_path),
             "hub_repo": (SourceKind.HUB, request.hub_repo),
@@ -151,11 +169,23 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.RetireAdapterRequest, context: _Context
     ) -> registry_pb2.RetireAdapterResponse:
         """See registry.proto."""
-        del context
+        await self._authorise(context)
         return registry_pb2.RetireAdapterResponse(catalog_generation=await self._catalog.retire(request.adapter_name))
 
+    async def _authorise(self, context: _Context) -> None:
+        presented = next((value for key, value in context.invocation_metadata() or () if key == "authorization"), "")
+        if not is_bearer_key(str(presented), self._admin_api_key):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "This call needs 'authorization: Bearer <admin key>'.")
+
     async def _entry(self, entry: CatalogEntry, *, without_samples: bool) -> registry_pb2.CatalogEntry:
-        return entry_message(entry, None if without_samples else await self._catalog.sample_embeddings(entry))
+        if without_samples:
+            return entry_message(entry, None)
+        try:
+            return entry_message(entry, await self._catalog.sample_embeddings(entry))
+        except UnknownAdapter as error:
+            # One damaged version must not keep the others from the routers; they pass over an entry without samples.
+            _log.error("samples_missing", adapter=entry.adapter_id, reason=error.message)
+            return entry_message(entry, None)
 
     async def _event(self, news: CatalogNews, *, without_samples: bool) -> registry_pb2.CatalogEvent:
         if isinstance(news, CatalogHeartbeat):
@@ -176,6 +206,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             catalog_generation=news.catalog_generation,
             adapter_name=news.adapter_name if isinstance(news, CatalogChange) else "",
         )
+
+
+def _empty_chunk(snapshot: CatalogSnapshot) -> registry_pb2.CatalogSnapshotChunk:
+    return registry_pb2.CatalogSnapshotChunk(
+        catalog_generation=snapshot.catalog_generation, num_entries=len(snapshot.entries)
+    )
 
 
 def register_with(servicer: RegistryServicer, server: grpc.aio.Server) -> None:

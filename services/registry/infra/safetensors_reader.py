@@ -23,6 +23,7 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 8
+_MAX_ELEMENTS = 2**59
 _MAX_DIMENSION = 2**31
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _REMEDY = "Save the adapter again with peft's save_pretrained; if it was downloaded, download it again."
@@ -118,6 +119,9 @@ def _entry(path: Path, name: str, fields: Any) -> _Entry:
         raise _refusal(path, f"tensor {name!r} has the dtype {str(fields['dtype'])[:20]!r}", "unsupported_dtype")
     shape = _integers(fields["shape"])
     if shape is None or len(shape) > _MAX_DIMENSIONS or any(size > _MAX_DIMENSION for size in shape):
+        raise _refusal(path, f"tensor {name!r} has an impossible shape", "invalid_shape")
+    if math.prod(max(1, size) for size in shape) > _MAX_ELEMENTS:
+        # Empty on paper, since one of its sizes is 0, and still too large for the strides that torch computes.
         raise _refusal(path, f"tensor {name!r} has an impossible shape", "invalid_shape")
     offsets = _integers(fields["data_offsets"])
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:

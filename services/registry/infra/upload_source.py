@@ -128,6 +128,8 @@ def _unpack_zip(stream: IO[bytes], folder: Path, budget: _Budget) -> str | None:
             path = _safe_path(member.filename)
             if member.is_dir() or not _is_wanted(path):
                 continue
+            if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise _refusal(f"{_short(member.filename)} is packed by a rare method", "unsupported_compression")
             if member.flag_bits & 1:
                 raise _refusal(f"{_short(member.filename)} is encrypted", "encrypted_archive")
             with archive.open(member) as source:

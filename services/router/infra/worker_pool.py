@@ -16,6 +16,8 @@ from services.router.request import WorkOrder
 
 _log = get_logger(__name__)
 
+_LOST_CODES = frozenset({"worker_lost", "worker_draining", "worker_starting"})
+"""What a worker that cannot serve anybody now answers, or leaves behind."""
 _POLL_SECONDS = 1.0
 # While a request waits for a worker to catch up, a second of polling would be a second of its latency.
 _POLL_SECONDS_WHILE_WAITED_FOR = 0.05
@@ -88,7 +90,8 @@ class StaticWorkerPool:
                         yield event
                 return
             except Unavailable as error:
-                if error.code == "request_timeout":
+                if error.code not in _LOST_CODES:
+                    # The worker lives and says why: others may well be answered by it.
                     raise
                 self._suspect(client, error)
                 if has_begun or tried or not any(other.is_live for other in self._clients):

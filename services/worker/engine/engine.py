@@ -67,8 +67,8 @@ class Engine:
         self._lock = threading.Lock()
         # Guarded by the lock: what other threads hand to the engine's own.
         self._inbox: deque[ActiveRequest] = deque()
-        self._aborts: deque[str] = deque()
-        self._in_flight: set[str] = set()
+        self._aborts: deque[ActiveRequest] = deque()
+        self._in_flight: dict[str, ActiveRequest] = {}
         self._is_draining = False
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -106,16 +106,18 @@ class Engine:
                     f"{self._config.max_waiting} requests are waiting already.",
                     remedy="Try again shortly, or add workers.",
                 )
-            self._in_flight.add(request.request_id)
+            self._in_flight[request.request_id] = active
             self._inbox.append(active)
         self._wake.set()
 
     def abort(self, request_id: str) -> bool:
         """End a request at the next step; False if it is not in flight."""
         with self._lock:
-            if request_id not in self._in_flight:
+            active = self._in_flight.get(request_id)
+            if active is None:
                 return False
-            self._aborts.append(request_id)
+            # The request itself, not its id: the id may belong to another one by the time this is read.
+            self._aborts.append(active)
         self._wake.set()
         return True
 
@@ -156,7 +158,7 @@ class Engine:
             if self._thread is not None:
                 self._is_idle.wait_for(lambda: not self._in_flight, timeout=drain_seconds)
             self._is_stopping = True
-            self._aborts.extend(self._in_flight)
+            self._aborts.extend(self._in_flight.values())
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
@@ -190,7 +192,7 @@ class Engine:
         running = {active.request_id for active in requests if active.slot is not None}
         assert self._runner.kv_cache.owners == running, "slots and running requests disagree"
         queued = {active.request_id for active in self._inbox}
-        assert self._in_flight == {active.request_id for active in requests} | queued, "a request is lost"
+        assert self._in_flight.keys() == {active.request_id for active in requests} | queued, "a request is lost"
 
     def _check_prompt(self, request: EngineRequest) -> None:
         num_tokens = len(request.prompt_token_ids)
@@ -242,10 +244,8 @@ class Engine:
                 self._scheduler.add(active)
         for active in arrived:
             self._guarded(active, lambda active=active: self._claim(active))
-        for request_id in aborted:
-            active = self._scheduler.find(request_id)
-            if active is not None:
-                self._end(active, self._finished(active, FinishReason.ABORT))
+        for active in aborted:
+            self._end(active, self._finished(active, FinishReason.ABORT))
 
     def _claim(self, active: ActiveRequest) -> None:
         active.ticket = self._residency.open(active.request.plan)
@@ -339,21 +339,27 @@ class Engine:
             return
         active.advance(RequestState.FINISHED)
         self._scheduler.remove(active)
-        if active.slot is not None:
-            # A failed pass may have written the positions it was about to compute.
-            self._runner.kv_cache.free(active.slot, num_written=active.num_tokens)
-            active.slot = None
-        if active.ticket is not None:
-            self._residency.close(active.ticket)
+        try:
+            self._free(active)
+        except Exception:  # a broken device cannot even be cleared; its callers must not wait for that
+            _log.exception("freeing what request %s held failed", active.request_id)
         self._counters.count_end(event)
         # Before the event: whoever hears it may use the id again at once.
         with self._is_idle:
-            self._in_flight.discard(active.request_id)
+            self._in_flight.pop(active.request_id, None)
             self._is_idle.notify_all()
         try:
             active.sink(event)
         except Exception:  # the caller is gone; there is nobody left to tell
             _log.warning("the sink of request %s refused its last event", active.request_id, exc_info=True)
+
+    def _free(self, active: ActiveRequest) -> None:
+        if active.ticket is not None:
+            self._residency.close(active.ticket)
+        if active.slot is not None:
+            slot, active.slot = active.slot, None
+            # A failed pass may have written the positions it was about to compute.
+            self._runner.kv_cache.free(slot, num_written=active.num_tokens)
 
 
 def _as_failure(error: Exception) -> HiloraError:

@@ -71,9 +71,10 @@ def roc_gate(h_TGS: torch.Tensor, gate: RocGate, b_norms_TGS: torch.Tensor | Non
     score_TGS = p_TGS.abs()
     if gate.norm_weights_T11 is not None:
         assert b_norms_TGS is not None
-        # 1 + m (||b|| - 1): the norm where m is 1, else 1.
-        score_TGS = score_TGS * (1 + gate.norm_weights_T11 * (b_norms_TGS - 1))
-    slots_TGK = score_TGS.topk(gate.num_kept, dim=-1).indices
+        # A choice, not 1 + m (||b|| - 1): in half precision that sum swallows small norms.
+        score_TGS = torch.where(gate.norm_weights_T11 > 0, score_TGS * b_norms_TGS, score_TGS)
+    # A stable sort and not topk: among equal scores the lower slot wins, whatever else is in the batch.
+    slots_TGK = score_TGS.sort(dim=-1, descending=True, stable=True).indices[..., : gate.num_kept]
     return KeptRocs(p_TGS.gather(-1, slots_TGK) * gate.kept_TGK, slots_TGK)
 
 

@@ -141,8 +141,8 @@ class Residency:
                 self._settle(ticket)
 
     def shutdown(self) -> None:
-        """Stop the loader threads after what they are doing now."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Start nothing more. A download that hangs is not waited for: it would outlast every grace period."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def check_integrity(self, tickets: Sequence[ResidencyTicket]) -> None:
         """AssertionError unless the pool's reference counts are exactly those of the open tickets."""
@@ -203,7 +203,10 @@ class Residency:
             return True
         ticket.has_references = True
         ticket.state = TicketState.WRITING
-        for key in absent:
+        # Asked only now, with the references held: a retirement on another thread may have freed a key since `absent`.
+        for key in ticket.keys:
+            if key in self._writes or self._pool.is_committed([key]):
+                continue
             adapter = self._host[key].loading.result()[0]
             self._writes[key] = self._executor.submit(self._pool.write, key, adapter)
             self._writes[key].add_done_callback(lambda _: self._on_progress())

@@ -172,10 +172,17 @@ class TestFailure:
     async def test_two_failures_are_not_tried_a_third_time(self):
         async with running(3) as (pool, workers):
             for worker in workers:
-                worker.service.fails_with = Unavailable("no", remedy="later")
+                worker.service.fails_with = Unavailable("no", code="worker_draining", remedy="later")
             with pytest.raises(Unavailable, match="no"):
                 await run(pool, order())
             assert sum(len(worker.service.requests) for worker in workers) == 2
+
+    async def test_what_a_living_worker_lacks_does_not_count_against_it(self):
+        async with running(1) as (pool, (worker,)):
+            worker.service.fails_with = Unavailable("no registry", code="registry_unavailable", remedy="later")
+            with pytest.raises(Unavailable, match="no registry"):
+                await run(pool, order())
+            assert pool.fleet().num_live == 1
 
     async def test_what_has_streamed_is_never_run_twice(self):
         async with running(2) as (pool, workers):

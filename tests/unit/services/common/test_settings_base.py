@@ -39,6 +39,14 @@ class TestServiceSettings:
         with pytest.raises(ValueError, match="port"):
             ExampleSettings()
 
+    def test_an_error_does_not_show_what_was_set(self, monkeypatch):
+        monkeypatch.setenv("HILORA_EXAMPLE_PORT", "a-secret-in-the-wrong-place")
+
+        with pytest.raises(ValueError, match="port") as raised:
+            ExampleSettings()
+
+        assert "a-secret" not in str(raised.value)
+
     def test_settings_do_not_change_after_start(self):
         settings = ExampleSettings()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
+import zipfile
 
 import pytest
 import torch
@@ -54,6 +56,13 @@ def rank_17():
     }
 
 
+def rare_zip():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(CONFIG, config_bytes())
+    return buffer.getvalue()
+
+
 BAD_ARCHIVES = {
     "parent folder": ("unsafe_path", lambda: zip_bytes({"../../adapter_config.json": b"{}"})),
     "parent folder in a tar": ("unsafe_path", lambda: tar_bytes({"a/../../adapter_config.json": b"{}"})),
@@ -74,6 +83,7 @@ BAD_ARCHIVES = {
     "program": ("unexpected_file", lambda: zip_bytes({**adapter_files(), "modeling_evil.py": b"import os"})),
     "deep folder": ("nested_archive", lambda: zip_bytes({f"a/b/{CONFIG}": b"{}"})),
     "file twice": ("duplicate_member", lambda: zip_bytes({CONFIG: b"{}", f"a/{CONFIG}": b"{}"})),
+    "rare compression": ("unsupported_compression", lambda: rare_zip()),
     "not an archive": ("unreadable_archive", lambda: b"hello" * 1000),
     "cut zip": ("unreadable_archive", lambda: zip_bytes(adapter_files())[:400]),
     "cut tar.gz": ("unreadable_archive", lambda: tar_bytes(adapter_files(), compression="gz")[:400]),
@@ -94,6 +104,14 @@ BAD_FILES = {
     "shape that lies": (
         "invalid_offsets",
         {"weights": safetensors_bytes({LORA_A: {**F32_PAIR, "shape": [4, 2**30]}}, bytes(16))},
+    ),
+    "empty but larger than memory": (
+        "invalid_shape",
+        {
+            "weights": safetensors_bytes(
+                {LORA_A: {"dtype": "F32", "shape": [2**31, 2**31, 2**31, 0], "data_offsets": [0, 0]}}
+            )
+        },
     ),
     "negative shape": ("invalid_shape", {"weights": safetensors_bytes({LORA_A: {**F32_PAIR, "shape": [-2, -2]}})}),
     "boolean shape": ("invalid_shape", {"weights": safetensors_bytes({LORA_A: {**F32_PAIR, "shape": [True, 4]}})}),

@@ -87,6 +87,13 @@ class TestUpload:
 
             assert (await client.get("/v1/adapters/sorter")).status_code == 200
 
+    async def test_the_base_s_own_name_is_refused(self, stack):
+        async with stack.client() as client:
+            refused = await upload(client, name=stack.base.name)
+
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "invalid_adapter_name"
+
     async def test_samples_beside_an_archive_win_over_those_inside(self, stack):
         files = {
             "archive": ("a.zip", zip_bytes(adapter_files())),

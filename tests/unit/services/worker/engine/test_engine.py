@@ -42,6 +42,32 @@ def _is_at_rest(engine) -> bool:
     return (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0)
 
 
+class TestEnds:
+    def test_an_abort_does_not_reach_the_next_request_of_the_same_id(self, engine) -> None:
+        first = submit(engine, "r", _PROMPT, max_tokens=1)
+        engine._take_commands()
+        engine.abort("r")
+        stale = engine._aborts.copy()
+        engine._aborts.clear()
+        run_until_done(engine, first)
+        second = submit(engine, "r", _PROMPT)
+        engine._aborts.extend(stale)
+        run_until_done(engine, second)
+        assert second.finished.finish_reason is FinishReason.LENGTH
+
+    def test_a_device_that_cannot_be_cleared_keeps_nobody_waiting(self, source, monkeypatch) -> None:
+        engine = make_engine(load_tiny(), source)
+
+        def broken(*_args, **_kwargs):
+            raise RuntimeError("device lost")
+
+        monkeypatch.setattr(engine._runner, "execute", broken)
+        monkeypatch.setattr(engine._runner.kv_cache, "free", broken)
+        recorders = [submit(engine, name, _PROMPT) for name in "ab"]
+        engine.run_step()
+        assert [recorder.error.code for recorder in recorders] == ["generation_failed"] * 2
+
+
 class TestEvents:
     def test_started_then_deltas_then_one_end(self, engine) -> None:
         recorder = submit(engine, "r", _PROMPT, plan=make_plan(("a0", 4, 2, 1.0), ("a1", 4, 0, 0.5)))
