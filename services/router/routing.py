@@ -83,7 +83,8 @@ class RouteText:
             decision = self._named(options, view)
         return RouteResult(
             decision=decision,
-            catalog_generation=view.catalog_generation,
+            # The one the choice was made from: the names may be a refit ahead of the fitted model.
+            catalog_generation=decision.plan.catalog_generation,
             encoder_id=encoder_id or self._embedder.encoder_id or "",
             encode_seconds=encode_seconds,
             decide_seconds=time.perf_counter() - started,

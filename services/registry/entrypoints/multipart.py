@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from hilora.errors import InvalidInput
@@ -72,7 +72,7 @@ class MultipartUpload:
                     "on_end": self._on_end,
                 },
             )
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _malformed(str(error)) from error
 
     @property
@@ -120,7 +120,7 @@ class MultipartUpload:
     def _feed(self, data: bytes) -> None:
         try:
             self._parser.write(data)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _malformed(str(error)) from error
 
     def _close(self) -> None:

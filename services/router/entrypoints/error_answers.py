@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -14,6 +16,7 @@ from services.common.log import get_logger
 _log = get_logger(__name__)
 
 _CODES = {400: "invalid_body", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_PARAMETER_PART = re.compile(r"(?!(?:str|list|dict)$)\w+")
 _MAX_MESSAGE_CHARS = 500
 
 
@@ -58,7 +61,9 @@ async def _answer_validation(_: Request, error: Exception) -> JSONResponse:
             remedy="Send a JSON object with Content-Type: application/json.",
         )
     else:
-        parameter = ".".join(location)[:_MAX_MESSAGE_CHARS]
+        # Between the names stand the branches of unions that were tried: ours to know, not the client's.
+        names = [part for part in location if _PARAMETER_PART.fullmatch(part)]
+        parameter = ".".join(names)[:_MAX_MESSAGE_CHARS]
         translated = InvalidInput(
             f"{parameter}: {str(finding['msg'])[:_MAX_MESSAGE_CHARS]}.",
             code="missing_parameter" if kind == "missing" else "invalid_parameter",

@@ -265,6 +265,10 @@ class TestForm:
     async def test_a_body_of_another_kind(self, stack):
         await refused(stack, status=400, code="malformed_upload", content=b"a", headers={"content-type": "text/plain"})
 
+    async def test_a_boundary_longer_than_any_parser_takes(self, stack):
+        headers = {"content-type": f"multipart/form-data; boundary={'x' * 300}"}
+        await refused(stack, status=400, code="malformed_upload", content=b"--x", headers=headers)
+
 
 class TestReferences:
     @pytest.mark.parametrize(
