@@ -71,10 +71,6 @@ class Scheduler:
         """The queue, oldest first."""
         yield from tuple(self._waiting.values())
 
-    def find(self, request_id: str) -> ActiveRequest | None:
-        """The request of that id, or None."""
-        return self._running.get(request_id) or self._waiting.get(request_id)
-
     def add(self, active: ActiveRequest) -> None:
         """Queue a request.
 

@@ -93,11 +93,6 @@ class Residency:
         # Tickets between FETCHING and READY, oldest first.
         self._pending: list[ResidencyTicket] = []
 
-    @property
-    def num_pending(self) -> int:
-        """Tickets that are on their way."""
-        return len(self._pending)
-
     def open(self, plan: RoutingPlan) -> ResidencyTicket:
         """Claim a plan's ROCs; ready at once if all are resident."""
         keys = keys_of(plan)
