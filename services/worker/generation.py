@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from hilora.errors import InvalidInput, StaleCatalogGeneration
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.engine import Engine
-from services.worker.engine.request import EngineEvent, EngineRequest, Failed, Finished
+from services.worker.engine.events import EngineEvent, Failed, Finished
+from services.worker.engine.request import EngineRequest
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.models.prompt_encoder import ChatTurn, PromptEncoder
 from services.worker.ports import CatalogView

@@ -12,7 +12,8 @@ from hilora.errors import HiloraError, UnknownAdapter
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
-from services.worker.engine.request import EngineEvent, EngineRequest, Failed, Finished, TextDelta
+from services.worker.engine.events import EngineEvent, Failed, Finished, TextDelta
+from services.worker.engine.request import EngineRequest
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.models.loader import LoadedModel
 

@@ -17,19 +17,9 @@ from dataclasses import replace
 from hilora.errors import Conflict, GenerationFailed, HiloraError, InvalidInput, QueueFull, Unavailable
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.detokenizer import Detokenizer
+from services.worker.engine.events import EngineEvent, EventSink, Failed, Finished, FinishReason, Started, TextDelta
 from services.worker.engine.model_runner import ModelRunner
-from services.worker.engine.request import (
-    ActiveRequest,
-    EngineEvent,
-    EngineRequest,
-    EventSink,
-    Failed,
-    Finished,
-    FinishReason,
-    RequestState,
-    Started,
-    TextDelta,
-)
+from services.worker.engine.request import ActiveRequest, EngineRequest, RequestState
 from services.worker.engine.sampler import RequestSampler, sample
 from services.worker.engine.scheduler import ScheduledWork, Scheduler
 from services.worker.engine.stats import EngineCounters, EngineStats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.worker.engine.request import EngineEvent, Failed, Finished, FinishReason
+from services.worker.engine.events import EngineEvent, Failed, Finished, FinishReason
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from hilora.adapter import RocBasis
 from hilora.errors import InvalidInput
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
-from services.worker.engine.request import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
+from services.worker.engine.events import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.engine.stats import EngineStats
 from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt

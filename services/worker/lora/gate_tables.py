@@ -62,7 +62,7 @@ class TableBuilder:
         self._dtype = dtype
         self._device = device
         self._keys = tuple(dict.fromkeys(key for plan in plans for key in keys_of(plan)))
-        self._rows = {key: np.asarray(pool.rows(key), dtype=np.int64) for key in self._keys}
+        self._rows = {key: pool.rows(key).max(axis=0) for key in self._keys}
         self._ranks = {key: pool.module_ranks(key) for key in self._keys}
 
     @property

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from hilora.adapter import DecomposedAdapter, RocBasis
@@ -187,9 +188,12 @@ class RocPool:
                     self._drop(key)
             return before - self._used_bytes
 
-    def rows(self, key: RocKey) -> tuple[int, ...]:
-        """Row ids of a committed adapter; a module of rank r uses the first r of them."""
-        return self._entries[key].rows
+    def rows(self, key: RocKey) -> np.ndarray:
+        """Rows of a committed adapter in each module's arena, int64 `[M, R]`: `rows[m, j]` holds its j-th ROC in module
+        m, row 0 where it has fewer there."""
+        entry = self._entries[key]
+        places = np.arange(len(entry.rows))
+        return np.where(places < np.asarray(entry.module_ranks)[:, None], np.asarray(entry.rows), 0)
 
     def module_ranks(self, key: RocKey) -> tuple[int, ...]:
         """ROCs of a committed adapter by module index."""
