@@ -25,6 +25,7 @@ _READ = frozenset(
         "r",
         "rank_pattern",
         "target_modules",
+        "target_parameters",
         "task_type",
         "use_rslora",
     }
@@ -72,7 +73,6 @@ _REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Train with alora_invocation_tokens=None.",
         ),
         "layer_replication": ("it changes the number of layers", "Serve the deepened model as a base of its own."),
-        "target_parameters": ("it updates bare parameters, not linear layers", "Target linear layers instead."),
         "trainable_token_indices": ("it replaces rows of the embedding", "Train with trainable_token_indices=None."),
         "velora_config": ("VeLoRA stores state of its own beside the factors", f"{_SAVE_WITHOUT}."),
         "monteclora_config": ("MonteCLoRA samples its factors", f"{_SAVE_WITHOUT}."),
@@ -104,6 +104,8 @@ class PeftLoraConfig:
     alpha_pattern: Mapping[str, float]
     target_modules: tuple[str, ...]
     """As written, for people; a single expression is one entry."""
+    target_parameters: tuple[str, ...]
+    """Parameters of experts that are targeted by name, by their whole path or the end of it."""
     base_model: str | None
     task_type: str | None
     fan_in_fan_out: bool
@@ -152,6 +154,7 @@ def parse_peft_config(config: Mapping[str, object]) -> PeftLoraConfig:
             for key, value in _mapping("alpha_pattern", config).items()
         },
         target_modules=_strings("target_modules", config.get("target_modules")),
+        target_parameters=_strings("target_parameters", config.get("target_parameters")),
         base_model=_optional_string("base_model_name_or_path", config.get("base_model_name_or_path")),
         task_type=_optional_string("task_type", config.get("task_type")),
         fan_in_fan_out=_boolean("fan_in_fan_out", config.get("fan_in_fan_out")),

@@ -1,7 +1,7 @@
-"""From a PEFT checkpoint to a `LoRAAdapter`: the only place that knows PEFT's names.
+"""From a PEFT checkpoint to a `LoRAAdapter`.
 
-PEFT stores, for each wrapped linear layer, `base_model.model.<module path>.lora_A.weight` (`[r, in]`) and
-`.lora_B.weight` (`[out, r]`); some old files carry the adapter's name, `default`, before `weight`.
+The names of its tensors are known to `peft_tensors`, the fields of its config to `peft_config`; the rest of the system
+sees module paths and factors only.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from collections.abc import Mapping
 import torch
 
 from hilora.adapter import LoRAAdapter, LoRAFactors
-from hilora.errors import AdapterShapeMismatch, InvalidAdapter, UnsupportedAdapterFeature
+from hilora.errors import AdapterShapeMismatch, InvalidAdapter
 from hilora.module_pattern import ModulePatterns, value_for
 from hilora.peft_config import PeftLoraConfig, parse_peft_config
+from hilora.peft_tensors import is_targeted, pair_up, split_experts
 
-__all__ = ["PeftLoraConfig", "check_against_base", "parse_peft_config", "read_peft_adapter"]
+__all__ = ["PeftLoraConfig", "check_against_base", "parse_peft_config", "read_peft_adapter", "with_base_names"]
 
-_FACTOR_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
-_MAX_PATH_LENGTH = 256
-"""No model nests deeper; matching a pattern costs a power of it."""
-_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+_OLD_EXPERT_NAME = re.compile(r"(?P<experts>.*\.experts\.\d+)\.w(?P<number>[123])")
+_OLD_EXPERT_LAYERS = {"1": "gate_proj", "2": "down_proj", "3": "up_proj"}
 
 
 def read_peft_adapter(*, config: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> LoRAAdapter:
@@ -32,11 +31,12 @@ def read_peft_adapter(*, config: Mapping[str, object], tensors: Mapping[str, tor
         tensors: the content of `adapter_model.safetensors`.
 
     Returns:
-        The factors in their own dtype, by module path in alphabetical order.
+        The factors in their own dtype, by module path in alphabetical order; those of stacked experts as one module
+        per expert, `<path>.<expert>.<parameter>`.
 
     Raises:
         UnsupportedAdapterFeature: see `parse_peft_config`; or `unexpected_tensor`, a tensor that is no LoRA factor;
-            or `unsupported_dtype`.
+            or `unsupported_dtype`; or `unsupported_target_parameter`.
         AdapterShapeMismatch: factors that are no matrices (`factor_not_a_matrix`), or whose ranks disagree with each
             other or with the config (`rank_mismatch`).
         InvalidAdapter: a factor without its partner (`unpaired_factor`) or named twice (`duplicate_factor`), values
@@ -44,15 +44,22 @@ def read_peft_adapter(*, config: Mapping[str, object], tensors: Mapping[str, tor
             `invalid_adapter_config`.
     """
     parsed = parse_peft_config(config)
-    factors = _pair_up(tensors)
     rank_patterns = ModulePatterns(parsed.rank_pattern, place="rank_pattern")
     alpha_patterns = ModulePatterns(parsed.alpha_pattern, place="alpha_pattern")
     modules: dict[str, LoRAFactors] = {}
-    for path, (lora_a, lora_b) in sorted(factors.items()):
-        rank = value_for(path, patterns=rank_patterns, values=parsed.rank_pattern, default=parsed.rank)
-        alpha = value_for(path, patterns=alpha_patterns, values=parsed.alpha_pattern, default=parsed.alpha)
-        _check_factors(path, lora_a, lora_b, rank=rank)
-        modules[path] = LoRAFactors(lora_a=lora_a, lora_b=lora_b, scaling=parsed.scaling_of(rank=rank, alpha=alpha))
+    for pair in pair_up(tensors, target_parameters=parsed.target_parameters):
+        parameter_path = f"{pair.path}.weight"
+        # Patterns are matched with what PEFT wrapped: a parameter's path, or a layer's.
+        name = parameter_path if is_targeted(parameter_path, parsed.target_parameters) else pair.path
+        rank = value_for(name, patterns=rank_patterns, values=parsed.rank_pattern, default=parsed.rank)
+        alpha = value_for(name, patterns=alpha_patterns, values=parsed.alpha_pattern, default=parsed.alpha)
+        scaling = parsed.scaling_of(rank=rank, alpha=alpha)
+        factors = {pair.path: (pair.lora_a, pair.lora_b)}
+        if pair.is_stacked:
+            factors = split_experts(pair, rank=rank)
+        for path, (lora_a, lora_b) in factors.items():
+            _check_factors(path, lora_a, lora_b, rank=rank)
+            modules[path] = LoRAFactors(lora_a=lora_a, lora_b=lora_b, scaling=scaling)
     if not any(_has_effect(module) for module in modules.values()):
         raise InvalidAdapter(
             f"None of the adapter's {len(modules)} modules changes anything: every update is zero.",
@@ -63,12 +70,36 @@ def read_peft_adapter(*, config: Mapping[str, object], tensors: Mapping[str, tor
     return LoRAAdapter(base_model=parsed.base_model, modules=modules)
 
 
+def with_base_names(adapter: LoRAAdapter, *, base_modules: Mapping[str, tuple[int, int]]) -> LoRAAdapter:
+    """The adapter with today's names for modules that its training script knew by older ones.
+
+    Mixtral's experts were `block_sparse_moe.experts.<n>.w1`, `w2` and `w3` once; they are `gate_proj`, `down_proj` and
+    `up_proj` of `mlp.experts.<n>` here. A name that the base has is left as it is, and so is one that neither form of
+    is known: `check_against_base` refuses it.
+
+    Args:
+        adapter: as read.
+        base_modules: the base's layers, by module path.
+    """
+    renamed: dict[str, LoRAFactors] = {}
+    for path, factors in adapter.modules.items():
+        current = path if path in base_modules else _current_name(path)
+        renamed[current if current in base_modules else path] = factors
+    return LoRAAdapter(base_model=adapter.base_model, modules=renamed)
+
+
+def _current_name(path: str) -> str:
+    path = path.replace(".block_sparse_moe.", ".mlp.")
+    match = _OLD_EXPERT_NAME.fullmatch(path)
+    return path if match is None else f"{match['experts']}.{_OLD_EXPERT_LAYERS[match['number']]}"
+
+
 def check_against_base(adapter: LoRAAdapter, *, base_modules: Mapping[str, tuple[int, int]]) -> None:
     """Make sure that every module exists in the served base and that the factors fit it.
 
     Args:
         adapter: as read.
-        base_modules: `(out features, in features)` of the base's linear layers, by module path.
+        base_modules: `(out features, in features)` of the base's layers, by module path: `target_features` lists them.
 
     Raises:
         InvalidAdapter: `unknown_target_module`.
@@ -77,7 +108,7 @@ def check_against_base(adapter: LoRAAdapter, *, base_modules: Mapping[str, tuple
     for path, factors in adapter.modules.items():
         if path not in base_modules:
             raise InvalidAdapter(
-                f"The adapter targets {path[:120]}, which is no linear layer of the served base.",
+                f"The adapter targets {path[:120]}, which is no layer of the served base that can carry a LoRA.",
                 code="unknown_target_module",
                 remedy="Upload an adapter trained on the served base model.",
                 place=path[:120],
@@ -92,60 +123,7 @@ def check_against_base(adapter: LoRAAdapter, *, base_modules: Mapping[str, tuple
             )
 
 
-def _pair_up(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = _FACTOR_NAME.fullmatch(name)
-        if match is None or len(match["path"]) > _MAX_PATH_LENGTH:
-            raise UnsupportedAdapterFeature(
-                f"The tensor {name[:160]!r} is not a factor of a LoRA on a linear layer.",
-                code="unexpected_tensor",
-                remedy="Train on linear layers only, without biases, embeddings, convolutions or saved modules.",
-                place=name[:160],
-            )
-        if tensor.dtype not in _DTYPES:
-            raise UnsupportedAdapterFeature(
-                f"The tensor {name[:160]!r} has the type {tensor.dtype}.",
-                code="unsupported_dtype",
-                remedy="Save the factors as float32, float16 or bfloat16.",
-                place=name[:160],
-            )
-        pair = halves.setdefault(match["path"], {})
-        if match["factor"] in pair:
-            raise InvalidAdapter(
-                f"lora_{match['factor']} of {match['path'][:120]} stands in the file twice.",
-                code="duplicate_factor",
-                remedy="Save the adapter again with PEFT's save_pretrained.",
-                place=name[:160],
-            )
-        pair[match["factor"]] = tensor
-    for path, pair in halves.items():
-        if len(pair) == 1:
-            missing = "B" if "A" in pair else "A"
-            raise InvalidAdapter(
-                f"{path[:120]} has no lora_{missing}.",
-                code="unpaired_factor",
-                remedy="Upload the complete adapter_model.safetensors.",
-                place=path[:120],
-            )
-    if not halves:
-        raise InvalidAdapter(
-            "The adapter has no LoRA factors.",
-            code="no_effective_module",
-            remedy="Upload the trained adapter_model.safetensors.",
-            place="adapter_model.safetensors",
-        )
-    return {path: (pair["A"], pair["B"]) for path, pair in halves.items()}
-
-
 def _check_factors(path: str, lora_a: torch.Tensor, lora_b: torch.Tensor, *, rank: int) -> None:
-    if lora_a.ndim != 2 or lora_b.ndim != 2:
-        raise AdapterShapeMismatch(
-            f"The factors of {path[:120]} have shapes {tuple(lora_a.shape)} and {tuple(lora_b.shape)}, not matrices.",
-            code="factor_not_a_matrix",
-            remedy="Train on linear layers only.",
-            place=path[:120],
-        )
     if not lora_a.shape[0] == lora_b.shape[1] == rank:
         raise AdapterShapeMismatch(
             f"{path[:120]}: lora_A has {lora_a.shape[0]} rows, lora_B {lora_b.shape[1]} columns, "

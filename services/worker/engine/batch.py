@@ -15,7 +15,7 @@ import torch
 
 from services.worker.engine.request import ActiveRequest, RequestState
 from services.worker.engine.scheduler import ScheduledWork
-from services.worker.lora.batch_plan import StepRocs, StepRocsBuilder
+from services.worker.lora.batch_plan import StepRocs, StepRocsBuilder, decode_order
 from services.worker.models.attention import AttentionStep, DecodeRows, PrefillChunk
 
 
@@ -42,7 +42,7 @@ def build_batch(works: Sequence[ScheduledWork], builder: StepRocsBuilder, *, dev
         device: the model's.
     """
     decodes = [work for work in works if work.active.state is RequestState.DECODE]
-    decodes.sort(key=lambda work: work.active.request.plan.is_base_only)
+    decodes.sort(key=lambda work: decode_order(work.active.request.plan))
     chunks = [work for work in works if work.active.state is not RequestState.DECODE]
     token_ids: list[int] = []
     positions: list[int] = []
@@ -63,7 +63,8 @@ def build_batch(works: Sequence[ScheduledWork], builder: StepRocsBuilder, *, dev
             sampling.append(active)
         if active.state is not RequestState.DECODE:
             prefills.append(PrefillChunk(row=row, num_tokens=work.num_tokens, slot=_slot_of(active), start=start))
-            chunk_plans.append((slice(row, row + work.num_tokens), logit_row, active.request.plan))
+            logit_rows_of = None if logit_row is None else slice(logit_row, logit_row + 1)
+            chunk_plans.append((slice(row, row + work.num_tokens), logit_rows_of, active.request.plan))
     plans = [work.active.request.plan for work in decodes]
     return StepBatch(
         token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),

@@ -1,31 +1,40 @@
-"""What a step's rows need of the ROC pool.
+"""What a step's rows need of the ROC pool, and which form does it.
 
-Shapes: T packed tokens of a step, D in-features, O out-features, U rows of a union, G groups, S slots of a group.
+Shapes: T packed tokens of a step, D in-features, O out-features, K selected rows.
 
-A step's rows are cut into segments. `DecodeSegment`: one token per row, each with a plan of its own: one shrink
-against the union of all candidates, then each row gathers its own columns, and the expand reads only the rows it keeps.
-`ChunkSegment`: many tokens of one plan: dense products with that plan's rows. Rows without ROCs are in no segment, and
-a step without ROCs has no segments at all, so that their linear layers do exactly what the base model's do.
+A step's rows are cut into segments, each of which adds its rows' ROC output to what the base layer made. Rows without
+ROCs are in no segment, and a step without ROCs has no segments at all, so that its linear layers do exactly what the
+base model's do. Which form a segment takes is chosen once per step, by what was measured (docs/benchmarks.md):
+
+    float32 on a CPU, kernel compiled     one native segment for all rows
+    otherwise, decode rows                union of all components up to 512 columns, packs above
+    otherwise, prompt chunks              dense products with the plan's components
+    plans with another rule than `rocs`   one adaptive segment per plan
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from hilora.routing_plan import RoutingPlan
-from services.worker.kernels import torch_ops
-from services.worker.lora.gate_tables import GateTable, TableBuilder
-from services.worker.lora.roc_pool import RocKey, RocPool
+from services.worker.kernels.native_ops import is_native_usable
+from services.worker.lora.gate_tables import PlanTable, StepTable, plan_table
+from services.worker.lora.native_form import NativeSegment
+from services.worker.lora.roc_pool import RocPool
+from services.worker.lora.torch_form import ChunkSegment, PackSegment, TokenGates, UnionSegment
 
-_MAX_CACHED_PLANS = 256
-"""Plans whose chunk tables are kept; a table is a few kilobytes."""
-_MAX_UNION_SLACK = 2
-"""A union is reused while it is at most this many times as large as the batch needs."""
+MAX_UNION_COLUMNS = 512
+"""Components of a step up to which one product with all of them beats a pack per row."""
+_MAX_CACHED_PLANS = 1024
+"""Plans whose tables are kept; a table is a few kilobytes."""
+_MAX_CACHED_LAYOUTS = 4
+"""Row layouts whose segments are kept: decode-only steps alternate with steps that also read prompts."""
 
 
 class Segment(Protocol):
@@ -37,102 +46,96 @@ class Segment(Protocol):
         """Add the ROCs' output for inputs `x` to `y`, in place; both hold this segment's rows only."""
         ...
 
+    def add_selected(self, module_idx: int, x_KD: torch.Tensor, row_idx_K: torch.Tensor, y_KO: torch.Tensor) -> None:
+        """The same for a selection of the segment's rows, in any order: row `i` of `x` is its row `row_idx[i]`."""
+        ...
+
+    def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """The same for an embedding, whose input is a token id: `a . x` is the id's entry of `a`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """Consecutive rows with one plan."""
+
+    start: int
+    stop: int
+    plan: RoutingPlan
+
+
+def decode_order(plan: RoutingPlan) -> tuple[int, str]:
+    """Sort key of a step's decode rows: rows that gate by components, other rules with equal plans as neighbours, rows
+    without ROCs."""
+    if plan.is_base_only:
+        return (2, "")
+    return (0, "") if not _is_adaptive(plan) else (1, plan.digest)
+
 
 class StepRocs:
     """The segments of one step.
 
     Args:
         token_segments: over all packed tokens of the step.
-        logit_segments: over the rows that reach the output embedding: the last token of each sampling request.
+        logit_runs: which rows reach the output embedding, and their plans.
+        builder: makes the segments of the output embedding, which few adapters target, when they are asked for.
     """
 
-    def __init__(self, token_segments: Sequence[Segment], logit_segments: Sequence[Segment]) -> None:
+    def __init__(
+        self, token_segments: Sequence[Segment], logit_runs: Sequence[_Run], builder: StepRocsBuilder
+    ) -> None:
         self._token_segments = tuple(token_segments)
-        self._logit_segments = tuple(logit_segments)
+        self._logit_runs = tuple(logit_runs)
+        self._builder = builder
 
-    def add(self, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor, *, is_output_embedding: bool) -> None:
-        """Add every segment's ROC output to `y` `[T, O]` in place."""
-        for segment in self._logit_segments if is_output_embedding else self._token_segments:
-            segment.add(module_idx, x_TD[segment.rows], y_TO[segment.rows])
+    def add(
+        self,
+        module_idx: int,
+        x_TD: torch.Tensor,
+        y_TO: torch.Tensor,
+        *,
+        is_output_embedding: bool = False,
+        token_idx_T: torch.Tensor | None = None,
+    ) -> None:
+        """Add every segment's ROC output to `y` in place.
+
+        Args:
+            module_idx: the layer.
+            x_TD: its input.
+            y_TO: what the base layer made of it.
+            is_output_embedding: rows are the sampled ones only.
+            token_idx_T: which token of the step each row is, for a layer that sees a selection; None: row i is token i.
+        """
+        if is_output_embedding:
+            if not self._builder.is_targeted(module_idx, self._logit_runs):
+                return
+            segments = self._builder.segments(self._logit_runs)
+        else:
+            segments = self._token_segments
+        if token_idx_T is None:
+            for segment in segments:
+                segment.add(module_idx, x_TD[segment.rows], y_TO[segment.rows])
+            return
+        for segment in segments:
+            of_segment = (token_idx_T >= segment.rows.start) & (token_idx_T < segment.rows.stop)
+            places = of_segment.nonzero()[:, 0]
+            if len(places) == 0:
+                continue
+            y_KO = y_TO.new_zeros(len(places), y_TO.shape[1])
+            segment.add_selected(module_idx, x_TD[places], token_idx_T[places] - segment.rows.start, y_KO)
+            y_TO.index_add_(0, places, y_KO)
+
+    def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """Add every segment's ROC output of an embedding to `y` `[T, O]` in place."""
+        for segment in self._token_segments:
+            segment.add_embedding(module_idx, token_ids_T[segment.rows], y_TO[segment.rows])
 
 
 class RocContext:
-    """Where gated linears find the current step. The runner sets `step` before each forward pass; None: base only."""
+    """Where gated layers find the current step. The runner sets `step` before each forward pass; None: base only."""
 
     def __init__(self) -> None:
         self.step: StepRocs | None = None
-
-
-class _Union:
-    """Down-vectors of several adapters, gathered once per module and kept while the batch needs no others."""
-
-    def __init__(self, keys: Sequence[RocKey], pool_rows: np.ndarray, pool: RocPool, device: torch.device) -> None:
-        self.keys = frozenset(keys)
-        self.layout_version = pool.layout_version
-        self.size = len(pool_rows)
-        self._pool = pool
-        self._rows_U = torch.from_numpy(pool_rows).to(device)
-        self._columns = torch.zeros(int(pool_rows.max()) + 1, dtype=torch.int64, device=device)
-        self._columns[self._rows_U] = torch.arange(self.size, device=device)
-        self._a: dict[int, torch.Tensor] = {}
-
-    def columns_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """Column of the union for each pool row."""
-        return self._columns[rows]
-
-    def down_vectors(self, module_idx: int) -> torch.Tensor:
-        """Down-vectors of a module `[U, D]`."""
-        a_UD = self._a.get(module_idx)
-        if a_UD is None:
-            a_UD = self._pool.arena(module_idx).a_ND.index_select(0, self._rows_U)
-            self._a[module_idx] = a_UD
-        return a_UD
-
-
-class DecodeSegment:
-    """One token per row, each with a plan of its own."""
-
-    def __init__(self, rows: slice, tables: Sequence[GateTable | None], union: _Union, pool: RocPool) -> None:
-        self.rows = rows
-        self._tables = tables
-        self._union = union
-        self._pool = pool
-        # Modules share tables; so do their columns.
-        columns = {id(table): union.columns_of(table.rows_TGS).flatten(1) for table in tables if table is not None}
-        self._columns = [None if table is None else columns[id(table)] for table in tables]
-
-    def add(self, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor) -> None:
-        """See `Segment`."""
-        table, columns = self._tables[module_idx], self._columns[module_idx]
-        if table is None or columns is None:
-            return
-        arena = self._pool.arena(module_idx)
-        h_TU = torch_ops.roc_shrink(x_TD, self._union.down_vectors(module_idx))
-        h_TGS = h_TU.gather(1, columns).view(table.rows_TGS.shape)
-        norms = None if table.gate.norm_weights_T11 is None else arena.b_norms_N[table.rows_TGS]
-        kept = torch_ops.roc_gate(h_TGS, table.gate, norms)
-        y_TO += torch_ops.roc_expand(kept, table.rows_TGS, arena.b_NO, table.bag_starts_T)
-
-
-class ChunkSegment:
-    """Many tokens of one plan."""
-
-    def __init__(self, rows: slice, tables: Sequence[GateTable | None], pool: RocPool) -> None:
-        self.rows = rows
-        self._tables = tables
-        self._pool = pool
-
-    def add(self, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor) -> None:
-        """See `Segment`."""
-        table = self._tables[module_idx]
-        if table is None:
-            return
-        arena = self._pool.arena(module_idx)
-        rows_R = table.rows_TGS.flatten()
-        h_TR = torch_ops.roc_shrink(x_TD, arena.a_ND.index_select(0, rows_R))
-        norms = None if table.gate.norm_weights_T11 is None else arena.b_norms_N[table.rows_TGS]
-        kept = torch_ops.roc_gate(h_TR.view(-1, *table.rows_TGS.shape[1:]), table.gate, norms)
-        y_TO += torch_ops.roc_expand_shared(kept, table.num_slots, arena.b_NO.index_select(0, rows_R))
 
 
 class StepRocsBuilder:
@@ -140,72 +143,133 @@ class StepRocsBuilder:
 
     Args:
         pool: where the rows are.
+        gates: learned gates of plans that name one.
         dtype: of the model's activations.
         device: the model's.
     """
 
-    def __init__(self, pool: RocPool, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, pool: RocPool, *, dtype: torch.dtype, device: torch.device, gates: object = None
+    ) -> None:
         self._pool = pool
+        self._gates = gates
         self._dtype = dtype
         self._device = device
-        self._union: _Union | None = None
-        self._decode: tuple[tuple[object, ...], DecodeSegment] | None = None
-        self._chunk_tables: OrderedDict[tuple[str, int], list[GateTable | None]] = OrderedDict()
+        self._is_native = is_native_usable(dtype=dtype, device=device)
+        self._plan_tables: OrderedDict[str, PlanTable] = OrderedDict()
+        self._chunk_gates: OrderedDict[tuple[str, int], TokenGates] = OrderedDict()
+        self._segments: OrderedDict[tuple[object, ...], tuple[Segment, ...]] = OrderedDict()
 
     def build(
-        self, *, decode_plans: Sequence[RoutingPlan], chunk_plans: Sequence[tuple[slice, int | None, RoutingPlan]]
+        self, *, decode_plans: Sequence[RoutingPlan], chunk_plans: Sequence[tuple[slice, slice | None, RoutingPlan]]
     ) -> StepRocs | None:
         """The segments of a step, or None if no row has ROCs.
 
         Args:
-            decode_plans: plans of the first rows, none of them base-only.
-            chunk_plans: for each prefill chunk its rows, its row among the logits (None if it does not sample), and
-                its plan.
+            decode_plans: plans of the first rows, in the order of `decode_order`, none of them base-only.
+            chunk_plans: for each prompt chunk its rows, its rows among the logits (None if it has none there), and its
+                plan. Decode rows are the first rows among the logits, too.
         """
-        tokens: list[Segment] = []
-        logits: list[Segment] = []
-        if decode_plans:
-            decode = self._decode_segment(decode_plans)
-            tokens.append(decode)
-            logits.append(decode)
-        for rows, logit_row, plan in chunk_plans:
+        tokens = [_Run(start=row, stop=row + 1, plan=plan) for row, plan in enumerate(decode_plans)]
+        logits = list(tokens)
+        for rows, logit_rows, plan in chunk_plans:
             if plan.is_base_only:
                 continue
-            tables = self._tables_of(plan)
-            tokens.append(ChunkSegment(rows, tables, self._pool))
-            if logit_row is not None:
-                logits.append(ChunkSegment(slice(logit_row, logit_row + 1), tables, self._pool))
-        return StepRocs(tokens, logits) if tokens else None
+            tokens.append(_Run(start=rows.start, stop=rows.stop, plan=plan))
+            if logit_rows is not None:
+                logits.append(_Run(start=logit_rows.start, stop=logit_rows.stop, plan=plan))
+        return StepRocs(self.segments(tokens), logits, self) if tokens else None
 
-    def _decode_segment(self, plans: Sequence[RoutingPlan]) -> DecodeSegment:
-        key = (self._pool.layout_version, *(plan.digest for plan in plans))
-        if self._decode is None or self._decode[0] != key:
-            builder = TableBuilder(plans, self._pool, dtype=self._dtype, device=self._device)
-            segment = DecodeSegment(
-                slice(len(plans)), builder.tables(self._pool.num_modules), self._union_of(builder), self._pool
-            )
-            self._decode = (key, segment)
-        return self._decode[1]
+    def segments(self, runs: Sequence[_Run]) -> tuple[Segment, ...]:
+        """The segments of some rows with plans."""
+        key = (self._pool.layout_version, *((run.start, run.stop, run.plan.digest) for run in runs))
+        segments = self._segments.pop(key, None)
+        if segments is None:
+            segments = tuple(self._made(runs))
+        self._segments[key] = segments
+        while len(self._segments) > _MAX_CACHED_LAYOUTS:
+            self._segments.popitem(last=False)
+        return segments
 
-    def _union_of(self, builder: TableBuilder) -> _Union:
-        union, rows = self._union, builder.pool_rows
-        is_usable = (
-            union is not None
-            and union.layout_version == self._pool.layout_version
-            and union.keys.issuperset(builder.keys)
-            and union.size <= _MAX_UNION_SLACK * len(rows)
+    def is_targeted(self, module_idx: int, runs: Sequence[_Run]) -> bool:
+        """Whether any of the rows' adapters has components in a layer."""
+        plans = {run.plan.digest: run.plan for run in runs}
+        return any(
+            self._pool.module_ranks(key)[module_idx] > 0
+            for plan in plans.values()
+            for key in self._plan_table(plan).keys
         )
-        if union is None or not is_usable:
-            union = self._union = _Union(builder.keys, rows, self._pool, self._device)
-        return union
 
-    def _tables_of(self, plan: RoutingPlan) -> list[GateTable | None]:
+    def _made(self, runs: Sequence[_Run]) -> list[Segment]:
+        by_components = [run for run in runs if not _is_adaptive(run.plan)]
+        segments: list[Segment] = []
+        if by_components and self._is_native:
+            segments.append(NativeSegment(self._step_table(by_components), self._pool))
+        elif by_components:
+            segments.extend(self._torch_segments(by_components))
+        for rows, plan in _joined([run for run in runs if _is_adaptive(run.plan)]):
+            from services.worker.lora.adaptive_segment import AdaptiveSegment
+            segments.append(
+                AdaptiveSegment(rows, plan, self._pool, self._gates, dtype=self._dtype, device=self._device)
+            )
+        return segments
+
+    def _torch_segments(self, runs: Sequence[_Run]) -> list[Segment]:
+        # Single rows one after another, from row 0: the decode rows. Everything else is a chunk.
+        num_decodes = next((idx for idx, run in enumerate(runs) if (run.start, run.stop) != (idx, idx + 1)), len(runs))
+        segments: list[Segment] = []
+        if num_decodes:
+            table = self._step_table(runs[:num_decodes])
+            gates = TokenGates(table, self._pool, dtype=self._dtype, device=self._device)
+            rows = slice(0, num_decodes)
+            if table.num_columns <= MAX_UNION_COLUMNS:
+                segments.append(UnionSegment(rows, table, gates, self._pool))
+            else:
+                segments.append(PackSegment(rows, gates, self._pool))
+        for run in runs[num_decodes:]:
+            segments.append(ChunkSegment(slice(run.start, run.stop), self._gates_of(run.plan), self._pool))
+        return segments
+
+    def _step_table(self, runs: Sequence[_Run]) -> StepTable:
+        places: dict[str, int] = {}
+        token_plans = np.full(max(run.stop for run in runs), -1, dtype=np.int32)
+        plans: list[PlanTable] = []
+        for run in runs:
+            if run.plan.digest not in places:
+                places[run.plan.digest] = len(plans)
+                plans.append(self._plan_table(run.plan))
+            token_plans[run.start : run.stop] = places[run.plan.digest]
+        return StepTable(plans, token_plans, self._pool)
+
+    def _plan_table(self, plan: RoutingPlan) -> PlanTable:
+        table = self._plan_tables.pop(plan.digest, None) or plan_table(plan, self._pool)
+        self._plan_tables[plan.digest] = table
+        while len(self._plan_tables) > _MAX_CACHED_PLANS:
+            self._plan_tables.popitem(last=False)
+        return table
+
+    def _gates_of(self, plan: RoutingPlan) -> TokenGates:
         key = (plan.digest, self._pool.layout_version)
-        tables = self._chunk_tables.pop(key, None)
-        if tables is None:
-            builder = TableBuilder([plan], self._pool, dtype=self._dtype, device=self._device)
-            tables = builder.tables(self._pool.num_modules)
-        self._chunk_tables[key] = tables
-        while len(self._chunk_tables) > _MAX_CACHED_PLANS:
-            self._chunk_tables.popitem(last=False)
-        return tables
+        gates = self._chunk_gates.pop(key, None)
+        if gates is None:
+            table = StepTable([self._plan_table(plan)], np.zeros(1, dtype=np.int32), self._pool)
+            gates = TokenGates(table, self._pool, dtype=self._dtype, device=self._device)
+        self._chunk_gates[key] = gates
+        while len(self._chunk_gates) > _MAX_CACHED_PLANS:
+            self._chunk_gates.popitem(last=False)
+        return gates
+
+
+def _is_adaptive(plan) -> bool:
+    return getattr(plan.gate, 'rule', 'rocs') != 'rocs'
+
+
+def _joined(runs: Sequence[_Run]) -> list[tuple[slice, RoutingPlan]]:
+    """Neighbouring rows with one plan as one piece."""
+    joined: list[tuple[slice, RoutingPlan]] = []
+    for run in runs:
+        if joined and joined[-1][0].stop == run.start and joined[-1][1].digest == run.plan.digest:
+            joined[-1] = (slice(joined[-1][0].start, run.stop), run.plan)
+        else:
+            joined.append((slice(run.start, run.stop), run.plan))
+    return joined

@@ -144,7 +144,7 @@ def test_chunks_of_one_plan(dtype, ranks, scope, score) -> None:
     x_TD = _inputs(11, dtype, is_exact=bench.is_exact)
     first = bench.plan([0, 1, 2], num_rocs=2, scope=scope, score=score)
     second = bench.plan([5], num_rocs=7, scope=scope, score=score)
-    chunks = [(slice(0, 6), None, first), (slice(6, 8), None, RoutingPlan()), (slice(8, 11), 0, second)]
+    chunks = [(slice(0, 6), None, first), (slice(6, 8), None, RoutingPlan()), (slice(8, 11), slice(0, 1), second)]
     bench.context.step = bench.builder.build(decode_plans=[], chunk_plans=chunks)
     found = bench.gated(x_TD[None])[0]
     bench.check(found[:6], bench.expected(x_TD[:6], first))
@@ -157,15 +157,15 @@ class TestZeroBudget:
         bench = Bench([4] * _NUM_ADAPTERS, torch.float32)
         nothing = make_plan(("a0", 4, 0, 1.0))
         assert keys_of(nothing) == ()
-        assert bench.builder.build(decode_plans=[], chunk_plans=[(slice(0, 3), 0, nothing)]) is None
+        assert bench.builder.build(decode_plans=[], chunk_plans=[(slice(0, 3), slice(0, 1), nothing)]) is None
 
 
 class TestFaultsStayInTheirRows:
     def test_a_component_that_is_not_a_number_reaches_only_plans_that_name_it(self) -> None:
         bench = Bench([4] * _NUM_ADAPTERS, torch.float32)
         arena = bench.pool.arena(0)
-        arena.a_ND[list(bench.pool.rows(RocKey("a1", RocBasis.TRAINED)))[2]] = float("nan")
-        arena.b_NO[list(bench.pool.rows(RocKey("a1", RocBasis.TRAINED)))[1]] = float("inf")
+        arena.a_ND[int(bench.pool.rows(RocKey("a1", RocBasis.TRAINED))[0, 2])] = float("nan")
+        arena.b_NO[int(bench.pool.rows(RocKey("a1", RocBasis.TRAINED))[0, 1])] = float("inf")
         rule = {"num_rocs": 2, "scope": GateScope.PER_ADAPTER, "score": RocScore.ACTIVATION}
         plans = [bench.plan([0], **rule), bench.plan([1, 2], **rule), bench.plan([2, 3, 4], **rule)]
         x_TD = _inputs(3, torch.float32, is_exact=False)

@@ -1,0 +1,207 @@
+"""The tensors of a PEFT checkpoint, paired up and told apart by what they belong to.
+
+Shapes: R rank, D in-features, O out-features, E experts, V vocabulary.
+
+    linear layer         <path>.lora_A.weight [R, D]           <path>.lora_B.weight [O, R]
+    embedding            <path>.lora_embedding_A [R, V]        <path>.lora_embedding_B [O, R]
+    parameter of stacked experts, at the path of the module that holds it
+                         <path>.lora_A.weight [E R, D]         <path>.lora_B.weight [O, R E]
+    a second such parameter of one module: PEFT wraps the wrapper, the one declared first is inside
+                         <path>.base_layer.lora_A.weight ...
+
+All stand under `base_model.model.`; some old files carry the adapter's name, `default`, at the end. With a targeted
+embedding or output embedding PEFT also saves the base's own weight, `<path>.base_layer.weight`; it is the base we
+have, and left aside. Rows of a stacked A run over the ranks of expert 0 first; columns of a stacked B over the
+experts of rank 0 first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hilora.errors import AdapterShapeMismatch, InvalidAdapter, UnsupportedAdapterFeature
+
+_FACTOR_NAME = re.compile(
+    r"base_model\.model\.(?P<path>.+)\.lora_"
+    r"(?:(?P<factor>[AB])(?:\.default)?\.weight|embedding_(?P<embedding>[AB])(?:\.default)?)"
+)
+_BASE_COPY_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.base_layer\.weight")
+_MAX_PATH_LENGTH = 256
+"""No model nests deeper; matching a pattern costs a power of it."""
+_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
+_EXPERTS = "experts"
+_EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
+"""In the order in which models declare them, and therefore from the inside to the outside."""
+_INNER = ".base_layer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FactorPair:
+    """The two factors of one layer or parameter as they stand in the file."""
+
+    path: str
+    """The module's path, or `<module path>.<parameter>` for stacked experts."""
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    is_stacked: bool
+    """Whether it holds the factors of several experts."""
+
+
+def pair_up(tensors: Mapping[str, torch.Tensor], *, target_parameters: Sequence[str]) -> list[FactorPair]:
+    """Every A with its B.
+
+    Args:
+        tensors: the content of `adapter_model.safetensors`.
+        target_parameters: as the adapter's config has them; they tell which parameter of the experts is meant.
+
+    Returns:
+        The pairs in alphabetical order of their paths.
+
+    Raises:
+        UnsupportedAdapterFeature: `unexpected_tensor`, `unsupported_dtype`.
+        AdapterShapeMismatch: `factor_not_a_matrix`.
+        InvalidAdapter: `unpaired_factor`, `duplicate_factor`, `no_effective_module`.
+    """
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    copies: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        match = _FACTOR_NAME.fullmatch(name)
+        copy = _BASE_COPY_NAME.fullmatch(name)
+        if match is None and copy is not None:
+            copies[copy["path"]] = tensor
+            continue
+        if match is None or len(match["path"]) > _MAX_PATH_LENGTH:
+            raise _unexpected(name)
+        if tensor.dtype not in _DTYPES:
+            raise UnsupportedAdapterFeature(
+                f"The tensor {name[:160]!r} has the type {tensor.dtype}.",
+                code="unsupported_dtype",
+                remedy="Save the factors as float32, float16 or bfloat16.",
+                place=name[:160],
+            )
+        factor = match["factor"] or match["embedding"]
+        pair = halves.setdefault(match["path"], {})
+        if factor in pair:
+            raise InvalidAdapter(
+                f"lora_{factor} of {match['path'][:120]} stands in the file twice.",
+                code="duplicate_factor",
+                remedy="Save the adapter again with PEFT's save_pretrained.",
+                place=name[:160],
+            )
+        pair[factor] = tensor
+    _check_complete(halves)
+    for path, tensor in copies.items():
+        _check_copy(path, tensor, halves)
+    pairs = [_pair_of(path, pair, target_parameters, halves) for path, pair in halves.items()]
+    return sorted(pairs, key=lambda pair: pair.path)
+
+
+def split_experts(pair: FactorPair, *, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The factors of each expert, by module path.
+
+    Args:
+        pair: of a stacked parameter.
+        rank: of one expert.
+
+    Raises:
+        AdapterShapeMismatch: `rank_mismatch`, for factors that are no stack of that rank.
+    """
+    num_rows = pair.lora_a.shape[0]
+    if num_rows % rank or pair.lora_b.shape[1] != num_rows:
+        raise AdapterShapeMismatch(
+            f"{pair.path[:120]}: lora_A has {num_rows} rows, lora_B {pair.lora_b.shape[1]} columns; with rank {rank} "
+            "that is no whole number of experts.",
+            code="rank_mismatch",
+            remedy="Upload the adapter_config.json that belongs to these weights.",
+            place=pair.path[:120],
+        )
+    module_path, _, parameter = pair.path.rpartition(".")
+    num_experts = num_rows // rank
+    a_ERD = pair.lora_a.reshape(num_experts, rank, -1)
+    b_ORE = pair.lora_b.reshape(-1, rank, num_experts)
+    return {
+        f"{module_path}.{expert_idx}.{parameter}": (a_ERD[expert_idx], b_ORE[..., expert_idx].contiguous())
+        for expert_idx in range(num_experts)
+    }
+
+
+def _pair_of(
+    path: str,
+    pair: Mapping[str, torch.Tensor],
+    target_parameters: Sequence[str],
+    halves: Mapping[str, Mapping[str, torch.Tensor]],
+) -> FactorPair:
+    lora_a, lora_b = pair["A"], pair["B"]
+    if lora_a.ndim != 2 or lora_b.ndim != 2:
+        raise AdapterShapeMismatch(
+            f"The factors of {path[:120]} have shapes {tuple(lora_a.shape)} and {tuple(lora_b.shape)}, not matrices.",
+            code="factor_not_a_matrix",
+            remedy="Train on linear layers, embeddings or experts only.",
+            place=path[:120],
+        )
+    holder = path.removesuffix(_INNER)
+    parameter = None
+    if holder.rpartition(".")[2] == _EXPERTS:
+        targeted = [name for name in _EXPERT_PARAMETERS if is_targeted(f"{holder}.{name}", target_parameters)]
+        is_inner, has_inner = holder != path, f"{holder}{_INNER}" in halves
+        if len(targeted) == (2 if is_inner or has_inner else 1):
+            parameter = targeted[0 if is_inner else -1]
+    if parameter is None and (holder != path or holder.rpartition(".")[2] == _EXPERTS):
+        raise UnsupportedAdapterFeature(
+            f"It cannot be told which parameter the factors of {path[:120]} belong to.",
+            code="unsupported_target_parameter",
+            remedy="Name the experts' gate_up_proj and down_proj in target_parameters, as PEFT does.",
+            place=path[:120],
+        )
+    return FactorPair(
+        path=path if parameter is None else f"{holder}.{parameter}",
+        lora_a=lora_a,
+        lora_b=lora_b,
+        is_stacked=parameter is not None,
+    )
+
+
+def is_targeted(parameter_path: str, target_parameters: Sequence[str]) -> bool:
+    """Whether PEFT takes a parameter for one of those named: by its whole path, or by the end of it."""
+    return any(parameter_path == name or parameter_path.endswith(f".{name}") for name in target_parameters)
+
+
+def _check_complete(halves: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    for path, pair in halves.items():
+        if len(pair) == 1:
+            missing = "B" if "A" in pair else "A"
+            raise InvalidAdapter(
+                f"{path[:120]} has no lora_{missing}.",
+                code="unpaired_factor",
+                remedy="Upload the complete adapter_model.safetensors.",
+                place=path[:120],
+            )
+    if not halves:
+        raise InvalidAdapter(
+            "The adapter has no LoRA factors.",
+            code="no_effective_module",
+            remedy="Upload the trained adapter_model.safetensors.",
+            place="adapter_model.safetensors",
+        )
+
+
+def _check_copy(path: str, tensor: torch.Tensor, halves: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """A base weight may be left aside if it belongs to a targeted layer and has that layer's shape."""
+    pair = halves.get(path)
+    shape = None if pair is None else (pair["B"].shape[0], pair["A"].shape[-1])
+    if shape is None or tuple(tensor.shape) not in {shape, shape[::-1]}:
+        raise _unexpected(f"base_model.model.{path}{_INNER}.weight")
+
+
+def _unexpected(name: str) -> UnsupportedAdapterFeature:
+    return UnsupportedAdapterFeature(
+        f"The tensor {name[:160]!r} is not a factor of a LoRA on a layer that can carry one.",
+        code="unexpected_tensor",
+        remedy="Train on linear layers, embeddings or experts only, without biases, convolutions or saved modules.",
+        place=name[:160],
+    )

@@ -1,0 +1,10 @@
+class Table:
+    def __init__(
+        self,
+        sizes: tuple[int, int, int, int],
+        arrays: tuple[int, int, int, int, int, int, int, int, int, int, int, int],
+        modules: list[tuple[int, int, int, int, int, int, int] | None],
+        num_threads: int,
+        owners: object,
+    ) -> None: ...
+    def apply(self, module_idx: int, x: int, x_stride: int, y: int, y_stride: int, /) -> None: ...

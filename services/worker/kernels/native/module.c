@@ -1,0 +1,136 @@
+/* The Python face of the CPU kernel: a table object made once per batch, applied once per linear layer and step. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stddef.h>
+
+#include "roc_kernel.h"
+
+typedef struct {
+    PyObject_HEAD
+    RocTable table;
+    RocModule *modules;
+    Py_ssize_t num_modules;
+    int num_threads;
+    PyObject *owners; /* keeps the arrays alive that the pointers lead to */
+} TableObject;
+
+static int table_init(TableObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"sizes", "arrays", "modules", "num_threads", "owners", NULL};
+    PyObject *sizes, *arrays, *modules, *owners;
+    int num_threads;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!iO", names, &PyTuple_Type, &sizes, &PyTuple_Type, &arrays,
+                                     &PyList_Type, &modules, &num_threads, &owners))
+        return -1;
+    RocTable *t = &self->table;
+    if (!PyArg_ParseTuple(sizes, "LLLL", &t->num_tokens, &t->num_places, &t->max_slots, &t->num_blocks)) return -1;
+    unsigned long long p[12];
+    if (!PyArg_ParseTuple(arrays, "KKKKKKKKKKKK", &p[0], &p[1], &p[2], &p[3], &p[4], &p[5], &p[6], &p[7], &p[8], &p[9],
+                          &p[10], &p[11]))
+        return -1;
+    t->token_plans = (const int32_t *)p[0];
+    t->token_places = (const int32_t *)p[1];
+    t->plan_slots = (const int32_t *)p[2];
+    t->plan_groups = (const int32_t *)p[3];
+    t->plan_by_norm = (const uint8_t *)p[4];
+    t->group_slots = (const int32_t *)p[5];
+    t->slot_columns = (const int32_t *)p[6];
+    t->slot_factors = (const float *)p[7];
+    t->adapter_columns = (const int32_t *)p[8];
+    t->user_tokens = (const int32_t *)p[9];
+    t->user_places = (const int32_t *)p[10];
+    t->blocks = (const RocBlock *)p[11];
+    const Py_ssize_t num_modules = PyList_GET_SIZE(modules);
+    RocModule *filled = PyMem_Calloc((size_t)(num_modules ? num_modules : 1), sizeof *filled);
+    if (filled == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < num_modules; i++) {
+        PyObject *item = PyList_GET_ITEM(modules, i);
+        unsigned long long q[5];
+        if (item == Py_None) continue; /* no adapter of the step targets this layer: width stays 0 */
+        if (!PyArg_ParseTuple(item, "KKKKKLL", &q[0], &q[1], &q[2], &q[3], &q[4], &filled[i].width,
+                              &filled[i].height)) {
+            PyMem_Free(filled);
+            return -1;
+        }
+        filled[i].a = (const float *)q[0];
+        filled[i].b = (const float *)q[1];
+        filled[i].norms = (const float *)q[2];
+        filled[i].rows = (const int32_t *)q[3];
+        filled[i].budgets = (const int32_t *)q[4];
+    }
+    PyMem_Free(self->modules);
+    self->modules = filled;
+    self->num_modules = num_modules;
+    self->num_threads = num_threads < 1 ? 1 : num_threads;
+    Py_INCREF(owners);
+    Py_XSETREF(self->owners, owners);
+    return 0;
+}
+
+static void table_dealloc(TableObject *self) {
+    PyMem_Free(self->modules);
+    Py_XDECREF(self->owners);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* apply(module_idx, x, x_stride, y, y_stride): addresses of float32 data; strides in elements. */
+static PyObject *table_apply(TableObject *self, PyObject *const *args, Py_ssize_t num_args) {
+    if (num_args != 5) {
+        PyErr_SetString(PyExc_TypeError, "apply takes module_idx, x, x_stride, y, y_stride");
+        return NULL;
+    }
+    const Py_ssize_t idx = PyLong_AsSsize_t(args[0]);
+    const float *x = (const float *)PyLong_AsVoidPtr(args[1]);
+    const long long x_stride = PyLong_AsLongLong(args[2]);
+    float *y = (float *)PyLong_AsVoidPtr(args[3]);
+    const long long y_stride = PyLong_AsLongLong(args[4]);
+    if (PyErr_Occurred()) return NULL;
+    if (idx < 0 || idx >= self->num_modules) {
+        PyErr_SetString(PyExc_IndexError, "no such module");
+        return NULL;
+    }
+    const RocModule *module = &self->modules[idx];
+    int status = 0;
+    if (module->width > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        status = roc_apply(&self->table, module, x, x_stride, y, y_stride, self->num_threads);
+        Py_END_ALLOW_THREADS
+    }
+    if (status != 0) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef table_methods[] = {
+    {"apply", (PyCFunction)(void (*)(void))table_apply, METH_FASTCALL, "Add a layer's ROC output to y, in place."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject table_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "services.worker.kernels._native.Table",
+    .tp_basicsize = sizeof(TableObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "One step's ROC work, for every linear layer.",
+    .tp_methods = table_methods,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)table_init,
+    .tp_dealloc = (destructor)table_dealloc,
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1};
+
+PyMODINIT_FUNC PyInit__native(void) {
+    if (PyType_Ready(&table_type) < 0) return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL) return NULL;
+    Py_INCREF(&table_type);
+    if (PyModule_AddObject(module, "Table", (PyObject *)&table_type) < 0) {
+        Py_DECREF(&table_type);
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

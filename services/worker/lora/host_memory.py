@@ -1,0 +1,56 @@
+"""Main memory in whole pages of our own: it costs nothing until it is written, and goes back when it is given up.
+
+The C library's allocator keeps what is freed for its next caller, so that a process rarely shrinks. Components come and
+go in megabytes; they get mappings of their own.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+_CHUNK_ELEMENTS = 32_767
+"""torch hands larger element-wise operations to its thread team, which belongs to the forward pass."""
+
+
+class PageBuffer:
+    """A one-dimensional tensor in anonymous pages.
+
+    Args:
+        num_elements: its length; all zero at first.
+        dtype: of its elements.
+
+    Raises:
+        OSError: the process may not have that much address space.
+    """
+
+    def __init__(self, num_elements: int, dtype: torch.dtype) -> None:
+        num_bytes = max(1, num_elements * dtype.itemsize)
+        # Room for the whole budget is mapped several times over; only what is written counts.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self._pages = mmap.mmap(-1, num_bytes, flags=flags)
+        self.tensor = torch.frombuffer(self._pages, dtype=dtype, count=num_elements)
+        self._can_discard = hasattr(self._pages, "madvise") and hasattr(mmap, "MADV_DONTNEED")
+
+    def discard(self, start: int, stop: int) -> int:
+        """Give elements `start` to `stop` (exclusive) back to the system, in whole pages; they may then read as zero.
+
+        Returns:
+            The bytes that were given back; 0 where the platform cannot.
+        """
+        size, page = self.tensor.itemsize, mmap.PAGESIZE
+        first = -(-start * size // page) * page
+        length = stop * size // page * page - first
+        if length <= 0 or not self._can_discard:
+            return 0
+        self._pages.madvise(mmap.MADV_DONTNEED, first, length)
+        return length
+
+
+def copy_serially(target_N: torch.Tensor, source_N: torch.Tensor) -> None:
+    """Copy a flat tensor, converting its type, on the calling thread alone and in small steps: many threads that copy
+    at once would take the processors, and the interpreter's lock, from the forward pass."""
+    for start in range(0, len(target_N), _CHUNK_ELEMENTS):
+        chunk = slice(start, start + _CHUNK_ELEMENTS)
+        target_N[chunk].copy_(source_N[chunk])

@@ -1,0 +1,142 @@
+"""A step's ROC work as one call of the CPU kernel per linear layer.
+
+Shapes: T rows of the step, D in-features, O out-features, K selected rows.
+
+The kernel wants to know, besides the tables, which tokens use which adapter: it reads an adapter's rows once for all of
+them. The work of that phase is cut into blocks of up to four rows by 64 tokens, which the threads share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.worker.kernels.native_ops import NativeTable
+from services.worker.lora.gate_tables import StepTable
+from services.worker.lora.roc_pool import RocPool
+from services.worker.lora.torch_form import TokenGates
+
+_ROWS_PER_BLOCK = 4
+"""The kernel's register tile."""
+_USERS_PER_BLOCK = 64
+
+
+class NativeSegment:
+    """All rows of a step whose plans gate by components, decode tokens and prompt chunks alike."""
+
+    def __init__(self, table: StepTable, pool: RocPool) -> None:
+        self.rows = slice(0, table.num_tokens)
+        self._table = table
+        self._pool = pool
+        self._kernel = _kernel_table(table, pool, table.token_plans)
+
+    def add(self, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """See `Segment`."""
+        if x_TD.stride(1) != 1:
+            x_TD = x_TD.contiguous()
+        self._kernel.apply(module_idx, x_TD.data_ptr(), x_TD.stride(0), y_TO.data_ptr(), y_TO.stride(0))
+
+    def add_selected(self, module_idx: int, x_KD: torch.Tensor, row_idx_K: torch.Tensor, y_KO: torch.Tensor) -> None:
+        """See `Segment`."""
+        if not self._table.is_targeted_M[module_idx]:
+            return
+        chosen = self._table.token_plans[row_idx_K.numpy()]
+        x_KD = x_KD.contiguous()
+        kernel = _kernel_table(self._table, self._pool, chosen, only_module=module_idx)
+        kernel.apply(module_idx, x_KD.data_ptr(), x_KD.stride(0), y_KO.data_ptr(), y_KO.stride(0))
+
+    def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """See `Segment`."""
+        TokenGates(self._table, self._pool, dtype=y_TO.dtype, device=y_TO.device).add_embedding(
+            module_idx, token_ids_T, y_TO
+        )
+
+
+def _kernel_table(
+    table: StepTable, pool: RocPool, token_plans: np.ndarray, *, only_module: int | None = None
+) -> Any:
+    assert NativeTable is not None, "the kernel was not compiled"
+    plan_sizes = np.array([plan.num_slots for plan in table.plans], dtype=np.int32)
+    is_used = token_plans >= 0
+    places = np.zeros(len(token_plans) + 1, dtype=np.int32)
+    np.cumsum(np.where(is_used, plan_sizes[token_plans], 0), out=places[1:])
+    group_sizes = [size for plan in table.plans for size in plan.group_sizes]
+    users, blocks = _shared_work(table, token_plans, places)
+    arrays = (
+        np.ascontiguousarray(token_plans, dtype=np.int32),
+        places,
+        _starts(plan_sizes),
+        _starts([len(plan.group_sizes) for plan in table.plans]),
+        np.array([plan.is_by_norm for plan in table.plans], dtype=np.uint8),
+        _starts(group_sizes),
+        np.concatenate([table.columns_of(plan) for plan in table.plans]).astype(np.int32),
+        np.concatenate([plan.factors_P for plan in table.plans]).astype(np.float32),
+        _starts(table.ranks),
+        *users,
+        blocks,
+    )
+    budgets_MG = np.ascontiguousarray(np.concatenate([plan.budgets_MG for plan in table.plans], axis=1))
+    modules: list[tuple[int, int, int, int, int, int, int] | None] = []
+    arenas: list[object] = []
+    for module_idx, is_targeted in enumerate(table.is_targeted_M.tolist()):
+        if not is_targeted or only_module not in {None, module_idx}:
+            modules.append(None)
+            continue
+        arena = pool.arena(module_idx)
+        arenas.append(arena)
+        modules.append(
+            (
+                arena.a_ND.data_ptr(),
+                arena.b_NO.data_ptr(),
+                arena.b_norms_N.data_ptr(),
+                table.rows_MU.ctypes.data + module_idx * table.rows_MU.strides[0],
+                budgets_MG.ctypes.data + module_idx * budgets_MG.strides[0],
+                arena.a_ND.shape[1],
+                arena.b_NO.shape[1],
+            )
+        )
+    sizes = (len(token_plans), int(places[-1]), max(group_sizes), len(blocks))
+    owners = (arrays, budgets_MG, table.rows_MU, arenas)
+    addresses = tuple(array.ctypes.data for array in arrays)
+    return NativeTable(sizes, addresses, modules, torch.get_num_threads(), owners)
+
+
+def _shared_work(
+    table: StepTable, token_plans: np.ndarray, places: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Who uses which adapter, and the blocks that the shrink is cut into."""
+    tokens_of: dict[int, list[np.ndarray]] = {place: [] for place in range(len(table.keys))}
+    places_of: dict[int, list[np.ndarray]] = {place: [] for place in range(len(table.keys))}
+    number = {key: place for place, key in enumerate(table.keys)}
+    order = np.argsort(token_plans, kind="stable")
+    bounds = np.searchsorted(token_plans[order], np.arange(len(table.plans) + 1))
+    for plan_idx, plan in enumerate(table.plans):
+        tokens = order[bounds[plan_idx] : bounds[plan_idx + 1]].astype(np.int32)
+        first_slot = 0
+        for key, rank in zip(plan.keys, plan.ranks, strict=True):
+            tokens_of[number[key]].append(tokens)
+            places_of[number[key]].append(places[tokens] + np.int32(first_slot))
+            first_slot += rank
+    blocks: list[tuple[int, int, int, int, int]] = []
+    num_users = 0
+    for place, rank in enumerate(table.ranks):
+        stop = num_users + sum(map(len, tokens_of[place]))
+        blocks.extend(
+            (place, row, min(_ROWS_PER_BLOCK, rank - row), user, min(user + _USERS_PER_BLOCK, stop))
+            for user in range(num_users, stop, _USERS_PER_BLOCK)
+            for row in range(0, rank, _ROWS_PER_BLOCK)
+        )
+        num_users = stop
+    users = (_joined(tokens_of), _joined(places_of))
+    return users, np.array(blocks, dtype=np.int32).reshape(-1, 5)
+
+
+def _joined(parts: dict[int, list[np.ndarray]]) -> np.ndarray:
+    flat = [array for of_adapter in parts.values() for array in of_adapter]
+    return np.ascontiguousarray(np.concatenate(flat), dtype=np.int32)
+
+
+def _starts(sizes: Any) -> np.ndarray:
+    return np.cumsum((0, *sizes)).astype(np.int32)
