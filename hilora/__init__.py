@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
     from hilora.errors import HiloraError
     from hilora.gaussian import AdapterGaussian, CovarianceFamily, fit_gaussian
-    from hilora.peft_format import PeftLoraConfig, check_against_base, parse_peft_config, read_peft_adapter
+    from hilora.peft_format import (
+        PeftLoraConfig,
+        check_against_base,
+        parse_peft_config,
+        read_peft_adapter,
+        with_base_names,
+    )
     from hilora.pooled_gaussian import PooledGaussians, fit_pooled
     from hilora.routing_plan import (
         CandidateScore,
@@ -90,6 +96,8 @@ __all__ = [
     "read_peft_adapter",
     "recompose",
     "roc_energies",
+    "target_features",
+    "with_base_names",
 ]
 
 _NAMES_OF_MODULE = {
@@ -123,6 +131,7 @@ _NAMES_OF_MODULE = {
         "check_against_base",
         "parse_peft_config",
         "read_peft_adapter",
+        "with_base_names",
     ),
     "pooled_gaussian": (
         "PooledGaussians",

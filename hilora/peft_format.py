@@ -84,7 +84,9 @@ def with_base_names(adapter: LoRAAdapter, *, base_modules: Mapping[str, tuple[in
     renamed: dict[str, LoRAFactors] = {}
     for path, factors in adapter.modules.items():
         current = path if path in base_modules else _current_name(path)
-        renamed[current if current in base_modules else path] = factors
+        # Two names for one module: the older one is left to be refused, rather than one update dropped.
+        is_taken = current in adapter.modules or current in renamed
+        renamed[current if current in base_modules and not is_taken else path] = factors
     return LoRAAdapter(base_model=adapter.base_model, modules=renamed)
 
 

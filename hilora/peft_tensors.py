@@ -10,9 +10,9 @@ Shapes: R rank, D in-features, O out-features, E experts, V vocabulary.
                          <path>.base_layer.lora_A.weight ...
 
 All stand under `base_model.model.`; some old files carry the adapter's name, `default`, at the end. With a targeted
-embedding or output embedding PEFT also saves the base's own weight, `<path>.base_layer.weight`; it is the base we
-have, and left aside. Rows of a stacked A run over the ranks of expert 0 first; columns of a stacked B over the
-experts of rank 0 first.
+embedding or output embedding PEFT also saves the base's own weight and bias, `<path>.base_layer.weight`; they are those
+of the base we have, and left aside. Rows of a stacked A run over the ranks of expert 0 first; columns of a stacked B
+over the experts of rank 0 first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FACTOR_NAME = re.compile(
     r"base_model\.model\.(?P<path>.+)\.lora_"
     r"(?:(?P<factor>[AB])(?:\.default)?\.weight|embedding_(?P<embedding>[AB])(?:\.default)?)"
 )
-_BASE_COPY_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.base_layer\.weight")
+_BASE_COPY_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.base_layer\.(?P<part>weight|bias)")
 _MAX_PATH_LENGTH = 256
 """No model nests deeper; matching a pattern costs a power of it."""
 _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -38,6 +38,8 @@ _EXPERTS = "experts"
 _EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 """In the order in which models declare them, and therefore from the inside to the outside."""
 _INNER = ".base_layer"
+_MAX_EXPERTS = 4096
+"""Of one layer. A file of a few megabytes could name millions, each with its own objects in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +70,12 @@ def pair_up(tensors: Mapping[str, torch.Tensor], *, target_parameters: Sequence[
         InvalidAdapter: `unpaired_factor`, `duplicate_factor`, `no_effective_module`.
     """
     halves: dict[str, dict[str, torch.Tensor]] = {}
-    copies: dict[str, torch.Tensor] = {}
+    copies: dict[tuple[str, str], torch.Tensor] = {}
     for name, tensor in tensors.items():
         match = _FACTOR_NAME.fullmatch(name)
         copy = _BASE_COPY_NAME.fullmatch(name)
         if match is None and copy is not None:
-            copies[copy["path"]] = tensor
+            copies[copy["path"], copy["part"]] = tensor
             continue
         if match is None or len(match["path"]) > _MAX_PATH_LENGTH:
             raise _unexpected(name)
@@ -95,8 +97,8 @@ def pair_up(tensors: Mapping[str, torch.Tensor], *, target_parameters: Sequence[
             )
         pair[factor] = tensor
     _check_complete(halves)
-    for path, tensor in copies.items():
-        _check_copy(path, tensor, halves)
+    for (path, part), tensor in copies.items():
+        _check_copy(path, part, tensor, halves)
     pairs = [_pair_of(path, pair, target_parameters, halves) for path, pair in halves.items()]
     return sorted(pairs, key=lambda pair: pair.path)
 
@@ -112,10 +114,10 @@ def split_experts(pair: FactorPair, *, rank: int) -> dict[str, tuple[torch.Tenso
         AdapterShapeMismatch: `rank_mismatch`, for factors that are no stack of that rank.
     """
     num_rows = pair.lora_a.shape[0]
-    if num_rows % rank or pair.lora_b.shape[1] != num_rows:
+    if num_rows % rank or pair.lora_b.shape[1] != num_rows or num_rows // rank > _MAX_EXPERTS:
         raise AdapterShapeMismatch(
             f"{pair.path[:120]}: lora_A has {num_rows} rows, lora_B {pair.lora_b.shape[1]} columns; with rank {rank} "
-            "that is no whole number of experts.",
+            f"that is no number of experts up to {_MAX_EXPERTS}.",
             code="rank_mismatch",
             remedy="Upload the adapter_config.json that belongs to these weights.",
             place=pair.path[:120],
@@ -190,12 +192,15 @@ def _check_complete(halves: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         )
 
 
-def _check_copy(path: str, tensor: torch.Tensor, halves: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """A base weight may be left aside if it belongs to a targeted layer and has that layer's shape."""
+def _check_copy(path: str, part: str, tensor: torch.Tensor, halves: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """A layer's own weights may be left aside if the adapter targets the layer and they have its shape."""
     pair = halves.get(path)
-    shape = None if pair is None else (pair["B"].shape[0], pair["A"].shape[-1])
-    if shape is None or tuple(tensor.shape) not in {shape, shape[::-1]}:
-        raise _unexpected(f"base_model.model.{path}{_INNER}.weight")
+    if pair is not None:
+        num_out, num_in = pair["B"].shape[0], pair["A"].shape[-1]
+        shapes = {(num_out,)} if part == "bias" else {(num_out, num_in), (num_in, num_out)}
+        if tuple(tensor.shape) in shapes:
+            return
+    raise _unexpected(f"base_model.model.{path}{_INNER}.{part}")
 
 
 def _unexpected(name: str) -> UnsupportedAdapterFeature:

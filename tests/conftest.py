@@ -11,6 +11,9 @@ import pytest
 # Two cores are shared by every process of a test run: torch's own threads only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Without a GPU the Triton kernels run in their interpreter; it has to be chosen before they are imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # A test never reaches for the hub: those that speak its protocol start a server and say so.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

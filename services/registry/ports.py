@@ -249,7 +249,8 @@ class BaseModel(Protocol):
         ...
 
     def modules(self) -> Mapping[str, tuple[int, int]]:
-        """`(out-features, in-features)` of every linear module, by path. Raises InvalidInput if it cannot be read."""
+        """`(out-features, in-features)` of every module that an adapter may target, by path: linear layers, embeddings,
+        the linear layers of each expert. Raises InvalidInput if it cannot be read."""
         ...
 
 

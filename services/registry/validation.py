@@ -10,13 +10,14 @@ from typing import Any
 
 from hilora.adapter import LoRAAdapter
 from hilora.errors import AdapterShapeMismatch, InvalidAdapter
-from hilora.peft_format import check_against_base, parse_peft_config, read_peft_adapter
+from hilora.peft_format import check_against_base, parse_peft_config, read_peft_adapter, with_base_names
 from services.registry.adapter_files import CONFIG_FILE, SAMPLES_FILE, WEIGHTS_FILE
 from services.registry.artifact import source_digest
 from services.registry.ports import BaseModel, TensorFileReader
 from services.registry.profiling import read_samples
 
 _MAX_CONFIG_BYTES = 1024 * 1024
+_EXPERTS = ".experts."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +61,8 @@ class AdapterValidator:
         if (folder / WEIGHTS_FILE).exists() and (folder / WEIGHTS_FILE).stat().st_size <= self._limits.max_eager_bytes:
             self.validate(folder)
             return
-        parse_peft_config(_read_config(folder))
-        self._check_header(folder)
+        config = _read_config(folder)
+        self._check_header(folder, config)
         read_samples(folder / SAMPLES_FILE)
 
     def validate(self, folder: Path) -> ValidatedAdapter:
@@ -71,10 +72,14 @@ class AdapterValidator:
             InvalidAdapter: and its subclasses, with the first thing that is wrong.
         """
         config = _read_config(folder)
-        parse_peft_config(config)
-        self._check_header(folder)
-        adapter = read_peft_adapter(config=config, tensors=self._reader.tensors(folder / WEIGHTS_FILE))
-        check_against_base(adapter, base_modules=self._base.modules())
+        self._check_header(folder, config)
+        base_modules = self._base.modules()
+        adapter = with_base_names(
+            read_peft_adapter(config=config, tensors=self._reader.tensors(folder / WEIGHTS_FILE)),
+            base_modules=base_modules,
+        )
+        self._check_rank(adapter.lora_rank, place=WEIGHTS_FILE)
+        check_against_base(adapter, base_modules=base_modules)
         texts = read_samples(folder / SAMPLES_FILE)
         return ValidatedAdapter(adapter=adapter, texts=texts, source_sha256=_digest(folder, texts))
 
@@ -84,19 +89,25 @@ class AdapterValidator:
         _require(folder / WEIGHTS_FILE)
         return _digest(folder, read_samples(folder / SAMPLES_FILE))
 
-    def _check_header(self, folder: Path) -> None:
+    def _check_header(self, folder: Path, config: dict[str, Any]) -> None:
         """Refuse a rank above the cap before any tensor is read, so that no upload costs more than it may."""
         _require(folder / WEIGHTS_FILE)
+        stacked = parse_peft_config(config).target_parameters
         for name, tensor in self._reader.header(folder / WEIGHTS_FILE).items():
-            rank = min(tensor.shape, default=0)
-            if tensor.ndim == 2 and rank > self._limits.max_lora_rank:
-                raise AdapterShapeMismatch(
-                    f"{name[:120]} has rank {rank}; this registry's limit is {self._limits.max_lora_rank}.",
-                    code="rank_too_large",
-                    remedy="Compress the adapter to a lower rank, or have the operator raise "
-                    "HILORA_REGISTRY_MAX_LORA_RANK.",
-                    place=name[:120],
-                )
+            # Stacked experts show the product of rank and number of experts: they are counted once they are read, and
+            # cannot be larger than the base has experts. A base's own weight that PEFT saved along has no rank.
+            if tensor.ndim == 2 and "lora_" in name and not (stacked and _EXPERTS in name):
+                self._check_rank(min(tensor.shape, default=0), place=name[:120])
+
+    def _check_rank(self, rank: int, *, place: str) -> None:
+        if rank > self._limits.max_lora_rank:
+            raise AdapterShapeMismatch(
+                f"{place} has rank {rank}; this registry's limit is {self._limits.max_lora_rank}.",
+                code="rank_too_large",
+                remedy="Compress the adapter to a lower rank, or have the operator raise "
+                "HILORA_REGISTRY_MAX_LORA_RANK.",
+                place=place,
+            )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

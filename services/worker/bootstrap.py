@@ -18,6 +18,8 @@ from services.worker.generation import Generation
 from services.worker.infra.catalog_follower import CatalogFollower
 from services.worker.infra.component_cache import ComponentCache
 from services.worker.infra.component_client import ComponentClient
+from services.worker.infra.component_files import ComponentFiles
+from services.worker.lora.pool_stats import FreedBytes
 from services.worker.models.loader import LoadedModel, load_model, public_name_of
 from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.settings import WorkerSettings
@@ -49,6 +51,7 @@ class WorkerService:
         self._channel: grpc.aio.Channel | None = None
         self._follower: CatalogFollower | None = None
         self._engine: Engine | None = None
+        self._client: ComponentClient | None = None
         self._cache: ComponentCache | None = None
         self._announcement: asyncio.Task[None] | None = None
 
@@ -72,17 +75,23 @@ class WorkerService:
             await self._server.start()
             self._channel = open_channel(settings.registry_address)
             peer = f"registry at {settings.registry_address}"
-            self._follower = CatalogFollower(channel=self._channel, peer=peer, on_departure=self._forget)
-            client = ComponentClient(
+            self._follower = CatalogFollower(
+                channel=self._channel, peer=peer, on_departure=self._forget, on_arrival=self._welcome
+            )
+            self._client = ComponentClient(
                 channel=self._channel,
                 loop=asyncio.get_running_loop(),
                 peer=peer,
                 checksum_of=self._follower.checksum_of,
+                timeout_seconds=settings.component_timeout_seconds,
+                files=_disk_tier(settings),
             )
-            self._cache = ComponentCache(client, capacity_bytes=settings.host_cache_bytes)
             await self._follower.start()
-            loaded, self._engine = await asyncio.to_thread(self._load, self._cache)
+            loaded, self._cache, self._engine = await asyncio.to_thread(self._load, self._client, self._follower)
             self._engine.start()
+            for adapter_name in settings.pinned_adapters:
+                if (adapter_id := self._follower.id_of(adapter_name)) is not None:
+                    self._engine.pin(adapter_id, settings.pinned_basis)
         except BaseException:
             await self.stop(grace_seconds=0)
             raise
@@ -117,23 +126,36 @@ class WorkerService:
             await self._channel.close()
             self._channel = None
 
-    def _load(self, source: ComponentCache) -> tuple[LoadedModel, Engine]:
+    def _load(self, client: ComponentClient, follower: CatalogFollower) -> tuple[LoadedModel, ComponentCache, Engine]:
         settings = self._settings
         if settings.num_threads is not None:
             import torch
 
             torch.set_num_threads(settings.num_threads)
         loaded = load_model(
-            settings.base_model, name=settings.base_model_name, device=settings.device, dtype=settings.dtype
+            settings.base_model,
+            name=settings.base_model_name,
+            device=settings.device,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
         )
         config = EngineConfig(
             max_num_seqs=settings.max_num_seqs,
             max_model_len=settings.max_model_len or min(loaded.max_position_embeddings, _MAX_DEFAULT_MODEL_LEN),
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_waiting=settings.max_waiting,
+            kv_layout=settings.kv_layout,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            enable_prefix_cache=settings.enable_prefix_cache,
             roc_pool_bytes=settings.roc_pool_bytes,
+            num_loader_threads=settings.num_loader_threads,
+            component_timeout_seconds=settings.component_timeout_seconds,
+            max_placing_seconds=settings.max_placing_seconds,
         )
-        engine = Engine(loaded=loaded, source=source, config=config)
+        cache = ComponentCache(
+            client, capacity_bytes=settings.host_cache_bytes, dtype=loaded.dtype, is_current=follower.has_adapter
+        )
+        engine = Engine(loaded=loaded, source=cache, config=config)
         _log.info(
             "model_loaded",
             base_model=loaded.name,
@@ -142,19 +164,38 @@ class WorkerService:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
         )
-        return loaded, engine
+        return loaded, cache, engine
 
     async def _announce(self, follower: CatalogFollower) -> None:
         await follower.wait_for_snapshot()
         await self._server.set_serving(is_serving=True)
         _log.info("worker_serving", address=self.rpc_address, catalog_generation=follower.catalog_generation)
 
+    def _welcome(self, adapter_name: str, adapter_id: str) -> None:
+        """An adapter version is in the catalogue, for the first time or again."""
+        if self._engine is None:
+            return
+        self._engine.readmit(adapter_id)
+        if adapter_name in self._settings.pinned_adapters:
+            self._engine.pin(adapter_id, self._settings.pinned_basis)
+
     def _forget(self, adapter_id: str) -> None:
         """An adapter version left the catalogue: free what it holds, on the device once its last request has ended."""
-        if self._cache is not None:
-            self._cache.forget(adapter_id)
-        freed_bytes = 0 if self._engine is None else self._engine.retire(adapter_id)
-        _log.info("adapter_departed", adapter_id=adapter_id, freed_bytes=freed_bytes)
+        device = FreedBytes(0, 0) if self._engine is None else self._engine.retire(adapter_id)
+        _log.info(
+            "adapter_departed",
+            adapter_id=adapter_id,
+            device_bytes=device.now,
+            device_bytes_later=device.later,
+            host_bytes=0 if self._cache is None else self._cache.forget(adapter_id),
+            disk_bytes=0 if self._client is None else self._client.forget(adapter_id),
+        )
+
+
+def _disk_tier(settings: WorkerSettings) -> ComponentFiles | None:
+    if settings.disk_cache_dir is None:
+        return None
+    return ComponentFiles(settings.disk_cache_dir, capacity_bytes=settings.disk_cache_bytes)
 
 
 def build_worker(settings: WorkerSettings) -> WorkerService:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from hilora.adapter import RocBasis
 from services.common.settings_base import ServiceSettings
 
 
@@ -29,6 +31,9 @@ class WorkerSettings(ServiceSettings):
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Type of weights, cache and components; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    quantization: Literal["bitsandbytes-int8", "bitsandbytes-nf4"] | None = None
+    """What the base's weights are quantised to while loading; by default they stay as they are. A checkpoint that is
+    quantised already needs none."""
     max_num_seqs: int = Field(default=16, ge=1)
     """Requests that run at the same time."""
     max_model_len: int | None = Field(default=None, ge=2)
@@ -37,10 +42,31 @@ class WorkerSettings(ServiceSettings):
     """Tokens of one step; at least `max_num_seqs`. Larger reads prompts faster, smaller keeps answers smooth."""
     max_waiting: int = Field(default=256, ge=1)
     """Requests that may wait; one more is refused with 429."""
+    kv_layout: Literal["auto", "slots", "pages"] = "auto"
+    """How keys and values lie in memory: one slot a request, or pages. `auto` is pages on a GPU whose torch has a
+    kernel that reads them, slots elsewhere."""
+    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    """Limit of the memory for keys and values; by default room for `max_num_seqs` requests of `max_model_len`."""
+    enable_prefix_cache: bool = False
+    """Whether keys and values of finished requests serve later ones that begin alike and have the same plan."""
     roc_pool_bytes: int = Field(default=1 << 30, ge=1)
     """Device memory for rank-one components."""
     host_cache_bytes: int = Field(default=4 << 30, ge=0)
-    """Main memory for components that are not on the device."""
+    """Main memory for components, whether they are on the device or not."""
+    disk_cache_dir: Path | None = None
+    """Folder for component files, which may be shared with other workers; by default none are kept."""
+    disk_cache_bytes: int = Field(default=16 << 30, ge=1)
+    """What the files in that folder may take together."""
+    num_loader_threads: int = Field(default=4, ge=1)
+    """Adapters that are brought to main memory at the same time."""
+    component_timeout_seconds: float = Field(default=120.0, gt=0)
+    """A request whose adapters do not arrive in this time fails."""
+    max_placing_seconds: float = Field(default=2.0, ge=0)
+    """A request whose adapters have no room on the device gets it after this time, as soon as running requests end."""
+    pinned_adapters: tuple[str, ...] = ()
+    """Names of adapters that stay on the device once they are in the catalogue, as a JSON list."""
+    pinned_basis: RocBasis = RocBasis.SVD
+    """Basis of the components that are kept for them: the one the routers use."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of one operation; by default torch's own choice."""
     drain_seconds: float = Field(default=30.0, ge=0)

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from hilora.adapter import DecomposedAdapter, RocBasis
-from hilora.errors import HiloraError, UnknownAdapter
+from hilora.adapter import RocBasis
+from hilora.errors import HiloraError
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
@@ -16,26 +16,7 @@ from services.worker.engine.events import EngineEvent, Failed, Finished, TextDel
 from services.worker.engine.request import EngineRequest
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.models.loader import LoadedModel
-
-
-class InMemoryComponentSource:
-    """Adapters by id; `gate` holds fetches back until it is set, `faults` makes them fail."""
-
-    def __init__(self, adapters: dict[str, DecomposedAdapter] | None = None) -> None:
-        self.adapters = dict(adapters or {})
-        self.faults: dict[str, Exception] = {}
-        self.gate = threading.Event()
-        self.gate.set()
-        self.num_fetches = 0
-
-    def fetch(self, adapter_id: str, basis: RocBasis) -> DecomposedAdapter:
-        self.num_fetches += 1
-        assert self.gate.wait(timeout=30)
-        if adapter_id in self.faults:
-            raise self.faults[adapter_id]
-        if adapter_id not in self.adapters:
-            raise UnknownAdapter(f"No adapter {adapter_id}.")
-        return self.adapters[adapter_id]
+from tests.builders.components import InMemoryComponentSource
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
+from hilora.target_layer import EXPERT_PROJECTIONS, LayerKind, TargetLayer, target_features, target_layers
 from services.worker.models.loader import LoadedModel
 
 VOCAB_SIZE = 96
@@ -25,6 +26,9 @@ _COMMON = {
     "pad_token_id": 2,
     "tie_word_embeddings": False,
 }
+_SUFFIXES = ("_proj", ".dense", ".fc1", ".fc2", ".c_attn", ".c_fc")
+"""The linear layers inside the blocks of all architectures; experts count one by one."""
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _EXTRA: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -33,8 +37,15 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
     "gemma3_text": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8},
+    "phi": {"partial_rotary_factor": 0.5},
+    "phi3": {},
+    "gpt2": {"n_inner": 48, "num_key_value_heads": None},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7},
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 40},
+    "qwen3_moe": {**_EXPERTS, "head_dim": 8},
 }
 ARCHITECTURES = tuple(_EXTRA)
+EXPERT_ARCHITECTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 
 
 class ByteTokenizer:
@@ -59,7 +70,9 @@ def make_model(architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype
     # The reference has to cap Gemma 2's scores; SDPA, which some versions choose by themselves, cannot. Everywhere else
     # it is the better reference: eager attention rounds its softmax to float32.
     implementation = "eager" if architecture == "gemma2" else "sdpa"
-    model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=implementation)
+    # Likewise, only the plain implementation of experts computes in float64.
+    options = {"experts_implementation": "eager"} if architecture in EXPERT_ARCHITECTURES else {}
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=implementation, **options)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -77,12 +90,12 @@ def load_tiny(
     )
 
 
-def linear_shapes(model: torch.nn.Module, *, suffixes: Sequence[str] = ("_proj",)) -> dict[str, tuple[int, int]]:
-    """`module path -> (in_features, out_features)` of the linear layers whose path ends in one of the suffixes."""
+def linear_shapes(model: torch.nn.Module, *, suffixes: Sequence[str] = _SUFFIXES) -> dict[str, tuple[int, int]]:
+    """`module path -> (in_features, out_features)` of the layers whose path ends in one of the suffixes."""
     return {
-        path: (module.in_features, module.out_features)
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and path.endswith(tuple(suffixes))
+        path: (num_in, num_out)
+        for path, (num_out, num_in) in target_features(model).items()
+        if path.endswith(tuple(suffixes))
     }
 
 
@@ -105,15 +118,30 @@ def make_adapter(
 
 def apply_dense(model: torch.nn.Module, adapters: Sequence[tuple[DecomposedAdapter, float]]) -> None:
     """Add the weighted adapters to the model's own weights: what full budgets must amount to."""
+    weights = {path: view for layer in target_layers(model) for path, view in _weight_views(layer).items()}
     with torch.no_grad():
         for adapter, weight in adapters:
             for path, rocs in adapter.modules.items():
-                linear = model.get_submodule(path)
-                dtype = linear.weight.dtype
-                linear.weight += weight * (rocs.b_RO.T.to(dtype) @ rocs.a_RD.to(dtype))
+                dtype = weights[path].dtype
+                weights[path] += weight * (rocs.b_RO.T.to(dtype) @ rocs.a_RD.to(dtype))
 
 
-def save_base(folder: Path, *, architecture: str = "llama", seed: int = 0, chat_template: str | None = None) -> None:
+def _weight_views(layer: TargetLayer) -> dict[str, torch.Tensor]:
+    """Each module's weight as `[out, in]`, by path; writing to it writes to the model."""
+    module: Any = layer.module
+    if layer.kind is LayerKind.EXPERTS:
+        views = {}
+        for expert_idx, (gate_up, down) in enumerate(zip(module.gate_up_proj, module.down_proj, strict=True)):
+            for projection, view in zip(EXPERT_PROJECTIONS, (gate_up, *gate_up.chunk(2), down), strict=True):
+                views[f"{layer.path}.{expert_idx}.{projection}"] = view
+        return views
+    is_transposed = layer.kind is LayerKind.EMBEDDING or type(module).__name__ == "Conv1D"
+    return {layer.path: module.weight.T if is_transposed else module.weight}
+
+
+def save_base(
+    folder: Path, *, architecture: str = "llama", seed: int = 0, chat_template: str | None = None, **config: Any
+) -> None:
     """Write a tiny base with a byte-level tokenizer as `from_pretrained` wants it."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -127,5 +155,5 @@ def save_base(folder: Path, *, architecture: str = "llama", seed: int = 0, chat_
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=chat_template
     )
     wrapped.save_pretrained(folder)
-    model = make_model(architecture, seed=seed, vocab_size=len(symbols))
+    model = make_model(architecture, seed=seed, vocab_size=len(symbols), **config)
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What the served base model looks like: its linear modules and their shapes, without its weights."""
+"""What the served base model looks like: the modules that adapters may target and their shapes, without its weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from hilora.errors import InvalidInput
+from hilora.target_layer import target_features
 from services.registry.infra.durable import replace_durably
 
 Modules = MappingProxyType[str, tuple[int, int]]
+
+_LISTING = 2
+"""Grows whenever more kinds of modules are listed, so that no older list is taken for the whole."""
 
 
 class TransformersBaseModel:
@@ -48,7 +52,7 @@ class TransformersBaseModel:
         if not config_file.is_file():
             return MappingProxyType(_modules_of(self._model))
         key = hashlib.sha256(config_file.read_bytes()).hexdigest()
-        cache_file = self._cache_folder / f"base-modules-{key[:16]}.json"
+        cache_file = self._cache_folder / f"base-modules-{_LISTING}-{key[:16]}.json"
         try:
             listed: dict[str, list[int]] = json.loads(cache_file.read_bytes())
             return MappingProxyType({path: (sizes[0], sizes[1]) for path, sizes in listed.items()})
@@ -75,8 +79,4 @@ def _modules_of(model: str) -> dict[str, tuple[int, int]]:
             remedy="Name a folder or hub id that AutoModelForCausalLM loads (--base, or HILORA_REGISTRY_BASE_MODEL).",
             place="base_model",
         ) from error
-    return {
-        path: (int(module.out_features), int(module.in_features))
-        for path, module in skeleton.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
+    return target_features(skeleton)

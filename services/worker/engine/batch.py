@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from services.worker.engine.kv_cache import KvCache, KvHandle
 from services.worker.engine.request import ActiveRequest, RequestState
 from services.worker.engine.scheduler import ScheduledWork
 from services.worker.lora.batch_plan import StepRocs, StepRocsBuilder, decode_order
-from services.worker.models.attention import AttentionStep, DecodeRows, PrefillChunk
+from services.worker.models.attention import AttentionStep
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +34,15 @@ class StepBatch:
     rocs: StepRocs | None
 
 
-def build_batch(works: Sequence[ScheduledWork], builder: StepRocsBuilder, *, device: torch.device) -> StepBatch:
+def build_batch(
+    works: Sequence[ScheduledWork], builder: StepRocsBuilder, kv_cache: KvCache, *, device: torch.device
+) -> StepBatch:
     """The tensors for a step's work.
 
     Args:
-        works: decode and prefill work in any order; each request holds a slot.
+        works: decode and prefill work in any order; each request has its place in the KV cache.
         builder: makes the ROC segments.
+        kv_cache: makes the attention step.
         device: the model's.
     """
     decodes = [work for work in works if work.active.state is RequestState.DECODE]
@@ -48,7 +52,7 @@ def build_batch(works: Sequence[ScheduledWork], builder: StepRocsBuilder, *, dev
     positions: list[int] = []
     logit_rows: list[int] = []
     sampling: list[ActiveRequest] = []
-    prefills: list[PrefillChunk] = []
+    prefills: list[tuple[KvHandle, int, int, int]] = []
     chunk_plans = []
     for work in (*decodes, *chunks):
         active = work.active
@@ -62,7 +66,7 @@ def build_batch(works: Sequence[ScheduledWork], builder: StepRocsBuilder, *, dev
             logit_rows.append(len(token_ids) - 1)
             sampling.append(active)
         if active.state is not RequestState.DECODE:
-            prefills.append(PrefillChunk(row=row, num_tokens=work.num_tokens, slot=_slot_of(active), start=start))
+            prefills.append((_handle_of(active), row, start, work.num_tokens))
             logit_rows_of = None if logit_row is None else slice(logit_row, logit_row + 1)
             chunk_plans.append((slice(row, row + work.num_tokens), logit_rows_of, active.request.plan))
     plans = [work.active.request.plan for work in decodes]
@@ -71,25 +75,13 @@ def build_batch(works: Sequence[ScheduledWork], builder: StepRocsBuilder, *, dev
         positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
         logit_rows_S=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         sampling=tuple(sampling),
-        attention=AttentionStep(decode=_decode_rows(decodes, device), chunks=tuple(prefills), device=device),
+        attention=kv_cache.attention_step(
+            [(_handle_of(work.active), work.active.num_computed_tokens) for work in decodes], prefills, device
+        ),
         rocs=builder.build(decode_plans=[plan for plan in plans if not plan.is_base_only], chunk_plans=chunk_plans),
     )
 
 
-def _decode_rows(decodes: Sequence[ScheduledWork], device: torch.device) -> DecodeRows | None:
-    if not decodes:
-        return None
-    slots = [_slot_of(work.active) for work in decodes]
-    positions = [work.active.num_computed_tokens for work in decodes]
-    return DecodeRows(
-        slots=torch.tensor(slots, dtype=torch.int64, device=device),
-        positions=torch.tensor(positions, dtype=torch.int64, device=device),
-        max_len=max(positions) + 1,
-        first_slot=min(slots),
-        num_slots=max(slots) - min(slots) + 1,
-    )
-
-
-def _slot_of(active: ActiveRequest) -> int:
-    assert active.slot is not None, f"{active.request_id} runs without a slot"
-    return active.slot
+def _handle_of(active: ActiveRequest) -> KvHandle:
+    assert active.kv_handle is not None, f"{active.request_id} runs without a place in the KV cache"
+    return active.kv_handle

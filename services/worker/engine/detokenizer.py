@@ -27,27 +27,49 @@ class Detokenizer:
     Args:
         decoder: the model's tokenizer.
         stop: texts that end the answer.
+        includes_stop: whether the stop text itself stays part of the answer.
+        skips_special_tokens: whether special tokens have no text.
     """
 
-    def __init__(self, decoder: TokenDecoder, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decoder: TokenDecoder,
+        stop: Sequence[str] = (),
+        *,
+        includes_stop: bool = False,
+        skips_special_tokens: bool = True,
+    ) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
+        self._includes_stop = includes_stop
+        self._skips_special_tokens = skips_special_tokens
         self._token_ids: list[int] = []
         # Tokens before `_context_start` are never looked at again; those before `_read_end` have become text.
         self._context_start = 0
         self._read_end = 0
         self._held_back = ""
-        self._is_stopped = False
+        self._stop_text: str | None = None
 
     @property
     def is_stopped(self) -> bool:
         """Whether a stop text has appeared."""
-        return self._is_stopped
+        return self._stop_text is not None
 
-    def append(self, token_id: int) -> str:
-        """Add a token and return the text that is now certain, often none."""
+    @property
+    def stop_text(self) -> str | None:
+        """The stop text that has appeared."""
+        return self._stop_text
+
+    def append(self, token_id: int, *, may_stop: bool = True) -> str:
+        """Add a token and return the text that is now certain, often none.
+
+        Args:
+            token_id: the next token.
+            may_stop: whether its text may be part of a stop text.
+        """
         self._token_ids.append(token_id)
-        return self._release(self._read(is_last=False), is_last=False)
+        text = self._read(is_last=False)
+        return self._release(text, is_last=False) if may_stop else text
 
     def finish(self) -> str:
         """The text that was still held back. Call once, at the end."""
@@ -66,17 +88,20 @@ class Detokenizer:
         if not token_ids:
             return ""
         # Tidying up spaces would change text that has been given out already.
-        return self._decoder.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._decoder.decode(
+            token_ids, skip_special_tokens=self._skips_special_tokens, clean_up_tokenization_spaces=False
+        )
 
     def _release(self, text: str, *, is_last: bool) -> str:
-        if self._is_stopped:
+        if self.is_stopped:
             return ""
         text = self._held_back + text
         self._held_back = ""
-        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        found = [(place, len(stop)) for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:
-            self._is_stopped = True
-            return text[: min(found)]
+            place, length = min(found)
+            self._stop_text = text[place : place + length]
+            return text[: place + length if self._includes_stop else place]
         if not is_last:
             num_held = max((_overlap(text, stop) for stop in self._stop), default=0)
             if num_held:

@@ -14,15 +14,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from hilora.adapter import RocBasis
 from hilora.errors import Conflict, GenerationFailed, HiloraError, InvalidInput, QueueFull, Unavailable
+from services.worker.engine.completion import Completion
 from services.worker.engine.config import EngineConfig
-from services.worker.engine.detokenizer import Detokenizer
-from services.worker.engine.events import EngineEvent, EventSink, Failed, Finished, FinishReason, Started, TextDelta
+from services.worker.engine.events import EngineEvent, EventSink, Failed, Finished, FinishReason, Started
 from services.worker.engine.model_runner import ModelRunner
+from services.worker.engine.prefix_cache import prefix_key_of
 from services.worker.engine.request import ActiveRequest, EngineRequest, RequestState
-from services.worker.engine.sampler import RequestSampler, sample
+from services.worker.engine.sampler import RequestSampler, SampledToken, sample
 from services.worker.engine.scheduler import ScheduledWork, Scheduler
 from services.worker.engine.stats import EngineCounters, EngineStats
+from services.worker.lora.pool_entries import RocKey
+from services.worker.lora.pool_stats import FreedBytes
 from services.worker.lora.residency import Residency, TicketState
 from services.worker.models.loader import LoadedModel
 from services.worker.ports import ComponentSource
@@ -46,13 +50,15 @@ class Engine:
         self._config = config
         self._loaded = loaded
         self._runner = ModelRunner(loaded, config)
-        self._scheduler = Scheduler(config)
+        self._scheduler = Scheduler(config, admit=self._admit)
         self._wake = threading.Event()
         self._residency = Residency(
             pool=self._runner.pool,
             source=source,
             num_threads=config.num_loader_threads,
             on_progress=self._wake.set,
+            fetch_timeout_seconds=config.component_timeout_seconds,
+            max_placing_seconds=config.max_placing_seconds,
         )
         self._lock = threading.Lock()
         # Guarded by the lock: what other threads hand to the engine's own.
@@ -69,7 +75,8 @@ class Engine:
         """Accept a request. Its events go to `sink`, on the engine's thread, terminal event last.
 
         Raises:
-            InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`; no event is sent then.
+            InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`, `lora_disabled`; no event is sent then.
+            InvalidSamplingParams: a stop token or a biased token that the model does not have.
             Conflict: `duplicate_request_id`.
             QueueFull: too many requests wait.
             Unavailable: `worker_draining`.
@@ -78,8 +85,19 @@ class Engine:
         active = ActiveRequest(
             request=request,
             sink=sink,
-            detokenizer=Detokenizer(self._loaded.tokenizer, request.sampling.stop),
-            sampler=RequestSampler(request.sampling),
+            sampler=RequestSampler(
+                request.sampling,
+                prompt_token_ids=request.prompt_token_ids,
+                eos_token_ids=self._loaded.eos_token_ids,
+                grammar=request.grammar,
+            ),
+            completion=Completion(
+                sampling=request.sampling,
+                prompt_token_ids=request.prompt_token_ids,
+                decoder=self._loaded.tokenizer,
+                eos_token_ids=self._loaded.eos_token_ids,
+                max_model_len=self._config.max_model_len,
+            ),
         )
         with self._lock:
             if self._is_draining:
@@ -111,9 +129,17 @@ class Engine:
         self._wake.set()
         return True
 
-    def retire(self, adapter_id: str) -> int:
-        """Free an adapter's device memory, at once or when its last request ends. Returns the bytes freed at once."""
+    def retire(self, adapter_id: str) -> FreedBytes:
+        """Free an adapter's device memory, at once or when its last request ends."""
         return self._runner.pool.retire(adapter_id)
+
+    def readmit(self, adapter_id: str) -> None:
+        """A retired adapter may be kept again."""
+        self._runner.pool.readmit(adapter_id)
+
+    def pin(self, adapter_id: str, basis: RocBasis) -> None:
+        """Bring an adapter to the device and keep it there until it is retired. Returns at once."""
+        self._residency.pin(RocKey(adapter_id, basis))
 
     def stats(self) -> EngineStats:
         """The engine's load now."""
@@ -166,7 +192,6 @@ class Engine:
                 self._end(active, Failed(error=active.ticket.error))
         step = self._scheduler.schedule()
         for active in step.admitted:
-            active.slot = self._runner.kv_cache.allocate(active.request_id)
             self._guarded(active, lambda active=active: self._announce(active))
         works = [work for work in (*step.decodes, *step.chunks) if work.active.state is not RequestState.FINISHED]
         if not works:
@@ -179,8 +204,8 @@ class Engine:
         self._runner.kv_cache.check_integrity()
         requests = list(self._scheduler.requests())
         self._residency.check_integrity([active.ticket for active in requests if active.ticket is not None])
-        running = {active.request_id for active in requests if active.slot is not None}
-        assert self._runner.kv_cache.owners == running, "slots and running requests disagree"
+        running = {active.request_id for active in requests if active.kv_handle is not None}
+        assert self._runner.kv_cache.owners == running, "the KV cache and running requests disagree"
         queued = {active.request_id for active in self._inbox}
         assert self._in_flight.keys() == {active.request_id for active in requests} | queued, "a request is lost"
 
@@ -204,6 +229,14 @@ class Engine:
                 code="invalid_token_id",
                 remedy="Use the ids of the base model's own tokenizer.",
                 place="prompt",
+            )
+        request.sampling.check_token_ids(self._loaded.vocab_size)
+        if not self._config.enable_lora and not request.plan.is_base_only:
+            raise InvalidInput(
+                "This engine serves its base model alone.",
+                code="lora_disabled",
+                remedy="Send the request without adapters, or to a worker that serves them.",
+                place="model",
             )
 
     def _run(self) -> None:
@@ -237,6 +270,20 @@ class Engine:
         for active in aborted:
             self._end(active, self._finished(active, FinishReason.ABORT))
 
+    def _admit(self, active: ActiveRequest) -> bool:
+        """Room for all that a request may come to, so that it never has to be taken back."""
+        cache = self._runner.kv_cache
+        most = min(active.num_prompt_tokens + active.request.sampling.max_tokens, self._config.max_model_len)
+        if not cache.can_admit(most):
+            return False
+        plan = active.request.plan
+        prefix_key = prefix_key_of(self._loaded.base_revision, plan)
+        tokens = active.tokens_between(0, active.num_tokens)
+        active.kv_handle = cache.allocate(active.request_id, tokens, prefix_key=prefix_key)
+        assert cache.reserve(active.kv_handle, most), "admission promised more than there is"
+        active.num_computed_tokens = active.kv_handle.num_cached_tokens
+        return True
+
     def _claim(self, active: ActiveRequest) -> None:
         active.ticket = self._residency.open(active.request.plan)
 
@@ -262,43 +309,25 @@ class Engine:
             if (token := chosen.get(active.request_id)) is not None:
                 self._guarded(active, lambda active=active, token=token: self._advance(active, token))
 
-    def _forward(self, works: Sequence[ScheduledWork]) -> dict[str, int | HiloraError]:
+    def _forward(self, works: Sequence[ScheduledWork]) -> dict[str, SampledToken | HiloraError]:
         batch = self._runner.build_batch(list(works))
         logits_SV = self._runner.execute(batch)
         tokens = sample(logits_SV, [active.sampler for active in batch.sampling])
         return {active.request_id: token for active, token in zip(batch.sampling, tokens, strict=True)}
 
-    def _advance(self, active: ActiveRequest, token: int | HiloraError) -> None:
+    def _advance(self, active: ActiveRequest, token: SampledToken | HiloraError) -> None:
         """Give a request its next token, or its end."""
         if isinstance(token, HiloraError):
             raise token
         if active.state is RequestState.PREFILL:
             active.first_token_at = time.monotonic()
             active.advance(RequestState.DECODE)
-        active.completion_token_ids.append(token)
         self._counters.num_generation_tokens += 1
-        sampling = active.request.sampling
-        reason: FinishReason | None = None
-        text = ""
-        if token in self._loaded.eos_token_ids and not sampling.ignore_eos:
-            reason = FinishReason.STOP
-        else:
-            text = active.detokenizer.append(token)
-            is_full = active.num_tokens >= self._config.max_model_len
-            if active.detokenizer.is_stopped:
-                reason = FinishReason.STOP
-            elif len(active.completion_token_ids) >= sampling.max_tokens or is_full:
-                reason = FinishReason.LENGTH
-        if reason is not None:
-            text += active.detokenizer.finish()
-            if active.detokenizer.is_stopped:
-                reason = FinishReason.STOP
-        if text or (reason is not None and active.num_reported_tokens < len(active.completion_token_ids)):
-            unreported = tuple(active.completion_token_ids[active.num_reported_tokens :])
-            active.num_reported_tokens = len(active.completion_token_ids)
-            active.sink(TextDelta(text=text, token_ids=unreported))
-        if reason is not None:
-            self._end(active, self._finished(active, reason))
+        update = active.completion.append(token)
+        if update.delta is not None:
+            active.sink(update.delta)
+        if update.finish_reason is not None:
+            self._end(active, self._finished(active, update.finish_reason, update.stop_reason))
 
     def _guarded(self, active: ActiveRequest, work: Callable[[], None]) -> None:
         """Do one request's own work; whatever it raises ends that request alone."""
@@ -311,13 +340,16 @@ class Engine:
                 _log.warning("request %s failed", active.request_id, exc_info=error)
             self._end(active, Failed(error=_as_failure(error)))
 
-    def _finished(self, active: ActiveRequest, reason: FinishReason) -> Finished:
-        budgets = active.request.plan.budgets if active.slot is not None else ()
+    def _finished(
+        self, active: ActiveRequest, reason: FinishReason, stop_reason: str | int | None = None
+    ) -> Finished:
+        budgets = active.request.plan.budgets if active.kv_handle is not None else ()
         first = active.first_token_at
         return Finished(
             finish_reason=reason,
+            stop_reason=stop_reason,
             num_prompt_tokens=active.num_prompt_tokens,
-            num_completion_tokens=len(active.completion_token_ids),
+            num_completion_tokens=len(active.completion.token_ids),
             budgets_used=tuple(budget for budget in budgets if budget.num_rocs > 0),
             ttft_seconds=0.0 if first is None else first - active.submitted_at,
             e2e_latency_seconds=time.monotonic() - active.submitted_at,
@@ -330,7 +362,8 @@ class Engine:
         active.advance(RequestState.FINISHED)
         self._scheduler.remove(active)
         try:
-            self._free(active)
+            has_answered = isinstance(event, Finished) and event.finish_reason is not FinishReason.ABORT
+            self._free(active, is_reusable=has_answered)
         except Exception:  # a broken device cannot even be cleared; its callers must not wait for that
             _log.exception("freeing what request %s held failed", active.request_id)
         self._counters.count_end(event)
@@ -343,13 +376,17 @@ class Engine:
         except Exception:  # the caller is gone; there is nobody left to tell
             _log.warning("the sink of request %s refused its last event", active.request_id, exc_info=True)
 
-    def _free(self, active: ActiveRequest) -> None:
+    def _free(self, active: ActiveRequest, *, is_reusable: bool) -> None:
         if active.ticket is not None:
             self._residency.close(active.ticket)
-        if active.slot is not None:
-            slot, active.slot = active.slot, None
-            # A failed pass may have written the positions it was about to compute.
-            self._runner.kv_cache.free(slot, num_written=active.num_tokens)
+        if active.kv_handle is not None:
+            handle, active.kv_handle = active.kv_handle, None
+            self._runner.kv_cache.free(
+                handle,
+                token_ids=active.tokens_between(0, active.num_computed_tokens),
+                num_written=active.num_computed_tokens,
+                is_reusable=is_reusable,
+            )
 
 
 def _as_failure(error: Exception) -> HiloraError:

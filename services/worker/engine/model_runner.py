@@ -9,13 +9,15 @@ import torch
 
 from services.worker.engine.batch import StepBatch, build_batch
 from services.worker.engine.config import EngineConfig
-from services.worker.engine.kv_cache import SlotKvCache
+from services.worker.engine.kv_cache import build_kv_cache
 from services.worker.engine.scheduler import ScheduledWork
 from services.worker.lora.batch_plan import RocContext, StepRocsBuilder
-from services.worker.lora.gated_linear import wrap_linears
 from services.worker.lora.roc_pool import RocPool
-from services.worker.models.attention import SlotAttention
+from services.worker.lora.wrapping import listed_modules, wrap_layers
+from services.worker.models.attention import attach_attention
 from services.worker.models.loader import LoadedModel
+from services.worker.models.rotary import fix_rotary_frequencies
+from services.worker.models.small_batch import speed_up_small_batches
 
 
 class ModelRunner:
@@ -24,32 +26,32 @@ class ModelRunner:
     Args:
         loaded: the base model.
         config: sizes of cache and pool.
+
+    Raises:
+        ValueError: `max_model_len` exceeds the positions that the model has embeddings for.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self._model = loaded.model
         self._device = loaded.device
         self._rocs = RocContext()
-        modules = wrap_linears(self._model, self._rocs, output_embedding=self._model.get_output_embeddings())
+        _check_positions(loaded, config)
+        fix_rotary_frequencies(self._model, max_model_len=config.max_model_len)
+        speed_up_small_batches(self._model)
+        if config.enable_lora:
+            modules = wrap_layers(self._model, self._rocs, output_embedding=self._model.get_output_embeddings())
+        else:
+            modules = listed_modules(self._model)
         self.pool = RocPool(
             modules=modules, capacity_bytes=config.roc_pool_bytes, dtype=loaded.dtype, device=loaded.device
         )
-        self.kv_cache = SlotKvCache(
-            num_layers=loaded.num_layers,
-            num_slots=config.max_num_seqs,
-            num_heads=loaded.num_key_value_heads,
-            max_len=config.max_model_len,
-            head_dim=loaded.head_dim,
-            dtype=loaded.dtype,
-            device=loaded.device,
-        )
-        self._attention = SlotAttention(self.kv_cache)
-        self._attention.attach(self._model)
+        self.kv_cache = build_kv_cache(loaded, config)
+        self._attention = attach_attention(self._model, self.kv_cache)
         self._builder = StepRocsBuilder(self.pool, dtype=loaded.dtype, device=loaded.device)
 
     def build_batch(self, works: list[ScheduledWork]) -> StepBatch:
-        """The tensors for a step's work; each request holds a slot, and its ROCs are resident."""
-        return build_batch(works, self._builder, device=self._device)
+        """The tensors for a step's work; each request has its place in the KV cache, and its ROCs are resident."""
+        return build_batch(works, self._builder, self.kv_cache, device=self._device)
 
     @torch.inference_mode()
     def execute(self, batch: StepBatch) -> torch.Tensor:
@@ -70,3 +72,9 @@ class ModelRunner:
             self._attention.step = None
             self._rocs.step = None
         return output.logits[0]
+
+
+def _check_positions(loaded: LoadedModel, config: EngineConfig) -> None:
+    limit = loaded.num_learned_positions
+    if limit is not None and config.max_model_len > limit:
+        raise ValueError(f"max_model_len is {config.max_model_len}, but {loaded.name} has {limit} learned positions")

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from hilora.routing_plan import RoutingPlan
-from services.worker.engine.detokenizer import Detokenizer
+from services.worker.engine.completion import Completion
 from services.worker.engine.events import EventSink
-from services.worker.engine.sampler import RequestSampler
+from services.worker.engine.kv_handle import KvHandle
+from services.worker.engine.request_sampler import GrammarMatcher, RequestSampler
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.lora.residency import ResidencyTicket
 
@@ -29,6 +30,8 @@ class EngineRequest:
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     plan: RoutingPlan = field(default_factory=RoutingPlan)
+    grammar: GrammarMatcher | None = None
+    """What the answer must look like; compiled, and this request's alone."""
 
 
 class RequestState(Enum):
@@ -58,19 +61,16 @@ class ActiveRequest:
 
     request: EngineRequest
     sink: EventSink
-    detokenizer: Detokenizer
     sampler: RequestSampler
+    completion: Completion
     submitted_at: float = field(default_factory=time.monotonic)
     state: RequestState = RequestState.WAITING
     ticket: ResidencyTicket | None = None
     """Its claim on ROCs; None while none was made."""
-    slot: int | None = None
-    """Its row of the KV cache while it runs."""
+    kv_handle: KvHandle | None = None
+    """Its place in the KV cache while it runs."""
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the cache."""
-    completion_token_ids: list[int] = field(default_factory=list)
-    num_reported_tokens: int = 0
-    """Completion tokens that were part of a `TextDelta`."""
     first_token_at: float | None = None
 
     @property
@@ -86,7 +86,7 @@ class ActiveRequest:
     @property
     def num_tokens(self) -> int:
         """Prompt plus completion so far."""
-        return self.num_prompt_tokens + len(self.completion_token_ids)
+        return self.num_prompt_tokens + len(self.completion.token_ids)
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -98,7 +98,7 @@ class ActiveRequest:
         prompt = self.request.prompt_token_ids
         if stop <= len(prompt):
             return prompt[start:stop]
-        tail = self.completion_token_ids[max(0, start - len(prompt)) : stop - len(prompt)]
+        tail = self.completion.token_ids[max(0, start - len(prompt)) : stop - len(prompt)]
         return (*prompt[start:], *tail)
 
     def advance(self, state: RequestState) -> None:

@@ -7,7 +7,7 @@ request whose ROCs are still on their way is passed over, so a cold adapter dela
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hilora.errors import QueueFull
@@ -33,7 +33,7 @@ class ScheduledStep:
     """What one step does."""
 
     admitted: tuple[ActiveRequest, ...] = ()
-    """Requests that leave the queue: the engine gives each a slot before the step runs."""
+    """Requests that left the queue; each has its place in the KV cache."""
     decodes: tuple[ScheduledWork, ...] = ()
     chunks: tuple[ScheduledWork, ...] = ()
 
@@ -44,10 +44,16 @@ class ScheduledStep:
 
 
 class Scheduler:
-    """The queue and the running set of one engine."""
+    """The queue and the running set of one engine.
 
-    def __init__(self, config: EngineConfig) -> None:
+    Args:
+        config: limits.
+        admit: gives a waiting request its place in the KV cache; False if there is none now.
+    """
+
+    def __init__(self, config: EngineConfig, *, admit: Callable[[ActiveRequest], bool] = lambda _: True) -> None:
         self._config = config
+        self._admit = admit
         # Dicts keep arrival order and remove in constant time.
         self._waiting: dict[str, ActiveRequest] = {}
         self._running: dict[str, ActiveRequest] = {}
@@ -110,6 +116,8 @@ class Scheduler:
                 break
             if active.ticket is None or not active.ticket.is_ready:
                 continue
+            if not self._admit(active):
+                break
             del self._waiting[active.request_id]
             self._running[active.request_id] = active
             active.advance(RequestState.PREFILL)

@@ -27,12 +27,21 @@ class CatalogFollower:
         channel: to the registry; the caller closes it.
         peer: the registry, for messages.
         on_departure: called with the id of each adapter version that new requests may no longer use.
+        on_arrival: called with the name and the id of each adapter version that new requests may use from now on.
     """
 
-    def __init__(self, *, channel: grpc.aio.Channel, peer: str, on_departure: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        channel: grpc.aio.Channel,
+        peer: str,
+        on_departure: Callable[[str], None],
+        on_arrival: Callable[[str, str], None] = lambda _name, _id: None,
+    ) -> None:
         self._channel = channel
         self._peer = peer
         self._on_departure = on_departure
+        self._on_arrival = on_arrival
         self._catalog_generation = 0
         self._has_snapshot = False
         self._entries: dict[str, registry_pb2.CatalogEntry] = {}
@@ -49,6 +58,10 @@ class CatalogFollower:
     def has_adapter(self, adapter_id: str) -> bool:
         """See `CatalogView`."""
         return adapter_id in self._entries
+
+    def id_of(self, adapter_name: str) -> str | None:
+        """The version of an adapter that new requests use; None if there is none of that name."""
+        return self._ids_by_name.get(adapter_name)
 
     def checksum_of(self, adapter_id: str, basis: RocBasis) -> str | None:
         """The sha256 of an adapter's components file in hex; None if the adapter was never in the catalogue."""
@@ -105,17 +118,23 @@ class CatalogFollower:
         entries = {entry.adapter_id: entry for entry in snapshot.entries}
         for adapter_id in [known for known in self._entries if known not in entries]:
             self._depart(adapter_id)
+        arrived = [entry for adapter_id, entry in entries.items() if adapter_id not in self._entries]
         self._entries = entries
         self._ids_by_name = {entry.adapter_name: entry.adapter_id for entry in snapshot.entries}
         self._has_snapshot = True
+        for entry in arrived:
+            self._on_arrival(entry.adapter_name, entry.adapter_id)
         _log.info("catalog_snapshot", catalog_generation=snapshot.catalog_generation, num_adapters=len(entries))
 
     def _put(self, entry: registry_pb2.CatalogEntry) -> None:
         previous = self._ids_by_name.get(entry.adapter_name)
         if previous != entry.adapter_id:
             self._depart(previous)
+        is_new = entry.adapter_id not in self._entries
         self._entries[entry.adapter_id] = entry
         self._ids_by_name[entry.adapter_name] = entry.adapter_id
+        if is_new:
+            self._on_arrival(entry.adapter_name, entry.adapter_id)
 
     def _depart(self, adapter_id: str | None) -> None:
         entry = self._entries.pop(adapter_id, None) if adapter_id is not None else None

@@ -17,8 +17,8 @@ from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
 from hilora.errors import InvalidAdapter, RegistryUnavailable, UnknownAdapter
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc, routing_pb2
 from services.common.rpc_client import translated_errors
+from services.worker.infra.component_files import ComponentFiles
 
-_TIMEOUT_SECONDS = 120.0
 _MAX_FILE_BYTES = 4 << 30
 """Components of one adapter in one basis; a larger announcement is a mistake."""
 
@@ -38,6 +38,8 @@ class ComponentClient:
         loop: the event loop that owns the channel. `fetch` is called from other threads.
         peer: the registry, for messages.
         checksum_of: sha256 of an adapter's file, as the catalogue has it; None for an unknown adapter.
+        timeout_seconds: of one download.
+        files: the disk tier, asked before the registry; None without one.
     """
 
     def __init__(
@@ -47,11 +49,15 @@ class ComponentClient:
         loop: asyncio.AbstractEventLoop,
         peer: str,
         checksum_of: Callable[[str, RocBasis], str | None],
+        timeout_seconds: float = 120.0,
+        files: ComponentFiles | None = None,
     ) -> None:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
         self._loop = loop
         self._peer = peer
         self._checksum_of = checksum_of
+        self._timeout_seconds = timeout_seconds
+        self._files = files
 
     def fetch(self, adapter_id: str, basis: RocBasis) -> DecomposedAdapter:
         """See `ComponentSource`."""
@@ -62,6 +68,8 @@ class ComponentClient:
                 remedy="Route the request again.",
                 place=adapter_id,
             )
+        if self._files is not None and (kept := self._files.read(expected)) is not None:
+            return parse_components(kept, basis=basis, adapter_id=adapter_id)
         content = asyncio.run_coroutine_threadsafe(self._download(adapter_id, basis), self._loop).result()
         if hashlib.sha256(content).hexdigest() != expected:
             raise InvalidAdapter(
@@ -70,14 +78,24 @@ class ComponentClient:
                 remedy="The artifact is damaged; register the adapter again.",
                 place=adapter_id,
             )
-        return parse_components(content, basis=basis, adapter_id=adapter_id)
+        components = parse_components(content, basis=basis, adapter_id=adapter_id)
+        if self._files is not None:
+            self._files.write(expected, content)
+        return components
+
+    def forget(self, adapter_id: str) -> int:
+        """Remove an adapter that left the catalogue from the disk tier; returns the bytes."""
+        if self._files is None:
+            return 0
+        checksums = {self._checksum_of(adapter_id, basis) for basis in RocBasis}
+        return sum(self._files.forget(checksum) for checksum in checksums if checksum is not None)
 
     async def _download(self, adapter_id: str, basis: RocBasis) -> bytes:
         request = registry_pb2.FetchComponentsRequest(adapter_id=adapter_id, basis=_BASIS_MESSAGES[basis])
         content = bytearray()
         total_bytes = 0
         with translated_errors(self._peer):
-            async for chunk in self._stub.FetchComponents(request, timeout=_TIMEOUT_SECONDS):
+            async for chunk in self._stub.FetchComponents(request, timeout=self._timeout_seconds):
                 total_bytes = chunk.total_bytes
                 if chunk.offset != len(content) or total_bytes > _MAX_FILE_BYTES:
                     raise RegistryUnavailable(f"{self._peer} sent the components of {adapter_id} out of order.")

@@ -8,3 +8,17 @@ class Table:
         owners: object,
     ) -> None: ...
     def apply(self, module_idx: int, x: int, x_stride: int, y: int, y_stride: int, /) -> None: ...
+
+def small_linear(
+    x: int,
+    x_stride: int,
+    num_tokens: int,
+    w: int,
+    bias: int,
+    width: int,
+    height: int,
+    y: int,
+    y_stride: int,
+    num_threads: int,
+    /,
+) -> None: ...

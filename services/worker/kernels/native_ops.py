@@ -1,24 +1,57 @@
-"""The CPU kernel, if it was compiled: shrink, gate and expand of a whole step in one call per linear layer.
+"""The CPU kernels, if they were compiled: a step's ROC work in one call per layer, and linear layers for few rows.
 
-The C sources lie in `native/`; installing the package compiles them where there is a C compiler. `torch_ops` does the
-same work on every device and in every type, and is what this kernel is tested against.
+Shapes: T rows, D in-features, O out-features.
+
+The C sources lie in `native/`; installing the package compiles them where there is a C compiler. `torch_ops` and
+`torch.nn.functional.linear` do the same work on every device and in every type, and are what these are tested against.
 """
 
 from __future__ import annotations
 
 import torch
 
-# Before the kernel: torch brings the OpenMP library that both share, and its threads.
+# Before the kernels: torch brings the OpenMP library that both share, and its threads.
 torch.get_num_threads()
 
 try:
-    from services.worker.kernels._native import Table as NativeTable
+    from services.worker.kernels import _native
 except ImportError:
-    NativeTable = None
+    _native = None
 
-__all__ = ["NativeTable", "is_native_usable"]
+NativeTable = None if _native is None else _native.Table
+"""The tables of a step as the kernel wants them; None if it was not compiled."""
 
 
 def is_native_usable(*, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernel was compiled and handles this type on this device: float32 on a CPU."""
-    return NativeTable is not None and device.type == "cpu" and dtype is torch.float32
+    """Whether the kernels were compiled and handle this type on this device: float32 on a CPU."""
+    return _native is not None and device.type == "cpu" and dtype is torch.float32
+
+
+def small_linear(x: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """`x W^T + bias` for a handful of rows, `[..., D]` to `[..., O]`, without gradients.
+
+    Each row is computed in the same order of sums whatever the others are: alone and in a batch are the same to the bit.
+
+    Args:
+        x: float32 on the CPU.
+        weight_OD: float32 on the CPU.
+        bias_O: float32 on the CPU, or None.
+    """
+    assert _native is not None, "the kernels were not compiled"
+    height, width = weight_OD.shape
+    x_TD = x.reshape(-1, width).contiguous()
+    weight_OD = weight_OD.contiguous()
+    y = x.new_empty(*x.shape[:-1], height)
+    _native.small_linear(
+        x_TD.data_ptr(),
+        width,
+        x_TD.shape[0],
+        weight_OD.data_ptr(),
+        0 if bias_O is None else bias_O.data_ptr(),
+        width,
+        height,
+        y.data_ptr(),
+        height,
+        torch.get_num_threads(),
+    )
+    return y

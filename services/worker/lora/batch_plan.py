@@ -6,6 +6,7 @@ A step's rows are cut into segments, each of which adds its rows' ROC output to 
 ROCs are in no segment, and a step without ROCs has no segments at all, so that its linear layers do exactly what the
 base model's do. Which form a segment takes is chosen once per step, by what was measured (docs/benchmarks.md):
 
+    a GPU with Triton                     one segment for all rows, two kernels a layer
     float32 on a CPU, kernel compiled     one native segment for all rows
     otherwise, decode rows                union of all components up to 512 columns, packs above
     otherwise, prompt chunks              dense products with the plan's components
@@ -17,7 +18,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from importlib.util import find_spec
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from services.worker.lora.native_form import NativeSegment
 from services.worker.lora.roc_pool import RocPool
 from services.worker.lora.torch_form import ChunkSegment, PackSegment, TokenGates, UnionSegment
 
+RocForm = Literal["auto", "native", "triton", "torch"]
 MAX_UNION_COLUMNS = 512
 """Components of a step up to which one product with all of them beats a pack per row."""
 _MAX_CACHED_PLANS = 1024
@@ -77,16 +80,23 @@ class StepRocs:
 
     Args:
         token_segments: over all packed tokens of the step.
+        token_runs: the plans of those tokens.
         logit_runs: which rows reach the output embedding, and their plans.
         builder: makes the segments of the output embedding, which few adapters target, when they are asked for.
     """
 
     def __init__(
-        self, token_segments: Sequence[Segment], logit_runs: Sequence[_Run], builder: StepRocsBuilder
+        self,
+        token_segments: Sequence[Segment],
+        token_runs: Sequence[_Run],
+        logit_runs: Sequence[_Run],
+        builder: StepRocsBuilder,
     ) -> None:
         self._token_segments = tuple(token_segments)
+        self._token_runs = tuple(token_runs)
         self._logit_runs = tuple(logit_runs)
         self._builder = builder
+        self._is_targeted_M: np.ndarray | None = None
 
     def add(
         self,
@@ -107,7 +117,7 @@ class StepRocs:
             token_idx_T: which token of the step each row is, for a layer that sees a selection; None: row i is token i.
         """
         if is_output_embedding:
-            if not self._builder.is_targeted(module_idx, self._logit_runs):
+            if not self.is_targeted(module_idx):
                 return
             segments = self._builder.segments(self._logit_runs)
         else:
@@ -124,6 +134,20 @@ class StepRocs:
             y_KO = y_TO.new_zeros(len(places), y_TO.shape[1])
             segment.add_selected(module_idx, x_TD[places], token_idx_T[places] - segment.rows.start, y_KO)
             y_TO.index_add_(0, places, y_KO)
+
+    def is_targeted(self, module_idx: int) -> bool:
+        """Whether any token's adapters have components in a layer. Layers that see a selection of the tokens ask before
+        they prepare it: a mixture has thousands of them, and most adapters target none."""
+        return bool(self._targeted_modules()[module_idx])
+
+    def has_targets(self, module_idxs: slice) -> bool:
+        """The same for any of several layers."""
+        return bool(self._targeted_modules()[module_idxs].any())
+
+    def _targeted_modules(self) -> np.ndarray:
+        if self._is_targeted_M is None:
+            self._is_targeted_M = self._builder.targeted_modules(self._token_runs)
+        return self._is_targeted_M
 
     def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
         """Add every segment's ROC output of an embedding to `y` `[T, O]` in place."""
@@ -146,16 +170,23 @@ class StepRocsBuilder:
         gates: learned gates of plans that name one.
         dtype: of the model's activations.
         device: the model's.
+        form: `auto` takes what is fastest where the model is; tests and benchmarks name one.
     """
 
     def __init__(
-        self, pool: RocPool, *, dtype: torch.dtype, device: torch.device, gates: object = None
+        self,
+        pool: RocPool,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        gates: LearnedGates | None = None,
+        form: RocForm = "auto",
     ) -> None:
         self._pool = pool
         self._gates = gates
         self._dtype = dtype
         self._device = device
-        self._is_native = is_native_usable(dtype=dtype, device=device)
+        self._form = _chosen_form(dtype, device) if form == "auto" else form
         self._plan_tables: OrderedDict[str, PlanTable] = OrderedDict()
         self._chunk_gates: OrderedDict[tuple[str, int], TokenGates] = OrderedDict()
         self._segments: OrderedDict[tuple[object, ...], tuple[Segment, ...]] = OrderedDict()
@@ -178,7 +209,7 @@ class StepRocsBuilder:
             tokens.append(_Run(start=rows.start, stop=rows.stop, plan=plan))
             if logit_rows is not None:
                 logits.append(_Run(start=logit_rows.start, stop=logit_rows.stop, plan=plan))
-        return StepRocs(self.segments(tokens), logits, self) if tokens else None
+        return StepRocs(self.segments(tokens), tokens, logits, self) if tokens else None
 
     def segments(self, runs: Sequence[_Run]) -> tuple[Segment, ...]:
         """The segments of some rows with plans."""
@@ -191,24 +222,26 @@ class StepRocsBuilder:
             self._segments.popitem(last=False)
         return segments
 
-    def is_targeted(self, module_idx: int, runs: Sequence[_Run]) -> bool:
-        """Whether any of the rows' adapters has components in a layer."""
+    def targeted_modules(self, runs: Sequence[_Run]) -> np.ndarray:
+        """Whether any of the rows' adapters has components in each layer, bool `[M]`."""
         plans = {run.plan.digest: run.plan for run in runs}
-        return any(
-            self._pool.module_ranks(key)[module_idx] > 0
-            for plan in plans.values()
-            for key in self._plan_table(plan).keys
-        )
+        return np.logical_or.reduce([self._plan_table(plan).is_targeted_M for plan in plans.values()])
 
     def _made(self, runs: Sequence[_Run]) -> list[Segment]:
         by_components = [run for run in runs if not _is_adaptive(run.plan)]
         segments: list[Segment] = []
-        if by_components and self._is_native:
+        if by_components and self._form == "native":
             segments.append(NativeSegment(self._step_table(by_components), self._pool))
+        elif by_components and self._form == "triton":
+            from services.worker.lora.triton_form import TritonSegment
+
+            table = self._step_table(by_components)
+            segments.append(TritonSegment(table, self._pool, dtype=self._dtype, device=self._device))
         elif by_components:
             segments.extend(self._torch_segments(by_components))
         for rows, plan in _joined([run for run in runs if _is_adaptive(run.plan)]):
             from services.worker.lora.adaptive_segment import AdaptiveSegment
+
             segments.append(
                 AdaptiveSegment(rows, plan, self._pool, self._gates, dtype=self._dtype, device=self._device)
             )
@@ -261,7 +294,13 @@ class StepRocsBuilder:
 
 
 def _is_adaptive(plan) -> bool:
-    return getattr(plan.gate, 'rule', 'rocs') != 'rocs'
+    return getattr(plan.gate, "rule", "rocs") != "rocs"
+
+
+def _chosen_form(dtype: torch.dtype, device: torch.device) -> RocForm:
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return "triton"
+    return "native" if is_native_usable(dtype=dtype, device=device) else "torch"
 
 
 def _joined(runs: Sequence[_Run]) -> list[tuple[slice, RoutingPlan]]:

@@ -34,6 +34,8 @@ class PlanTable:
     """Slots of each group."""
     budgets_MG: np.ndarray
     """Components that each group may keep in each layer, int32."""
+    is_targeted_M: np.ndarray
+    """Whether any of its adapters has components in each layer."""
     is_by_norm: bool
     """Whether components compete by contribution."""
 
@@ -62,6 +64,7 @@ def plan_table(plan: RoutingPlan, pool: RocPool) -> PlanTable:
         factors_P=np.repeat(np.asarray(factors, dtype=np.float64), ranks),
         group_sizes=(sum(ranks),) if plan.gate.scope is GateScope.GLOBAL else ranks,
         budgets_MG=budgets,
+        is_targeted_M=np.any(np.asarray(module_ranks) > 0, axis=0),
         is_by_norm=plan.gate.score is RocScore.CONTRIBUTION,
     )
 

@@ -3,30 +3,35 @@
 Shapes: T rows, D in-features, O out-features.
 
     y = W0 x + bias + eta * sum_i w_i sum_{j kept} b_ij (a_ij . x)        (arXiv 2510.12266, token level)
+
+The base's product stays the base's: only its result is touched, so it may be quantised, transposed or sharded.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from services.worker.lora.batch_plan import RocContext
-from services.worker.lora.roc_arena import ModuleShape
 
 
 class GatedLinear(nn.Module):
-    """Wraps a base model's linear layer in place.
+    """Wraps a layer that acts as a linear one, in place.
 
     Args:
-        linear: the wrapped layer, used unchanged.
+        linear: the wrapped layer, used unchanged. Hooks on it work if they are there when it is wrapped.
         module_idx: its number in the pool.
         context: where the step's ROCs are found.
         is_output_embedding: whether it sees only the rows that are sampled from.
     """
 
-    def __init__(self, linear: nn.Linear, *, module_idx: int, context: RocContext, is_output_embedding: bool) -> None:
+    def __init__(self, linear: nn.Module, *, module_idx: int, context: RocContext, is_output_embedding: bool) -> None:
         super().__init__()
         self.linear = linear
+        self._base_forward = forward_of(linear)
         self._module_idx = module_idx
         self._context = context
         self._is_output_embedding = is_output_embedding
@@ -34,16 +39,18 @@ class GatedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The base weight: models look at it for its type."""
-        return self.linear.weight
+        weight: Any = self.linear.weight
+        return weight
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The base bias."""
-        return self.linear.bias
+        bias: Any = getattr(self.linear, "bias", None)
+        return bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., D]` to `[..., O]`; the leading dimensions flatten to the step's rows."""
-        y = self.linear(x)
+        y = self._base_forward(x)
         step = self._context.step
         if step is not None:
             step.add(
@@ -55,26 +62,17 @@ class GatedLinear(nn.Module):
         return y
 
 
-def wrap_linears(model: nn.Module, context: RocContext, *, output_embedding: nn.Module | None) -> list[ModuleShape]:
-    """Replace every linear layer of a model by a gated one.
+def forward_of(module: nn.Module) -> Callable[..., Any]:
+    """What calling a module comes to: its own `forward`, or the module itself where hooks have to run around it.
 
-    Args:
-        model: changed in place.
-        context: shared by all of the layers.
-        output_embedding: the layer that makes the logits.
-
-    Returns:
-        The wrapped layers, in the order of their module indices.
+    A wrapper that calls `module(x)` pays torch's dispatch twice for each layer of each step.
     """
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    shapes: list[ModuleShape] = []
-    for module_path, linear in found:
-        parent_path, _, name = module_path.rpartition(".")
-        gated = GatedLinear(
-            linear, module_idx=len(shapes), context=context, is_output_embedding=linear is output_embedding
-        )
-        setattr(model.get_submodule(parent_path), name, gated)
-        shapes.append(
-            ModuleShape(module_path=module_path, in_features=linear.in_features, out_features=linear.out_features)
-        )
-    return shapes
+    hooks = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    )
+    return module if any(getattr(module, name, None) for name in hooks) else module.forward

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 
+import numpy as np
 import torch
 
 _CHUNK_ELEMENTS = 32_767
@@ -48,9 +49,21 @@ class PageBuffer:
         return length
 
 
-def copy_serially(target_N: torch.Tensor, source_N: torch.Tensor) -> None:
-    """Copy a flat tensor, converting its type, on the calling thread alone and in small steps: many threads that copy
-    at once would take the processors, and the interpreter's lock, from the forward pass."""
-    for start in range(0, len(target_N), _CHUNK_ELEMENTS):
+def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a tensor of as many elements, converting its type, on the calling thread alone, and without the
+    interpreter's lock for most of the time: what runs beside it is the forward pass. Both are in main memory, the
+    target contiguous."""
+    source = source.contiguous()
+    if target.dtype is source.dtype:
+        # torch would take its thread team for this, too, at some size.
+        np.copyto(_as_bytes(target), _as_bytes(source))
+        return
+    flat_target, flat_source = target.view(-1), source.view(-1)
+    for start in range(0, len(flat_target), _CHUNK_ELEMENTS):
         chunk = slice(start, start + _CHUNK_ELEMENTS)
-        target_N[chunk].copy_(source_N[chunk])
+        flat_target[chunk].copy_(flat_source[chunk])
+
+
+def _as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A flat view; numpy has no name for some of torch's types."""
+    return tensor.view(-1).view(torch.uint8).numpy()

@@ -54,9 +54,7 @@ class NativeSegment:
         )
 
 
-def _kernel_table(
-    table: StepTable, pool: RocPool, token_plans: np.ndarray, *, only_module: int | None = None
-) -> Any:
+def _kernel_table(table: StepTable, pool: RocPool, token_plans: np.ndarray, *, only_module: int | None = None) -> Any:
     assert NativeTable is not None, "the kernel was not compiled"
     plan_sizes = np.array([plan.num_slots for plan in table.plans], dtype=np.int32)
     is_used = token_plans >= 0

@@ -1,74 +1,36 @@
 """Bringing a request's ROCs to the device without ever stalling the step loop.
 
-A request holds a ticket. Its components are fetched on loader threads (from the host tier, or from the registry);
-when all of them are in host memory, the step loop takes the rows for all of them at once, and a loader thread writes
-the rows. A ticket whose ROCs are all on the device already is ready as soon as it is opened.
+A request holds a ticket. Its components are fetched on loader threads (from the host tier, or from what is behind it);
+when all of them are in host memory, the step loop takes the rows for all of them at once, and another loader thread
+writes the rows. A ticket whose ROCs are all on the device already is ready as soon as it is opened.
 
-    FETCHING -> PLACING -> WRITING -> READY -> CLOSED
-        |          |          |                  ^       (a failing fetch or write: FAILED; close from any state)
-        +----------+----------+------------------+
+Room goes by age. While the oldest ticket with its components in host memory does not fit, younger ones may only use
+what is resident. Where requests for resident adapters overlap without end, none of these would ever become free: a
+ticket that has waited for a while has enough of them drained.
 
-`Residency` is used by the step loop's thread only; loader threads touch the pool and the queue of completions.
+`Residency` is used by the step loop's thread only; loader threads touch the pool and what is on its way.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from concurrent.futures import Future
 
-from hilora.adapter import DecomposedAdapter
 from hilora.errors import GenerationFailed, HiloraError
 from hilora.routing_plan import RoutingPlan
-from services.worker.lora.roc_arena import ComponentSizes
-from services.worker.lora.roc_pool import RocKey, RocPool
+from services.worker.lora.component_fetches import ComponentFetches
+from services.worker.lora.loader_threads import LoaderThreads
+from services.worker.lora.pinning import Pinning
+from services.worker.lora.pool_entries import RocKey
+from services.worker.lora.residency_ticket import ResidencyTicket, TicketState, keys_of
+from services.worker.lora.roc_pool import RocPool
 from services.worker.ports import ComponentSource
 
+__all__ = ["Residency", "ResidencyTicket", "TicketState", "keys_of"]
 
-class TicketState(Enum):
-    """Where a request's ROCs are."""
-
-    FETCHING = auto()
-    """On their way to host memory."""
-    PLACING = auto()
-    """In host memory; rows of the pool are not yet theirs."""
-    WRITING = auto()
-    """Rows are reserved and being written."""
-    READY = auto()
-    """On the device, held by this ticket."""
-    FAILED = auto()
-    CLOSED = auto()
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class ResidencyTicket:
-    """One request's claim on the ROCs of its plan."""
-
-    keys: tuple[RocKey, ...]
-    state: TicketState
-    error: HiloraError | None = None
-    has_references: bool = False
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether every ROC of the plan is on the device and stays there until the ticket is closed."""
-        return self.state is TicketState.READY
-
-
-def keys_of(plan: RoutingPlan) -> tuple[RocKey, ...]:
-    """The distinct adapters of a plan that a token may use."""
-    return tuple(
-        dict.fromkeys(RocKey(budget.adapter_id, plan.gate.basis) for budget in plan.budgets if budget.num_rocs > 0)
-    )
-
-
-@dataclass(kw_only=True, slots=True)
-class _HostCopy:
-    """Components on their way through host memory, and who waits for them."""
-
-    loading: Future[tuple[DecomposedAdapter, ComponentSizes]]
-    tickets: list[ResidencyTicket] = field(default_factory=list)
+_NUM_WRITERS = 1
+"""Writing is bound by memory, which one thread can saturate beside the forward pass."""
 
 
 class Residency:
@@ -77,72 +39,100 @@ class Residency:
     Args:
         pool: the device tier.
         source: the host tier, and what is behind it.
-        num_threads: loader threads.
+        num_threads: fetches at a time.
         on_progress: called from a loader thread when `poll` has something to do.
+        fetch_timeout_seconds: a ticket whose components take longer fails.
+        max_placing_seconds: a ticket that has no room for longer gets it as soon as running requests end.
+        clock: in seconds, never going back.
     """
 
     def __init__(
-        self, *, pool: RocPool, source: ComponentSource, num_threads: int, on_progress: Callable[[], None]
+        self,
+        *,
+        pool: RocPool,
+        source: ComponentSource,
+        num_threads: int,
+        on_progress: Callable[[], None],
+        fetch_timeout_seconds: float = 120.0,
+        max_placing_seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
-        self._source = source
         self._on_progress = on_progress
-        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="roc-loader")
-        self._host: dict[RocKey, _HostCopy] = {}
+        self._fetch_timeout_seconds = fetch_timeout_seconds
+        self._max_placing_seconds = max_placing_seconds
+        self._clock = clock
+        self._fetches = ComponentFetches(
+            source=source,
+            sizes_of=lambda adapter, adapter_id: pool.sizes_of(adapter, adapter_id=adapter_id),
+            num_threads=num_threads,
+            on_progress=on_progress,
+        )
+        self._writers: LoaderThreads[None] = LoaderThreads(_NUM_WRITERS, name="roc-write")
         self._writes: dict[RocKey, Future[None]] = {}
         # Tickets between FETCHING and READY, oldest first.
         self._pending: list[ResidencyTicket] = []
+        self._drained_for: ResidencyTicket | None = None
+        self._num_departures = 0
+        self._pinning = Pinning(pool=pool, open_ticket=self.open_keys, close_ticket=self.close, clock=clock)
 
     def open(self, plan: RoutingPlan) -> ResidencyTicket:
         """Claim a plan's ROCs; ready at once if all are resident."""
-        keys = keys_of(plan)
-        ticket = ResidencyTicket(keys=keys, state=TicketState.PLACING)
-        if self._pool.is_committed(keys) and self._pool.try_acquire(keys, {}):
+        return self.open_keys(keys_of(plan))
+
+    def open_keys(self, keys: Sequence[RocKey]) -> ResidencyTicket:
+        """Claim some adapters; ready at once if all are resident."""
+        ticket = ResidencyTicket(keys=tuple(keys), state=TicketState.FETCHING, since=self._clock())
+        self._pool.count_lookup(ticket.keys)
+        if self._pool.is_committed(ticket.keys) and self._pool.try_acquire(ticket.keys, {}):
             ticket.has_references = True
-            ticket.state = TicketState.READY
+            self._enter(ticket, TicketState.READY)
             return ticket
-        self._fetch_missing(ticket)
         self._pending.append(ticket)
+        self._fetch(ticket)
         return ticket
 
     def close(self, ticket: ResidencyTicket) -> None:
         """Give up a claim, in any state; closing twice is fine."""
-        if ticket.has_references:
-            ticket.has_references = False
-            self._pool.release([key for key in ticket.keys if self._pool.is_known(key)])
+        self._release(ticket)
         if ticket in self._pending:
-            self._pending.remove(ticket)
-        self._leave_host_copies(ticket)
+            self._depart(ticket)
         if ticket.state is not TicketState.FAILED:
-            ticket.state = TicketState.CLOSED
+            self._enter(ticket, TicketState.CLOSED)
 
     def poll(self) -> None:
-        """Move every pending ticket as far as it can go. Never blocks."""
-        if not self._pending and not self._writes:
-            return
+        """Move every pending ticket as far as it can go. Never blocks; between steps, as tensors may be replaced."""
+        self._pool.trim()
+        self._pinning.begin()
         self._finish_writes()
         is_room_short = False
         for ticket in list(self._pending):
             if ticket.state is TicketState.FETCHING:
                 self._check_fetch(ticket)
             if ticket.state is TicketState.PLACING:
-                # Once the oldest does not fit, younger ones may only use what is resident anyway: they would take the
-                # room that the oldest is waiting for.
-                is_placed = self._place(ticket, may_reserve=not is_room_short)
+                is_placed = self._place(ticket, is_first=not is_room_short)
                 is_room_short = is_room_short or not is_placed
             if ticket.state is TicketState.WRITING and self._pool.is_committed(ticket.keys):
-                ticket.state = TicketState.READY
+                self._enter(ticket, TicketState.READY)
             if ticket.state in {TicketState.READY, TicketState.FAILED}:
                 self._settle(ticket)
+        self._pinning.finish()
+
+    def pin(self, key: RocKey) -> None:
+        """Bring an adapter to the device and keep it there until it is retired. From any thread; returns at once."""
+        self._pinning.request(key)
+        self._on_progress()
 
     def shutdown(self) -> None:
         """Start nothing more. A download that hangs is not waited for: it would outlast every grace period."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._fetches.shutdown()
+        self._writers.shutdown()
 
     def check_integrity(self, tickets: Sequence[ResidencyTicket]) -> None:
         """AssertionError unless the pool's reference counts are exactly those of the open tickets."""
         self._pool.check_integrity()
         expected: dict[RocKey, int] = {}
+        tickets = (*tickets, *self._pinning.tickets)
         for ticket in tickets:
             if ticket.has_references:
                 for key in ticket.keys:
@@ -152,60 +142,74 @@ class Residency:
             assert found == expected.get(key, 0), f"{key} has {found} references, not {expected.get(key, 0)}"
         open_tickets = set(map(id, tickets))
         assert all(id(ticket) in open_tickets for ticket in self._pending), "a closed ticket is still pending"
+        assert self._drained_for is None or self._drained_for in self._pending, "a drain has outlived its ticket"
+        self._fetches.check_integrity(set(map(id, self._pending)))
 
-    def _fetch_missing(self, ticket: ResidencyTicket) -> None:
+    def _enter(self, ticket: ResidencyTicket, state: TicketState) -> None:
+        ticket.state = state
+        ticket.since = self._clock()
+
+    def _fetch(self, ticket: ResidencyTicket) -> None:
+        """Begin to fetch what is missing, unless enough is waiting in host memory already."""
+        if ticket is not self._pending[0] and self._fetches.held_bytes > self._pool.capacity_bytes:
+            return
+        self._enter(ticket, TicketState.FETCHING)
+        ticket.is_fetching = True
         for key in ticket.keys:
-            if self._pool.is_known(key):
-                continue
-            copy = self._host.get(key)
-            if copy is None:
-                copy = self._host[key] = _HostCopy(loading=self._executor.submit(self._fetch, key))
-                copy.loading.add_done_callback(lambda _: self._on_progress())
-            if ticket not in copy.tickets:
-                copy.tickets.append(ticket)
-            ticket.state = TicketState.FETCHING
-
-    def _fetch(self, key: RocKey) -> tuple[DecomposedAdapter, ComponentSizes]:
-        adapter = self._source.fetch(key.adapter_id, key.basis)
-        return adapter, self._pool.sizes_of(adapter, adapter_id=key.adapter_id)
+            if not self._pool.is_known(key):
+                self._fetches.join(ticket, key)
 
     def _check_fetch(self, ticket: ResidencyTicket) -> None:
-        copies = [self._host[key] for key in ticket.keys if key in self._host and ticket in self._host[key].tickets]
-        for copy in copies:
-            if copy.loading.done() and (error := copy.loading.exception()) is not None:
-                self._fail(ticket, error)
+        if not ticket.is_fetching:
+            self._fetch(ticket)
+            if not ticket.is_fetching:
                 return
-        if all(copy.loading.done() for copy in copies):
-            ticket.state = TicketState.PLACING
-
-    def _place(self, ticket: ResidencyTicket, *, may_reserve: bool) -> bool:
-        """Take references and rows; False if there is no room now."""
-        missing = {
-            key: self._host[key].loading.result()[1]
-            for key in ticket.keys
-            if may_reserve and key in self._host and ticket in self._host[key].tickets
-        }
-        absent = [key for key in ticket.keys if not self._pool.is_known(key)]
-        if may_reserve and any(key not in missing for key in absent):
-            # Evicted between opening and now: fetch it again.
-            self._fetch_missing(ticket)
-            return True
         try:
-            if not self._pool.try_acquire(ticket.keys, missing):
-                return False
-        except HiloraError as error:
+            if self._fetches.is_done(ticket):
+                self._enter(ticket, TicketState.PLACING)
+                return
+        except BaseException as error:  # whatever the fetch raised, it is this ticket's
             self._fail(ticket, error)
+            return
+        if self._clock() - ticket.since > self._fetch_timeout_seconds:
+            self._fail(ticket, self._fetches.give_up(ticket, after_seconds=self._fetch_timeout_seconds))
+
+    def _place(self, ticket: ResidencyTicket, *, is_first: bool) -> bool:
+        """Take references and rows; False if there is no room now. Only the first that has none may reserve rows:
+        younger ones would take the room that it is waiting for."""
+        now = self._pool.num_changes + self._num_departures
+        copies = self._fetches.copies(ticket) if is_first else {}
+        missing = {key: copy.sizes for key, copy in copies.items()}
+        if is_first and any(key not in missing and not self._pool.is_known(key) for key in ticket.keys):
+            # Evicted between opening and now.
+            ticket.is_fetching = False
+            self._fetch(ticket)
             return True
-        ticket.has_references = True
-        ticket.state = TicketState.WRITING
-        # Asked only now, with the references held: a retirement on another thread may have freed a key since `absent`.
-        for key in ticket.keys:
-            if key in self._writes or self._pool.is_committed([key]):
-                continue
-            adapter = self._host[key].loading.result()[0]
-            self._writes[key] = self._executor.submit(self._pool.write, key, adapter)
-            self._writes[key].add_done_callback(lambda _: self._on_progress())
-        return True
+        if ticket.refused_at != now:
+            try:
+                is_placed = self._pool.try_acquire(ticket.keys, missing)
+            except HiloraError as error:
+                self._fail(ticket, error)
+                return True
+            if is_placed:
+                ticket.has_references = True
+                self._enter(ticket, TicketState.WRITING)
+                # Asked only now, with the references held: a retirement on another thread may have freed a key.
+                for key in ticket.keys:
+                    if key not in self._writes and not self._pool.is_committed([key]):
+                        self._write(key, ticket)
+                return True
+            ticket.refused_at = self._pool.num_changes + self._num_departures
+        is_drained = self._drained_for is ticket and self._pool.is_draining
+        if is_first and not is_drained and self._clock() - ticket.since > self._max_placing_seconds:
+            self._drained_for = ticket
+            self._pool.drain(ticket.keys, missing)
+        return False
+
+    def _write(self, key: RocKey, ticket: ResidencyTicket) -> None:
+        adapter = self._fetches.copies(ticket)[key].adapter
+        self._writes[key] = self._writers.submit(self._pool.write, key, adapter)
+        self._writes[key].add_done_callback(lambda _: self._on_progress())
 
     def _finish_writes(self) -> None:
         for key, write in list(self._writes.items()):
@@ -215,13 +219,12 @@ class Residency:
             error = write.exception()
             if error is None:
                 self._pool.commit(key)
-            else:
-                self._pool.abandon(key)
-                for ticket in list(self._pending):
-                    if ticket.has_references and key in ticket.keys:
-                        self._fail(ticket, error)
-                        self._settle(ticket)
-            self._drop_host_copy_if_idle(key)
+                continue
+            self._pool.abandon(key)
+            for ticket in list(self._pending):
+                if ticket.has_references and key in ticket.keys:
+                    self._fail(ticket, error)
+                    self._settle(ticket)
 
     def _fail(self, ticket: ResidencyTicket, error: BaseException) -> None:
         if not isinstance(error, HiloraError):
@@ -231,26 +234,23 @@ class Residency:
                 remedy="See the worker's log; send the request again.",
             )
         ticket.error = error
-        ticket.state = TicketState.FAILED
+        self._enter(ticket, TicketState.FAILED)
 
     def _settle(self, ticket: ResidencyTicket) -> None:
         """Take a ticket that is READY or FAILED out of the pending ones."""
-        self._pending.remove(ticket)
-        if ticket.state is TicketState.FAILED and ticket.has_references:
+        if ticket.state is TicketState.FAILED:
+            self._release(ticket)
+        self._depart(ticket)
+
+    def _release(self, ticket: ResidencyTicket) -> None:
+        if ticket.has_references:
             ticket.has_references = False
             self._pool.release([key for key in ticket.keys if self._pool.is_known(key)])
-        self._leave_host_copies(ticket)
 
-    def _leave_host_copies(self, ticket: ResidencyTicket) -> None:
-        for key in ticket.keys:
-            copy = self._host.get(key)
-            if copy is not None and ticket in copy.tickets:
-                copy.tickets.remove(ticket)
-                self._drop_host_copy_if_idle(key)
-
-    def _drop_host_copy_if_idle(self, key: RocKey) -> None:
-        # The host tier keeps its own copy within its own limit; this one only lives while somebody waits for it.
-        copy = self._host.get(key)
-        if copy is not None and not copy.tickets and key not in self._writes:
-            copy.loading.cancel()
-            del self._host[key]
+    def _depart(self, ticket: ResidencyTicket) -> None:
+        self._pending.remove(ticket)
+        self._num_departures += 1
+        self._fetches.leave(ticket)
+        if self._drained_for is ticket:
+            self._drained_for = None
+            self._pool.stop_draining()

@@ -1,18 +1,26 @@
-"""The tensors of the ROC pool: one arena of rows per linear layer.
+"""The arenas of one model: rows for the components of any adapter, with nothing in them but components.
 
-Shapes: N rows of an arena, D in-features, O out-features.
+Layers of one shape share an arena, each component takes one row of it: a model has a handful of arenas whatever its
+depth and its number of experts, adapters of any rank and any target modules use the same rows, and nothing is padded.
+
+Shapes: M linear layers, R an adapter's largest rank, C arenas, N rows of an arena, D in-features, O out-features.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
+import numpy as np
 import torch
 
 from hilora.adapter import DecomposedAdapter
 from hilora.errors import AdapterShapeMismatch
+from services.worker.lora.arena_storage import ArenaStorage, GrowingStorage, ReservedStorage, RocArena
+from services.worker.lora.row_allocator import RowAllocator
+
+__all__ = ["ArenaStrategy", "ComponentSizes", "ModuleShape", "RocArena", "RocArenas", "RowMoves"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,61 +33,82 @@ class ModuleShape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RocArena:
-    """The rows of one module. Row 0 is zero: tables pad with it."""
-
-    a_ND: torch.Tensor
-    b_NO: torch.Tensor
-    b_norms_N: torch.Tensor
-    """Euclidean norm of each row of `b`, for the contribution score."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ComponentSizes:
     """What an adapter's components occupy."""
 
-    num_rows: int
     num_bytes: int
+    """Of all their rows, norms included."""
     module_ranks: tuple[int, ...]
     """ROCs in each module, by module index; 0 where the adapter has none."""
 
 
+class ArenaStrategy(StrEnum):
+    """How arenas get their rows."""
+
+    RESERVED = "reserved"
+    """Address space at once, memory at the first write."""
+    GROWING = "growing"
+    """Tensors that are replaced by larger ones."""
+
+
+RowMoves = Sequence[np.ndarray]
+"""By arena, the new row of each old one."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _ShapeArena:
+    storage: ArenaStorage
+    row_bytes: int
+    rows: RowAllocator
+
+
 class RocArenas:
-    """Arenas of one model, each made when the first adapter targets its module. May be used from any thread.
+    """The arenas of one model. Not thread-safe but for `arena` and `write`: its owner holds the lock.
 
     Args:
         modules: the linear layers of the model; their order gives the module indices.
-        capacity_bytes: what all rows together may occupy; decides how many there are.
+        capacity_bytes: what all rows together may occupy.
         dtype: of the rows: the model's.
         device: the model's.
+        strategy: None chooses: reserved in main memory, if the system grants the address space, growing elsewhere.
     """
 
     def __init__(
-        self, *, modules: Sequence[ModuleShape], capacity_bytes: int, dtype: torch.dtype, device: torch.device
+        self,
+        *,
+        modules: Sequence[ModuleShape],
+        capacity_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        strategy: ArenaStrategy | None = None,
     ) -> None:
         if not modules:
             raise ValueError("a pool needs at least one module")
         self._modules = tuple(modules)
         self._module_idx = {shape.module_path: idx for idx, shape in enumerate(self._modules)}
+        self._capacity_bytes = capacity_bytes
         self._dtype = dtype
         self._device = device
-        # A row is budgeted as one ROC in all modules but the widest: that one is usually the output embedding, which
-        # few adapters target, and counting it would leave most of the capacity without rows.
-        sizes = sorted(self._row_bytes(shape) for shape in self._modules)
-        self.num_rows = max(1, capacity_bytes // (sum(sizes[:-1]) or sizes[-1]))
-        self._arenas: list[RocArena | None] = [None] * len(self._modules)
-        self._lock = threading.Lock()
+        shapes = list(dict.fromkeys((shape.in_features, shape.out_features) for shape in self._modules))
+        self._arena_of_M = np.array([shapes.index((shape.in_features, shape.out_features)) for shape in self._modules])
+        if strategy is None:
+            strategy = ArenaStrategy.RESERVED if device.type == "cpu" else ArenaStrategy.GROWING
+        self._strategy = strategy
+        self._arenas = self._made(shapes)
 
     @property
     def num_modules(self) -> int:
         """Number of linear layers."""
         return len(self._modules)
 
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of memory behind rows, used or free; the zero row of each arena is not counted."""
+        return sum(arena.storage.num_backed_rows * arena.row_bytes for arena in self._arenas)
+
     def arena(self, module_idx: int) -> RocArena:
-        """The rows of a module that a written adapter targets."""
-        arena = self._arenas[module_idx]
-        assert arena is not None, "no adapter targets this module"
-        return arena
+        """The rows that a module's components are among."""
+        return self._arenas[self._arena_of_M[module_idx]].storage.arena
 
     def sizes_of(self, adapter: DecomposedAdapter, *, adapter_id: str) -> ComponentSizes:
         """What the adapter will occupy.
@@ -108,42 +137,153 @@ class RocArenas:
                     place=module_path,
                 )
             ranks[idx] = rocs.num_rocs
-            num_bytes += rocs.num_rocs * self._row_bytes(shape)
-        return ComponentSizes(num_rows=max(ranks, default=0), num_bytes=num_bytes, module_ranks=tuple(ranks))
+            num_bytes += rocs.num_rocs * self._arenas[self._arena_of_M[idx]].row_bytes
+        return ComponentSizes(num_bytes=num_bytes, module_ranks=tuple(ranks))
 
-    def write(self, rows: Sequence[int], adapter: DecomposedAdapter) -> None:
-        """Copy components into rows that nobody reads yet; a module of rank r uses the first r of them."""
-        index = torch.tensor(rows, dtype=torch.int64, device=self._device)
-        for module_path, rocs in adapter.modules.items():
-            arena = self._made_arena(self._module_idx[module_path])
-            module_index = index[: rocs.num_rocs]
-            a_RD = rocs.a_RD.to(device=self._device, dtype=self._dtype)
-            b_RO = rocs.b_RO.to(device=self._device, dtype=self._dtype)
-            norms_R = torch.linalg.vector_norm(rocs.b_RO, dim=1).to(device=self._device, dtype=self._dtype)
-            arena.a_ND.index_copy_(0, module_index, a_RD)
-            arena.b_NO.index_copy_(0, module_index, b_RO)
-            arena.b_norms_N.index_copy_(0, module_index, norms_R)
+    def rows_by_arena(self, sizes: Iterable[ComponentSizes]) -> np.ndarray:
+        """Rows that adapters need of each arena, int64 `[C]`."""
+        rows_C = np.zeros(len(self._arenas), dtype=np.int64)
+        for size in sizes:
+            np.add.at(rows_C, self._arena_of_M, np.asarray(size.module_ranks))
+        return rows_C
 
-    def check_integrity(self) -> None:
-        """AssertionError unless the padding row of every arena is zero."""
-        for arena in self._arenas:
-            assert arena is None or not (arena.a_ND[0].any() or arena.b_NO[0].any()), "row 0 is not zero"
+    def must_replace(self, rows_C: np.ndarray) -> bool:
+        """Whether handing out so many rows needs other tensors than there are now."""
+        return any(
+            arena.rows.height_with(num_rows) > arena.storage.height
+            for arena, num_rows in zip(self._arenas, rows_C.tolist(), strict=True)
+        )
 
-    def _row_bytes(self, shape: ModuleShape) -> int:
-        return (shape.in_features + shape.out_features + 1) * self._dtype.itemsize
+    def replace(self, rows_C: np.ndarray) -> RowMoves | None:
+        """Replace tensors so that so many rows can be handed out. Their bytes and those in use are within the capacity.
+        Nobody may be reading or writing rows meanwhile.
 
-    def _made_arena(self, module_idx: int) -> RocArena:
-        with self._lock:
-            arena = self._arenas[module_idx]
-            if arena is None:
-                shape, height = self._modules[module_idx], self.num_rows + 1
-                # Not zeroed as a whole: on the CPU untouched rows then cost no memory.
-                arena = RocArena(
-                    a_ND=torch.empty(height, shape.in_features, dtype=self._dtype, device=self._device),
-                    b_NO=torch.empty(height, shape.out_features, dtype=self._dtype, device=self._device),
-                    b_norms_N=torch.zeros(height, dtype=self._dtype, device=self._device),
-                )
-                arena.a_ND[0] = 0
-                arena.b_NO[0] = 0
-                self._arenas[module_idx] = arena
-            return arena
+        Returns:
+            Where rows went to, if the space of some arena had to be given to another one; None: all rows stayed.
+        """
+        needed = [
+            max(arena.storage.height, arena.rows.height_with(num_rows))
+            for arena, num_rows in zip(self._arenas, rows_C.tolist(), strict=True)
+        ]
+        spare_bytes = self._capacity_bytes - sum(
+            (height - 1) * arena.row_bytes for arena, height in zip(self._arenas, needed, strict=True)
+        )
+        if spare_bytes < 0:
+            return self.compact(rows_C)
+        for arena, height in zip(self._arenas, needed, strict=True):
+            if height > arena.storage.height:
+                # Twice as much each time, so that all growth together copies a row once or twice.
+                num_more = min(max(0, 2 * arena.storage.height - height), spare_bytes // arena.row_bytes)
+                spare_bytes -= num_more * arena.row_bytes
+                arena.storage.resize(height + num_more, None)
+        return None
+
+    def compact(self, rows_C: np.ndarray | None = None) -> RowMoves | None:
+        """Make arenas just high enough for what they hold and so many rows more. Nobody may be reading or writing rows
+        meanwhile.
+
+        Returns:
+            Where rows went to; None where memory can be given back without that.
+        """
+        if self._strategy is ArenaStrategy.RESERVED:
+            self.discard_free_rows()
+            return None
+        more = [0] * len(self._arenas) if rows_C is None else rows_C.tolist()
+        moves: list[np.ndarray] = []
+        for arena, num_rows in zip(self._arenas, more, strict=True):
+            moves.append(arena.rows.compact())
+            arena.storage.resize(arena.rows.height_with(num_rows), moves[-1])
+        return moves
+
+    def moved(self, rows_MR: np.ndarray, moves: RowMoves) -> np.ndarray:
+        """An adapter's rows after a move."""
+        moved_MR = np.empty_like(rows_MR)
+        for arena_idx, move in enumerate(moves):
+            of_arena = self._arena_of_M == arena_idx
+            moved_MR[of_arena] = move[rows_MR[of_arena]]
+        return _read_only(moved_MR)
+
+    def take(self, sizes: ComponentSizes) -> np.ndarray:
+        """Hand out an adapter's rows, int64 `[M, R]`, read-only; 0 where a module has fewer than R."""
+        ranks_M = np.asarray(sizes.module_ranks, dtype=np.int64)
+        rows_MR = np.zeros((len(ranks_M), int(ranks_M.max(initial=0))), dtype=np.int64)
+        is_used_MR = np.arange(rows_MR.shape[1]) < ranks_M[:, None]
+        for arena_idx, arena in enumerate(self._arenas):
+            places = is_used_MR & (self._arena_of_M == arena_idx)[:, None]
+            rows = arena.rows.take(int(places.sum()))
+            arena.storage.back(rows)
+            rows_MR[places] = rows
+        if self.reserved_bytes > self._capacity_bytes:
+            self.discard_free_rows()
+        return _read_only(rows_MR)
+
+    def give_back(self, rows_MR: np.ndarray, *, must_discard: bool) -> None:
+        """Take an adapter's rows back, and their memory if they are not to be used again soon."""
+        for arena_idx, arena in enumerate(self._arenas):
+            rows = rows_MR[self._arena_of_M == arena_idx]
+            rows = rows[rows > 0]
+            arena.rows.give_back(rows)
+            if must_discard:
+                arena.storage.discard(np.sort(rows))
+
+    def discard_free_rows(self) -> int:
+        """Give the memory behind free rows back to the system, where rows can be; returns the bytes."""
+        return sum(arena.storage.discard(arena.rows.free_rows) for arena in self._arenas)
+
+    def write(self, rows_MR: np.ndarray, adapter: DecomposedAdapter) -> None:
+        """Copy components into rows that nobody reads yet."""
+        for arena_idx, arena in enumerate(self._arenas):
+            idxs = [
+                idx
+                for idx in (self._module_idx[path] for path in adapter.modules)
+                if self._arena_of_M[idx] == arena_idx
+            ]
+            if idxs:
+                parts = [adapter.modules[self._modules[idx].module_path] for idx in idxs]
+                rows = [rows_MR[idx, : part.num_rocs] for idx, part in zip(idxs, parts, strict=True)]
+                arena.storage.write(np.concatenate(rows), parts)
+
+    def check_integrity(self, all_rows_MR: Sequence[np.ndarray]) -> None:
+        """AssertionError unless these rows and the free ones are all there are, and zero rows are zero.
+
+        Args:
+            all_rows_MR: the rows of every adapter.
+        """
+        for arena_idx, arena in enumerate(self._arenas):
+            of_arena = self._arena_of_M == arena_idx
+            used = np.concatenate([np.empty(0, dtype=np.int64), *(rows[of_arena].ravel() for rows in all_rows_MR)])
+            arena.rows.check_integrity(used[used > 0])
+            assert arena.rows.height <= arena.storage.height, "more rows than the arena has"
+            tensors = arena.storage.arena
+            for rows in (tensors.a_ND, tensors.b_NO, tensors.b_norms_N):
+                assert not rows[0].any(), "row 0 is not zero"
+        assert self.reserved_bytes <= self._capacity_bytes, "more memory than the pool may have"
+
+    def _made(self, shapes: Sequence[tuple[int, int]]) -> list[_ShapeArena]:
+        try:
+            return [self._shape_arena(*shape) for shape in shapes]
+        except OSError:
+            # A limit on address space, not on memory: tensors that grow need no more than they use.
+            self._strategy = ArenaStrategy.GROWING
+            return [self._shape_arena(*shape) for shape in shapes]
+
+    def _shape_arena(self, in_features: int, out_features: int) -> _ShapeArena:
+        row_bytes = (in_features + out_features + 1) * self._dtype.itemsize
+        storage: ArenaStorage
+        if self._strategy is ArenaStrategy.RESERVED:
+            storage = ReservedStorage(
+                in_features=in_features,
+                out_features=out_features,
+                max_height=self._capacity_bytes // row_bytes + 1,
+                dtype=self._dtype,
+            )
+        else:
+            storage = GrowingStorage(
+                in_features=in_features, out_features=out_features, dtype=self._dtype, device=self._device
+            )
+        return _ShapeArena(storage=storage, row_bytes=row_bytes, rows=RowAllocator())
+
+
+def _read_only(rows_MR: np.ndarray) -> np.ndarray:
+    rows_MR.flags.writeable = False
+    return rows_MR

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from hilora.errors import InvalidInput
+from services.worker.models.base_revision import base_revision_of
+from services.worker.models.quantization import quantization_config_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_COMPUTE_DTYPES = frozenset(_DTYPES.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class LoadedModel:
     """Its transformers tokenizer."""
     eos_token_ids: frozenset[int]
     """Tokens that end an answer."""
+    base_revision: str = ""
+    """Equal for two loads exactly if they compute the same keys and values; see `base_revision`."""
 
     @property
     def device(self) -> torch.device:
@@ -32,8 +37,9 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of weights and activations."""
-        return next(self.model.parameters()).dtype
+        """Type of activations, cache and components; weights may be quantised to a smaller one."""
+        wide = (tensor.dtype for tensor in self.model.parameters() if tensor.dtype in _COMPUTE_DTYPES)
+        return next(wide)
 
     @property
     def text_config(self) -> Any:
@@ -67,8 +73,26 @@ class LoadedModel:
         """The context the model was built for."""
         return int(getattr(self.text_config, "max_position_embeddings", 2048))
 
+    @property
+    def num_learned_positions(self) -> int | None:
+        """Positions that the model has embeddings of its own for; None where positions are computed, so that longer
+        texts are possible."""
+        words = self.model.get_input_embeddings()
+        tables = [
+            layer for layer in self.model.modules() if isinstance(layer, torch.nn.Embedding) and layer is not words
+        ]
+        is_table = any(layer.num_embeddings == self.max_position_embeddings for layer in tables)
+        return self.max_position_embeddings if is_table else None
 
-def load_model(location: str, *, name: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+
+def load_model(
+    location: str,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+) -> LoadedModel:
     """Load a base model.
 
     Args:
@@ -76,9 +100,12 @@ def load_model(location: str, *, name: str | None = None, device: str = "auto", 
         name: its public name; the folder's name, or the hub id, if left out.
         device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`.
         dtype: `auto` (float32 on the CPU, bfloat16 on a GPU), `float32`, `bfloat16`, `float16`, `float64`.
+        quantization: what to quantise the weights to while loading, one of `QUANTIZATIONS`; a checkpoint that is
+            quantised already needs none.
 
     Raises:
-        InvalidInput: `base_model_not_loadable`, with the reason; `invalid_device`; `invalid_dtype`.
+        InvalidInput: `base_model_not_loadable`, with the reason; `invalid_device`; `invalid_dtype`;
+            `invalid_quantization`; `quantization_not_installed`.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,29 +118,38 @@ def load_model(location: str, *, name: str | None = None, device: str = "auto", 
             remedy=f"Use auto or one of {', '.join(_DTYPES)}.",
             place="dtype",
         )
-    weights_dtype = _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else torch.bfloat16)
+    compute_dtype = _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else torch.bfloat16)
+    options: dict[str, Any] = {}
+    if (config := quantization_config_of(quantization, compute_dtype=compute_dtype)) is not None:
+        options = {"quantization_config": config, "device_map": {"": target}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
-        model, report = _load_weights(AutoModelForCausalLM, location, weights_dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model, report = _load_weights(AutoModelForCausalLM, location, compute_dtype, options)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise _not_loadable(location, reason) from error
     missing = sorted(report["missing_keys"])
     if missing:
         # transformers would fill them with random numbers and go on.
         raise _not_loadable(location, f"{len(missing)} weights are missing, {missing[0]} first")
-    model = model.to(target).eval().requires_grad_(False)
+    # Quantised weights come to their device by themselves, and some refuse to be moved.
+    if model.device.type != target.type or target.index not in {None, model.device.index}:
+        model = model.to(target)
+    model = model.eval().requires_grad_(False)
     return LoadedModel(
         name=name or public_name_of(location),
         model=model,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(model, tokenizer),
+        base_revision=base_revision_of(location, model, dtype=str(compute_dtype), quantization=quantization),
     )
 
 
-def _load_weights(auto_class: Any, location: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _load_weights(
+    auto_class: Any, location: str, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """The model, and what transformers says about the weights it found."""
-    return auto_class.from_pretrained(location, dtype=dtype, output_loading_info=True)
+    return auto_class.from_pretrained(location, dtype=dtype, output_loading_info=True, **options)
 
 
 def _not_loadable(location: str, reason: str) -> InvalidInput:

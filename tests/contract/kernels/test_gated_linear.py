@@ -14,7 +14,7 @@ import torch
 from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
 from hilora.reference import reference_forward
 from hilora.routing_plan import GateScope, RocScore, RoutingPlan
-from services.worker.lora.batch_plan import RocContext, StepRocsBuilder
+from services.worker.lora.batch_plan import RocContext, RocForm, StepRocsBuilder
 from services.worker.lora.gated_linear import GatedLinear
 from services.worker.lora.residency import keys_of
 from services.worker.lora.roc_arena import ModuleShape
@@ -50,7 +50,7 @@ def _inputs(num_tokens: int, dtype: torch.dtype, *, is_exact: bool) -> torch.Ten
 class Bench:
     """One gated layer over a pool of adapters of the given ranks."""
 
-    def __init__(self, ranks: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, ranks: Sequence[int], dtype: torch.dtype, form: RocForm = "auto") -> None:
         self.is_exact = dtype.itemsize < 4
         self.dtype = dtype
         self.ranks = tuple(ranks)
@@ -67,7 +67,7 @@ class Bench:
             self.pool.commit(key)
         self.context = RocContext()
         self.gated = GatedLinear(self.linear, module_idx=0, context=self.context, is_output_embedding=False)
-        self.builder = StepRocsBuilder(self.pool, dtype=dtype, device=_CPU)
+        self.builder = StepRocsBuilder(self.pool, dtype=dtype, device=_CPU, form=form)
 
     def plan(self, members: Sequence[int], *, num_rocs: int, scope: GateScope, score: RocScore) -> RoutingPlan:
         # Equal weights where arithmetic is coarse: products of weights and responses would tie there.
@@ -109,12 +109,20 @@ def _members(popularity: str, row: int, rng: np.random.Generator) -> list[int]:
     return rng.choice(_NUM_ADAPTERS, size=3, replace=False, p=weights / weights.sum()).tolist()
 
 
-@pytest.mark.parametrize("dtype", list(_TOLERANCE), ids=lambda dtype: str(dtype).removeprefix("torch."))
+_FORMS: list[tuple[RocForm, torch.dtype]] = [
+    *(("torch", dtype) for dtype in _TOLERANCE),
+    ("native", torch.float32),
+    *(("triton", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+]
+_FORM_IDS = [f"{form}-{str(dtype).removeprefix('torch.')}" for form, dtype in _FORMS]
+
+
+@pytest.mark.parametrize(("form", "dtype"), _FORMS, ids=_FORM_IDS)
 @pytest.mark.parametrize("ranks", list(_RANKS))
 @pytest.mark.parametrize("num_rows", [1, 3, 12])
 @pytest.mark.parametrize("popularity", ["distinct", "uniform", "zipf", "identical"])
-def test_decode_rows_with_a_plan_each(dtype, ranks, num_rows, popularity) -> None:
-    bench = Bench([_RANKS[ranks](idx) for idx in range(_NUM_ADAPTERS)], dtype)
+def test_decode_rows_with_a_plan_each(form, dtype, ranks, num_rows, popularity) -> None:
+    bench = Bench([_RANKS[ranks](idx) for idx in range(_NUM_ADAPTERS)], dtype, form)
     rng = np.random.default_rng(3)
     rules = [(scope, score) for scope in GateScope for score in RocScore]
     plans = [
@@ -135,12 +143,12 @@ def test_decode_rows_with_a_plan_each(dtype, ranks, num_rows, popularity) -> Non
     assert torch.equal(found[num_rows:], bench.linear(x_TD)[num_rows:])
 
 
-@pytest.mark.parametrize("dtype", list(_TOLERANCE), ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize(("form", "dtype"), _FORMS, ids=_FORM_IDS)
 @pytest.mark.parametrize("ranks", list(_RANKS))
 @pytest.mark.parametrize("scope", list(GateScope))
 @pytest.mark.parametrize("score", list(RocScore))
-def test_chunks_of_one_plan(dtype, ranks, scope, score) -> None:
-    bench = Bench([_RANKS[ranks](idx) for idx in range(_NUM_ADAPTERS)], dtype)
+def test_chunks_of_one_plan(form, dtype, ranks, scope, score) -> None:
+    bench = Bench([_RANKS[ranks](idx) for idx in range(_NUM_ADAPTERS)], dtype, form)
     x_TD = _inputs(11, dtype, is_exact=bench.is_exact)
     first = bench.plan([0, 1, 2], num_rocs=2, scope=scope, score=score)
     second = bench.plan([5], num_rocs=7, scope=scope, score=score)

@@ -16,7 +16,6 @@ REFUSED_FEATURES = {
     "lora_bias": True,
     "alora_invocation_tokens": [1, 2],
     "layer_replication": [[0, 4], [2, 5]],
-    "target_parameters": ["experts.gate_up_proj"],
     "trainable_token_indices": [0],
     "velora_config": {"num_groups": 2},
     "monteclora_config": {},
@@ -34,6 +33,11 @@ class TestReading:
         assert (config.rank, config.alpha, config.use_rslora) == (16, 32.0, False)
         assert config.base_model == "tiny"
         assert config.target_modules == ("q_proj", "up_proj", "down_proj")
+        assert config.target_parameters == ()
+
+    def test_parameters_of_experts_are_named(self):
+        config = parse_peft_config(peft_config(target_parameters=["experts.gate_up_proj"]))
+        assert config.target_parameters == ("experts.gate_up_proj",)
 
     def test_scaling_follows_the_variant(self):
         assert parse_peft_config(peft_config()).scaling_of(rank=16, alpha=8.0) == 0.5

@@ -62,7 +62,10 @@ class TestRefusals:
         [
             f"base_model.model.{Q_PROJ}.lora_magnitude_vector",
             f"base_model.model.{Q_PROJ}.lora_B.bias",
-            "base_model.model.model.embed_tokens.lora_embedding_A",
+            f"base_model.model.{Q_PROJ}.lora_embedding_A.weight",
+            f"base_model.model.{Q_PROJ}.base_layer.weight",
+            f"base_model.model.{Q_PROJ}.base_layer.bias",
+            "base_model.model.lm_head.base_layer.weight",
             "base_model.model.lm_head.modules_to_save.weight",
             "lora_A.weight",
             f"{Q_PROJ}.lora_A.weight",

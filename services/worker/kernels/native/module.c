@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "roc_kernel.h"
+#include "small_linear.h"
 
 typedef struct {
     PyObject_HEAD
@@ -120,7 +121,31 @@ static PyTypeObject table_type = {
     .tp_dealloc = (destructor)table_dealloc,
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1};
+/* small_linear(x, x_stride, num_tokens, w, bias, width, height, y, y_stride, num_threads): addresses of float32 data. */
+static PyObject *call_small_linear(PyObject *self, PyObject *const *args, Py_ssize_t num_args) {
+    (void)self;
+    long long values[10];
+    if (num_args != 10) {
+        PyErr_SetString(PyExc_TypeError, "small_linear takes ten integers");
+        return NULL;
+    }
+    for (int i = 0; i < 10; i++) values[i] = PyLong_AsLongLong(args[i]);
+    if (PyErr_Occurred()) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    small_linear((const float *)(intptr_t)values[0], values[1], values[2], (const float *)(intptr_t)values[3],
+                 (const float *)(intptr_t)values[4], values[5], values[6], (float *)(intptr_t)values[7], values[8],
+                 (int)values[9]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"small_linear", (PyCFunction)(void (*)(void))call_small_linear, METH_FASTCALL, "A linear layer for a few tokens."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__native(void) {
     if (PyType_Ready(&table_type) < 0) return NULL;

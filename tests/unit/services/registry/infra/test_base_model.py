@@ -1,4 +1,4 @@
-"""The list of linear modules of the served base, made without its weights."""
+"""The list of the served base's modules, made without its weights."""
 
 from __future__ import annotations
 
@@ -22,9 +22,19 @@ class TestModules:
 
         with safe_open(BASE / "model.safetensors", framework="pt") as file:
             for path, shape in modules.items():
-                if path != "lm_head":  # tied to the embedding, so the file may not hold it
-                    assert tuple(file.get_slice(f"{path}.weight").get_shape()) == shape
-        assert "model.layers.0.self_attn.q_proj" in modules
+                if path == "lm_head":  # tied to the embedding, so the file may not hold it
+                    continue
+                in_file = tuple(file.get_slice(f"{path}.weight").get_shape())
+                assert in_file == (shape[::-1] if path == "model.embed_tokens" else shape)
+        assert {"model.layers.0.self_attn.q_proj", "model.embed_tokens", "lm_head"} <= modules.keys()
+
+    def test_a_shorter_list_of_an_older_release_is_not_taken(self, tmp_path):
+        first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
+        (cache,) = tmp_path.iterdir()
+        cache.rename(tmp_path / cache.name.replace(f"-{base_model._LISTING}-", "-"))
+        (tmp_path / cache.name.replace(f"-{base_model._LISTING}-", "-")).write_text("{}")
+
+        assert TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules() == first
 
     def test_a_later_start_need_not_build_the_model(self, tmp_path, monkeypatch):
         first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()

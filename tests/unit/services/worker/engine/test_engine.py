@@ -219,11 +219,11 @@ class TestColdAdapters:
     def test_retiring_frees_memory_at_once_or_with_the_last_request(self, engine, source) -> None:
         plan = make_plan(("a0", 4, 2, 1.0))
         run_until_done(engine, submit(engine, "r", _PROMPT, plan=plan))
-        assert engine.retire("a0") == _adapter_bytes(source)
+        assert engine.retire("a0").now == _adapter_bytes(source)
         running = submit(engine, "s", _PROMPT, plan=plan)
         while not running.events:
             engine.run_step()
-        assert engine.retire("a0") == 0
+        assert engine.retire("a0") == (0, _adapter_bytes(source))
         run_until_done(engine, running)
         assert running.finished.num_completion_tokens == 8
         assert engine.stats().roc_pool_used_bytes == 0

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilora.errors import QueueFull
+from services.worker.engine.completion import Completion
 from services.worker.engine.config import EngineConfig
-from services.worker.engine.detokenizer import Detokenizer
 from services.worker.engine.request import ActiveRequest, EngineRequest, RequestState
 from services.worker.engine.sampler import RequestSampler
 from services.worker.engine.sampling_params import SamplingParams
@@ -27,11 +27,18 @@ def _config(**changes) -> EngineConfig:
 
 def _active(num_tokens: int = 4, *, is_resident: bool = True) -> ActiveRequest:
     state = TicketState.READY if is_resident else TicketState.FETCHING
+    prompt, params = (5,) * num_tokens, SamplingParams()
     return ActiveRequest(
-        request=EngineRequest(request_id=f"r{next(_ids)}", prompt_token_ids=(5,) * num_tokens),
+        request=EngineRequest(request_id=f"r{next(_ids)}", prompt_token_ids=prompt, sampling=params),
         sink=lambda event: None,
-        detokenizer=Detokenizer(ByteTokenizer()),
-        sampler=RequestSampler(SamplingParams()),
+        sampler=RequestSampler(params),
+        completion=Completion(
+            sampling=params,
+            prompt_token_ids=prompt,
+            decoder=ByteTokenizer(),
+            eos_token_ids=frozenset({1}),
+            max_model_len=96,
+        ),
         ticket=ResidencyTicket(keys=(), state=state),
     )
 
@@ -44,7 +51,7 @@ def _play(step: ScheduledStep) -> None:
         if is_sampling:
             if work.active.state is RequestState.PREFILL:
                 work.active.advance(RequestState.DECODE)
-            work.active.completion_token_ids.append(7)
+            work.active.completion.token_ids.append(7)
 
 
 class TestAdmission:
@@ -149,7 +156,7 @@ class TestProperties:
             assert len(step.decodes) == len(running_decodes)
             _play(step)
             for active in list(scheduler.requests()):
-                if len(active.completion_token_ids) == num_answers:
+                if len(active.completion.token_ids) == num_answers:
                     active.advance(RequestState.FINISHED)
                     scheduler.remove(active)
                     finished.append(active)
@@ -181,7 +188,7 @@ class TestRequestStates:
 
     def test_tokens_between_spans_prompt_and_completion(self) -> None:
         active = _active(3)
-        active.completion_token_ids.extend([8, 9])
+        active.completion.token_ids.extend([8, 9])
         assert active.tokens_between(0, 2) == (5, 5)
         assert active.tokens_between(2, 5) == (5, 8, 9)
         assert active.tokens_between(4, 5) == (9,)

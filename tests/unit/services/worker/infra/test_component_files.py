@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from hilora.adapter import RocBasis
+from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.errors import InvalidAdapter, RegistryUnavailable
 from services.worker.infra.component_cache import ComponentCache
 from services.worker.infra.component_client import parse_components
-from tests.builders.engine import InMemoryComponentSource
+from tests.builders.components import InMemoryComponentSource
 from tests.builders.models import make_adapter
 
 _SHAPES = {"model.q_proj": (6, 4), "model.up_proj": (6, 10)}
+
+
+def _assert_same(found: DecomposedAdapter, expected: DecomposedAdapter) -> None:
+    assert list(found.modules) == list(expected.modules)
+    for path, rocs in expected.modules.items():
+        assert torch.equal(found.modules[path].a_RD, rocs.a_RD)
+        assert torch.equal(found.modules[path].b_RO, rocs.b_RO)
 
 
 def _parse(content: bytes):
@@ -70,8 +79,10 @@ class TestCache:
 
     def test_asks_once(self) -> None:
         cache, source = self._cache(2)
-        assert cache.fetch("a", RocBasis.SVD) is cache.fetch("a", RocBasis.SVD)
+        for _ in range(2):
+            _assert_same(cache.fetch("a", RocBasis.SVD), source.adapters["a"])
         assert source.num_fetches == 1
+        assert (cache.stats().num_hits, cache.stats().num_misses) == (1, 1)
 
     def test_bases_are_kept_apart(self) -> None:
         cache, source = self._cache(2)
@@ -79,7 +90,7 @@ class TestCache:
         cache.fetch("a", RocBasis.TRAINED)
         assert source.num_fetches == 2
 
-    def test_the_least_recently_used_leaves(self) -> None:
+    def test_the_least_used_leaves(self) -> None:
         cache, source = self._cache(2)
         for name in "abac":
             cache.fetch(name, RocBasis.SVD)
@@ -94,12 +105,38 @@ class TestCache:
         assert cache.fetch("a", RocBasis.SVD) is source.adapters["a"]
         assert cache.used_bytes == 0
 
+    def test_the_type_of_the_device_halves_it(self) -> None:
+        source = InMemoryComponentSource({"a": make_adapter(_SHAPES, rank=2)})
+        cache = ComponentCache(source, capacity_bytes=1 << 20, dtype=torch.bfloat16)
+        adapter = cache.fetch("a", RocBasis.SVD)
+        assert cache.used_bytes == 2 * 2 * sum(d + o for d, o in _SHAPES.values())
+        for path, rocs in source.adapters["a"].modules.items():
+            assert torch.equal(adapter.modules[path].a_RD, rocs.a_RD.bfloat16())
+            assert torch.equal(adapter.modules[path].b_RO, rocs.b_RO.bfloat16())
+
+    def test_what_left_the_catalogue_while_it_was_fetched_is_not_kept(self) -> None:
+        current = {"a"}
+        source = InMemoryComponentSource({"a": make_adapter(_SHAPES, rank=2)})
+        source.gate.clear()
+        cache = ComponentCache(source, capacity_bytes=1 << 20, is_current=current.__contains__)
+        with ThreadPoolExecutor(1) as executor:
+            fetch = executor.submit(cache.fetch, "a", RocBasis.SVD)
+            while source.num_fetches == 0:
+                time.sleep(0.001)
+            current.discard("a")
+            cache.forget("a")
+            source.gate.set()
+            _assert_same(fetch.result(), source.adapters["a"])
+        assert cache.used_bytes == 0
+
     def test_forgetting_frees_its_bytes(self) -> None:
         cache, source = self._cache(3)
         cache.fetch("a", RocBasis.SVD)
-        cache.forget("a")
-        cache.forget("never")
+        held_bytes = cache.used_bytes
+        assert held_bytes == 4 * 2 * sum(d + o for d, o in _SHAPES.values())
+        assert (cache.forget("a"), cache.forget("never")) == (held_bytes, 0)
         assert cache.used_bytes == 0
+        cache.check_integrity()
         cache.fetch("a", RocBasis.SVD)
         assert source.num_fetches == 2
 
@@ -109,4 +146,4 @@ class TestCache:
         with pytest.raises(RegistryUnavailable):
             cache.fetch("a", RocBasis.SVD)
         source.faults.clear()
-        assert cache.fetch("a", RocBasis.SVD) is source.adapters["a"]
+        _assert_same(cache.fetch("a", RocBasis.SVD), source.adapters["a"])

@@ -1,25 +1,35 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.errors import AdapterShapeMismatch, RocPoolFull
-from services.worker.lora.roc_arena import ModuleShape
+from services.worker.lora.roc_arena import ArenaStrategy, ModuleShape
 from services.worker.lora.roc_pool import RocKey, RocPool
 from tests.builders.models import make_adapter
 
 _SHAPES = {"q": (6, 4), "up": (6, 10)}
 _ROW_BYTES = 4 * ((6 + 4 + 1) + (6 + 10 + 1))
 _CPU = torch.device("cpu")
+_strategy = ArenaStrategy.RESERVED
 
 
-def _pool(num_rows: int = 10) -> RocPool:
-    modules = [ModuleShape(module_path=path, in_features=d, out_features=o) for path, (d, o) in _SHAPES.items()]
-    return RocPool(modules=modules, capacity_bytes=num_rows * _ROW_BYTES, dtype=torch.float32, device=_CPU)
+@pytest.fixture(params=ArenaStrategy, autouse=True)
+def strategy(request, monkeypatch) -> ArenaStrategy:
+    """Every test runs with arenas of both kinds."""
+    monkeypatch.setattr(sys.modules[__name__], "_strategy", request.param)
+    return request.param
+
+
+def _pool(num_rows: int = 10, shapes: dict[str, tuple[int, int]] = _SHAPES) -> RocPool:
+    modules = [ModuleShape(module_path=path, in_features=d, out_features=o) for path, (d, o) in shapes.items()]
+    capacity_bytes = num_rows * _ROW_BYTES
+    return RocPool(
+        modules=modules, capacity_bytes=capacity_bytes, dtype=torch.float32, device=_CPU, strategy=_strategy
+    )
 
 
 def _key(name: str) -> RocKey:
@@ -35,18 +45,91 @@ def _load(pool: RocPool, name: str, adapter: DecomposedAdapter) -> bool:
     return True
 
 
+def _assert_written(
+    pool: RocPool, name: str, adapter: DecomposedAdapter, shapes: dict[str, tuple[int, int]] = _SHAPES
+) -> None:
+    for idx, path in enumerate(shapes):
+        if path in adapter.modules:
+            rocs, arena = adapter.modules[path], pool.arena(idx)
+            rows = pool.rows(_key(name))[idx, : rocs.num_rocs].tolist()
+            assert torch.equal(arena.a_ND[rows], rocs.a_RD)
+            assert torch.equal(arena.b_NO[rows], rocs.b_RO)
+            torch.testing.assert_close(arena.b_norms_N[rows], rocs.b_RO.norm(dim=1))
+
+
 class TestRows:
     def test_rows_hold_what_was_written_by_module_rank(self) -> None:
         pool, adapter = _pool(), make_adapter(_SHAPES, rank={"q": 2, "up": 3})
         assert _load(pool, "a", adapter)
-        assert (len(pool.rows(_key("a"))), pool.module_ranks(_key("a"))) == (3, (2, 3))
-        for idx, path in enumerate(_SHAPES):
-            rocs, arena = adapter.modules[path], pool.arena(idx)
-            rows = list(pool.rows(_key("a")))[: rocs.num_rocs]
-            assert torch.equal(arena.a_ND[rows], rocs.a_RD)
-            assert torch.equal(arena.b_NO[rows], rocs.b_RO)
-            torch.testing.assert_close(arena.b_norms_N[rows], rocs.b_RO.norm(dim=1))
+        assert (pool.rows(_key("a")).shape, pool.module_ranks(_key("a"))) == ((2, 3), (2, 3))
+        assert pool.rows(_key("a"))[0, 2] == 0
+        _assert_written(pool, "a", adapter)
         pool.check_integrity()
+
+    def test_modules_of_one_shape_have_rows_of_their_own(self) -> None:
+        shapes = {"q": (6, 4), "k": (6, 4), "up": (6, 10)}
+        pool, adapter = _pool(shapes=shapes), make_adapter(shapes, rank=2)
+        assert _load(pool, "a", adapter)
+        _assert_written(pool, "a", adapter, shapes)
+        assert not set(pool.rows(_key("a"))[0]) & set(pool.rows(_key("a"))[1])
+
+    def test_rows_survive_others_coming_and_going(self) -> None:
+        pool, adapters = _pool(12), {}
+        for turn, name in enumerate("abcdefgh"):
+            adapters[name] = make_adapter(_SHAPES, rank={"q": 1 + turn % 3, "up": 4 - turn % 3}, seed=turn)
+            assert _load(pool, name, adapters[name])
+            if turn % 2:
+                pool.release([_key(name)])
+                pool.retire(name)
+                pool.trim()
+                del adapters[name]
+            elif turn >= 4:
+                gone = next(iter(adapters))
+                pool.release([_key(gone)])
+                del adapters[gone]
+            pool.check_integrity()
+            for known, adapter in adapters.items():
+                _assert_written(pool, known, adapter)
+
+    def test_adapters_of_few_modules_can_use_the_whole_budget(self, strategy) -> None:
+        pool = _pool(10)
+        q_bytes = 4 * (6 + 4 + 1)
+        num_fitting = pool.capacity_bytes // (2 * q_bytes)
+        for turn in range(num_fitting):
+            assert _load(pool, f"a{turn}", make_adapter({"q": _SHAPES["q"]}, rank=2))
+        assert pool.used_bytes > pool.capacity_bytes - 2 * q_bytes
+        for turn in range(num_fitting):
+            pool.release([_key(f"a{turn}")])
+        # And adapters of other modules then have it instead.
+        up_rank = pool.capacity_bytes // (4 * (6 + 10 + 1))
+        adapter = make_adapter({"up": _SHAPES["up"]}, rank=up_rank)
+        assert _load(pool, "big", adapter)
+        _assert_written(pool, "big", adapter)
+        pool.check_integrity()
+
+    def test_what_was_derived_from_rows_is_good_while_placements_stay(self, strategy) -> None:
+        pool = _pool(12)
+        _load(pool, "a", make_adapter(_SHAPES, rank=2))
+        placement, rows, arena = pool.placement(_key("a")), pool.rows(_key("a")), pool.arena(0)
+        _load(pool, "b", make_adapter(_SHAPES, rank=8))
+        has_stayed = pool.placement(_key("a")) == placement
+        assert has_stayed == (strategy is ArenaStrategy.RESERVED)
+        assert (pool.arena(0).a_ND is arena.a_ND) == has_stayed
+        assert pool.rows(_key("a")).tolist() == rows.tolist()
+
+    def test_tensors_are_not_replaced_under_a_writer(self, strategy) -> None:
+        pool, adapter = _pool(12), make_adapter(_SHAPES, rank=2)
+        sizes = pool.sizes_of(adapter, adapter_id="x")
+        assert pool.try_acquire([_key("a")], {_key("a"): sizes})
+        tensors = pool.arena(0).a_ND
+        could = pool.try_acquire([_key("b")], {_key("b"): sizes})
+        assert could == (strategy is ArenaStrategy.RESERVED)
+        assert pool.arena(0).a_ND is tensors
+        before = pool.num_changes
+        pool.write(_key("a"), adapter)
+        pool.commit(_key("a"))
+        assert pool.num_changes > before
+        assert could or pool.try_acquire([_key("b")], {_key("b"): sizes})
 
     def test_bytes_are_exact(self) -> None:
         pool = _pool()
@@ -54,7 +137,7 @@ class TestRows:
         assert pool.used_bytes == 3 * _ROW_BYTES
         _load(pool, "b", make_adapter({"q": _SHAPES["q"]}, rank=2))
         assert pool.used_bytes == 3 * _ROW_BYTES + 2 * 4 * 11
-        assert pool.retire("a") == 0
+        assert pool.retire("a") == (0, 3 * _ROW_BYTES)
         pool.release([_key("a")])
         assert pool.used_bytes == 2 * 4 * 11
 
@@ -73,7 +156,7 @@ class TestRows:
 
 
 class TestEviction:
-    def test_the_least_recently_used_goes_first(self) -> None:
+    def test_the_least_used_goes_first(self) -> None:
         pool = _pool(6)
         for name in ("a", "b"):
             _load(pool, name, make_adapter(_SHAPES, rank=3))
@@ -124,12 +207,91 @@ class TestEviction:
 
     def test_the_layout_version_tells_when_rows_may_change_hands(self) -> None:
         pool = _pool(4)
-        version = pool.layout_version
         _load(pool, "a", make_adapter(_SHAPES, rank=2))
+        version = pool.layout_version
+        assert pool.try_acquire([_key("a")], {})
+        pool.release([_key("a")])
         assert pool.layout_version == version
         pool.release([_key("a")])
         pool.retire("a")
         assert pool.layout_version > version
+
+
+class TestRetiring:
+    def test_while_it_is_written_it_goes_with_the_last_request(self) -> None:
+        pool, adapter = _pool(), make_adapter(_SHAPES, rank=2)
+        key = _key("a")
+        assert pool.try_acquire([key], {key: pool.sizes_of(adapter, adapter_id="a")})
+        assert pool.retire("a") == (0, 2 * _ROW_BYTES)
+        pool.release([key])
+        pool.write(key, adapter)
+        pool.commit(key)
+        assert (pool.is_known(key), pool.used_bytes) == (False, 0)
+
+    def test_a_request_from_before_does_not_keep_it(self) -> None:
+        pool, adapter = _pool(), make_adapter(_SHAPES, rank=2)
+        pool.retire("a")
+        assert _load(pool, "a", adapter)
+        pool.pin(_key("a"))
+        pool.release([_key("a")])
+        assert not pool.is_known(_key("a"))
+        pool.readmit("a")
+        assert _load(pool, "a", adapter)
+        pool.release([_key("a")])
+        assert pool.is_known(_key("a"))
+
+    def test_memory_is_given_back(self) -> None:
+        shapes = {"q": (1024, 1024)}
+        pool = _pool(500_000, shapes)
+        adapter = make_adapter(shapes, rank=64)
+        assert pool.reserved_bytes == 0
+        for name in "abc":
+            _load(pool, name, adapter)
+            pool.release([_key(name)])
+        assert pool.reserved_bytes >= pool.used_bytes == 3 * 64 * 4 * 2049
+        pool.retire("a")
+        pool.retire("c")
+        pool.trim()
+        assert pool.reserved_bytes <= 2 * pool.used_bytes == 2 * 64 * 4 * 2049
+        _assert_written(pool, "b", adapter, shapes)
+
+
+class TestDraining:
+    def test_what_is_drained_takes_no_new_requests_and_no_more_than_needed_is(self) -> None:
+        pool, adapter = _pool(6), make_adapter(_SHAPES, rank=2)
+        for name in "abc":
+            _load(pool, name, adapter)
+        pool.try_acquire([_key("a")], {})
+        pool.try_acquire([_key("b")], {})
+        sizes = pool.sizes_of(adapter, adapter_id="x")
+        assert not pool.try_acquire([_key("x")], {_key("x"): sizes})
+        pool.drain([_key("x")], {_key("x"): sizes})
+        # The one with the fewest requests.
+        assert not pool.try_acquire([_key("c")], {})
+        assert pool.try_acquire([_key("a")], {})
+        pool.release([_key("c")])
+        assert pool.try_acquire([_key("x")], {_key("x"): sizes})
+        pool.stop_draining()
+        assert pool.try_acquire([_key("b")], {})
+
+    def test_pinned_adapters_and_its_own_are_not_drained(self) -> None:
+        pool, adapter = _pool(6), make_adapter(_SHAPES, rank=2)
+        for name in "abc":
+            _load(pool, name, adapter)
+        pool.pin(_key("a"))
+        sizes = pool.sizes_of(adapter, adapter_id="x")
+        pool.drain([_key("b"), _key("x")], {_key("x"): sizes})
+        assert [pool.try_acquire([_key(name)], {}) for name in "abc"] == [True, True, False]
+
+    def test_pinned_bytes_count_for_what_is_impossible(self) -> None:
+        pool = _pool(6)
+        _load(pool, "a", make_adapter(_SHAPES, rank=4))
+        pool.pin(_key("a"))
+        pool.release([_key("a")])
+        assert pool.stats().pinned_bytes == 4 * _ROW_BYTES
+        with pytest.raises(RocPoolFull):
+            _load(pool, "b", make_adapter(_SHAPES, rank=3))
+        assert _load(pool, "c", make_adapter(_SHAPES, rank=2))
 
 
 class TestMisuse:
@@ -141,51 +303,3 @@ class TestMisuse:
             pool.release([_key("a")])
 
 
-class PoolMachine(RuleBasedStateMachine):
-    """Any sequence of loads, releases, pins and retirements keeps the accounts right."""
-
-    names = st.sampled_from("abcde")
-
-    @initialize()
-    def build(self) -> None:
-        self.pool = _pool(8)
-        self.references = dict.fromkeys("abcde", 0)
-
-    @rule(name=names, rank=st.integers(1, 4))
-    def load(self, name, rank) -> None:
-        if not self.pool.is_known(_key(name)) and _load(self.pool, name, make_adapter(_SHAPES, rank=rank)):
-            self.references[name] = 1
-
-    @rule(name=names)
-    def acquire(self, name) -> None:
-        if self.pool.try_acquire([_key(name)], {}):
-            self.references[name] += 1
-
-    @rule(name=names)
-    def release(self, name) -> None:
-        if self.references[name]:
-            self.references[name] -= 1
-            self.pool.release([_key(name)])
-
-    @rule(name=names, is_pinned=st.booleans())
-    def pin(self, name, is_pinned) -> None:
-        if self.pool.is_known(_key(name)):
-            self.pool.pin(_key(name), is_pinned=is_pinned)
-
-    @rule(name=names)
-    def retire(self, name) -> None:
-        before = self.pool.used_bytes
-        freed = self.pool.retire(name)
-        assert before - self.pool.used_bytes == freed
-        assert self.references[name] == 0 or freed == 0
-
-    @invariant()
-    def accounts(self) -> None:
-        if hasattr(self, "pool"):
-            self.pool.check_integrity()
-            for name, count in self.references.items():
-                assert self.pool.num_references(_key(name)) == count
-
-
-TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -1,0 +1,176 @@
+"""The disk tier: component files in a local folder, by checksum, so that a worker that starts again, or whose main
+memory is small, does not ask the registry for what it had.
+
+Several processes may share a folder. A file appears complete or not at all, is checked whenever it is read, and may
+vanish at any time; a folder that cannot be used makes the tier useless, never a request fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.common.log import get_logger
+
+_log = get_logger(__name__)
+
+_SUFFIX = ".safetensors"
+_PART_SUFFIX = ".part"
+_STALE_PART_SECONDS = 3600.0
+"""An unfinished file this old was left by a process that ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiskTierStats:
+    """The disk tier since the start of this process."""
+
+    capacity_bytes: int
+    num_hits: int
+    num_misses: int
+    num_evictions: int
+    num_damaged: int
+    """Files whose content was not what their name promises; they were removed."""
+
+
+class ComponentFiles:
+    """Files of at most so many bytes together, the least recently used out first. May be called from any thread.
+
+    Args:
+        folder: where they are; made if need be.
+        capacity_bytes: of all files; one that is larger is not kept.
+    """
+
+    def __init__(self, folder: Path, *, capacity_bytes: int) -> None:
+        self._folder = folder
+        self._capacity_bytes = capacity_bytes
+        self._num_hits = 0
+        self._num_misses = 0
+        self._num_evictions = 0
+        self._num_damaged = 0
+        self._lock = threading.Lock()
+
+    def stats(self) -> DiskTierStats:
+        """Totals now."""
+        with self._lock:
+            return DiskTierStats(
+                capacity_bytes=self._capacity_bytes,
+                num_hits=self._num_hits,
+                num_misses=self._num_misses,
+                num_evictions=self._num_evictions,
+                num_damaged=self._num_damaged,
+            )
+
+    def used_bytes(self) -> int:
+        """Bytes of the files that are there now."""
+        return sum(num_bytes for _, num_bytes, _ in self._files())
+
+    def read(self, sha256: str) -> bytes | None:
+        """The content with that checksum, or None."""
+        path = self._path(sha256)
+        try:
+            content = path.read_bytes()
+            os.utime(path)
+        except FileNotFoundError:
+            self._count(num_misses=1)
+            return None
+        except OSError as error:
+            _log.warning("disk_tier_unreadable", path=str(path), error=str(error))
+            self._count(num_misses=1)
+            return None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            _log.warning("disk_tier_damaged_file", path=str(path))
+            with contextlib.suppress(OSError):
+                path.unlink()
+            self._count(num_misses=1, num_damaged=1)
+            return None
+        self._count(num_hits=1)
+        return content
+
+    def write(self, sha256: str, content: bytes) -> None:
+        """Keep content that was found to have that checksum."""
+        if len(content) > self._capacity_bytes:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(len(content))
+            self._write(self._path(sha256), content)
+        except OSError as error:
+            _log.warning("disk_tier_unwritable", folder=str(self._folder), error=str(error))
+
+    def forget(self, sha256: str) -> int:
+        """Remove a file that is of no use any more; returns its bytes."""
+        return self._unlink(self._path(sha256))
+
+    def check_integrity(self) -> None:
+        """AssertionError unless every file is what its name promises, within the capacity."""
+        for path, _, _ in self._files():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem, f"{path} is damaged"
+        assert self.used_bytes() <= self._capacity_bytes, "more bytes than the folder may hold"
+
+    def _path(self, sha256: str) -> Path:
+        return self._folder / f"{sha256}{_SUFFIX}"
+
+    def _count(self, *, num_hits: int = 0, num_misses: int = 0, num_evictions: int = 0, num_damaged: int = 0) -> None:
+        with self._lock:
+            self._num_hits += num_hits
+            self._num_misses += num_misses
+            self._num_evictions += num_evictions
+            self._num_damaged += num_damaged
+
+    def _write(self, path: Path, content: bytes) -> None:
+        descriptor, name = tempfile.mkstemp(suffix=_PART_SUFFIX, dir=self._folder)
+        part = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        # The name, too, is to be there after a power cut.
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Remove the least recently used files. The folder is read each time: other processes change it as well, and
+        two that remove the same files remove them once."""
+        files = sorted(self._files(), key=lambda file: file[2])
+        surplus = sum(size for _, size, _ in files) + num_bytes - self._capacity_bytes
+        for path, size, _ in files:
+            if surplus <= 0:
+                break
+            self._unlink(path)
+            self._count(num_evictions=1)
+            surplus -= size
+        for part in self._folder.glob(f"*{_PART_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                if part.stat().st_mtime < time.time() - _STALE_PART_SECONDS:
+                    part.unlink()
+
+    def _unlink(self, path: Path) -> int:
+        try:
+            num_bytes = path.stat().st_size
+            path.unlink()
+        except OSError:
+            return 0
+        return num_bytes
+
+    def _files(self) -> list[tuple[Path, int, float]]:
+        """Path, bytes and time of the last use of each file."""
+        files: list[tuple[Path, int, float]] = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((path, status.st_size, status.st_mtime))
+        return files

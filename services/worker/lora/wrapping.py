@@ -1,0 +1,62 @@
+"""Puts gated layers in the places of a base model's own."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+
+from hilora.target_layer import LayerKind, TargetLayer, target_layers
+from services.worker.lora.batch_plan import RocContext
+from services.worker.lora.gated_embedding import GatedEmbedding
+from services.worker.lora.gated_experts import GatedExpertRouter, GatedExperts
+from services.worker.lora.gated_linear import GatedLinear
+from services.worker.lora.roc_arena import ModuleShape
+
+
+def wrap_layers(model: nn.Module, context: RocContext, *, output_embedding: nn.Module | None) -> list[ModuleShape]:
+    """Replace every layer of a model that ROCs can be added to by a gated one.
+
+    Weights stay where they are: an output embedding that shares the input embedding's weight still does.
+
+    Args:
+        model: changed in place.
+        context: shared by all of the layers.
+        output_embedding: the layer that makes the logits.
+
+    Returns:
+        The modules that ROCs may target, in the order of their module indices.
+    """
+    shapes: list[ModuleShape] = []
+    for layer in target_layers(model):
+        gated = _gated(layer, len(shapes), context, is_output_embedding=layer.module is output_embedding)
+        parent_path, _, name = layer.path.rpartition(".")
+        setattr(model.get_submodule(parent_path), name, gated)
+        shapes.extend(_shapes_of(layer))
+    return shapes
+
+
+def listed_modules(model: nn.Module) -> list[ModuleShape]:
+    """What `wrap_layers` would return, with the model left as it is."""
+    return [shape for layer in target_layers(model) for shape in _shapes_of(layer)]
+
+
+def _shapes_of(layer: TargetLayer) -> list[ModuleShape]:
+    return [
+        ModuleShape(module_path=path, in_features=num_in, out_features=num_out)
+        for path, (num_out, num_in) in layer.features.items()
+    ]
+
+
+def _gated(layer: TargetLayer, module_idx: int, context: RocContext, *, is_output_embedding: bool) -> nn.Module:
+    match layer.kind:
+        case LayerKind.LINEAR:
+            return GatedLinear(
+                layer.module, module_idx=module_idx, context=context, is_output_embedding=is_output_embedding
+            )
+        case LayerKind.EMBEDDING:
+            return GatedEmbedding(cast("nn.Embedding", layer.module), module_idx=module_idx, context=context)
+        case LayerKind.EXPERTS:
+            return GatedExperts(layer.module, first_module_idx=module_idx, context=context)
+        case LayerKind.EXPERT_ROUTER:
+            return GatedExpertRouter(layer.module, module_idx=module_idx, context=context)

@@ -1,0 +1,54 @@
+"""Which base a worker holds: equal for two loads exactly if they compute the same keys and values.
+
+What is derived from a base (a prompt's keys and values above all) may be reused only by the same base. The revision is
+a commit of the hub where the base came from one; otherwise a digest of its config and of its weight files. Weight files
+are sampled: their headers name every tensor, and a change of the weights, such as a fine-tune, leaves no sample as it
+was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+_SAMPLE_BYTES = 1 << 20
+_NUM_SAMPLES = 8
+_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
+
+
+def base_revision_of(location: str, model: Any, *, dtype: str, quantization: str | None) -> str:
+    """The revision of a loaded base.
+
+    Args:
+        location: the folder or hub id it was loaded from.
+        model: the loaded transformers model; its config may know the hub's commit.
+        dtype: of its activations.
+        quantization: how its weights were quantised while loading.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.sha256(f"{dtype}/{quantization}\n".encode())
+    folder = Path(location)
+    if folder.is_dir():
+        files = {path for pattern in ("config.json", *_WEIGHT_PATTERNS) for path in folder.glob(pattern)}
+        for path in sorted(files):
+            _sample(path, digest)
+    else:
+        commit = getattr(model.config, "_commit_hash", None)
+        digest.update(f"{location}@{commit}\n".encode())
+        # A config without a commit comes from a cache that somebody filled by hand: its content has to do.
+        digest.update(b"" if commit else model.config.to_json_string(use_diff=False).encode())
+    return digest.hexdigest()[:32]
+
+
+def _sample(path: Path, digest: Any) -> None:
+    """Add a file's name, size, and pieces at even distances, head and tail among them."""
+    num_bytes = path.stat().st_size
+    digest.update(f"{path.name} {num_bytes}\n".encode())
+    last = max(0, num_bytes - _SAMPLE_BYTES)
+    with path.open("rb") as stream:
+        for place in range(_NUM_SAMPLES):
+            stream.seek(last * place // (_NUM_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))

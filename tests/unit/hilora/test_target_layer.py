@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from hilora.target_layer import LayerKind, target_features, target_layers
+
+
+class LooksLinear(torch.nn.Module):
+    """What a quantised layer comes to: widths, and no weight that could be multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 6, 10
+        self.register_buffer("packed", torch.zeros(15, dtype=torch.uint8))
+
+
+class Experts(torch.nn.Module):
+    def __init__(self, *, num_experts: int = 3, num_in: int = 8, inner: int = 5) -> None:
+        super().__init__()
+        self.gate_up_proj = torch.nn.Parameter(torch.zeros(num_experts, 2 * inner, num_in))
+        self.down_proj = torch.nn.Parameter(torch.zeros(num_experts, num_in, inner))
+        self.act_fn = torch.nn.SiLU()
+
+
+class ExpertRouter(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts, self.hidden_dim, self.top_k = 3, 8, 2
+        self.weight = torch.nn.Parameter(torch.zeros(3, 8))
+
+
+def kinds(module: torch.nn.Module) -> list[LayerKind]:
+    return [layer.kind for layer in target_layers(torch.nn.ModuleDict({"layer": module}))]
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("module", "kind", "features"),
+        [
+            (torch.nn.Linear(6, 10), LayerKind.LINEAR, (10, 6)),
+            (LooksLinear(), LayerKind.LINEAR, (10, 6)),
+            (Conv1D(10, 6), LayerKind.LINEAR, (10, 6)),
+            (torch.nn.Embedding(96, 8), LayerKind.EMBEDDING, (8, 96)),
+            (ExpertRouter(), LayerKind.EXPERT_ROUTER, (3, 8)),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_a_layer_is_known_by_how_it_looks(self, module, kind, features):
+        assert kinds(module) == [kind]
+        assert target_features(torch.nn.ModuleDict({"layer": module})) == {"layer": features}
+
+    @pytest.mark.parametrize(
+        "module",
+        [torch.nn.LayerNorm(6), torch.nn.Conv1d(6, 10, 1), torch.nn.Bilinear(3, 4, 5), torch.nn.SiLU()],
+        ids=lambda module: type(module).__name__,
+    )
+    def test_others_carry_nothing(self, module):
+        assert kinds(module) == []
+
+
+class TestExperts:
+    def test_each_expert_has_four_layers(self):
+        (layer,) = target_layers(torch.nn.ModuleDict({"experts": Experts()}))
+        assert layer.kind is LayerKind.EXPERTS
+        assert len(layer.features) == 12
+        assert {path: shape for path, shape in layer.features.items() if path.startswith("experts.2.")} == {
+            "experts.2.gate_up_proj": (10, 8),
+            "experts.2.gate_proj": (5, 8),
+            "experts.2.up_proj": (5, 8),
+            "experts.2.down_proj": (8, 5),
+        }
+
+    @pytest.mark.parametrize(
+        "flag",
+        [
+            {"is_transposed": True},
+            {"has_bias": True},
+            {"has_gate": False},
+            {"is_concatenated": False},
+            {"has_post_expert_norm": True},
+        ],
+        ids=lambda flag: next(iter(flag)),
+    )
+    def test_layouts_that_would_be_computed_otherwise_are_left_alone(self, flag):
+        experts = Experts()
+        for name, value in flag.items():
+            setattr(experts, name, value)
+        assert kinds(experts) == []
+
+    def test_transposed_weights_are_left_alone(self):
+        experts = Experts()
+        experts.gate_up_proj = torch.nn.Parameter(experts.gate_up_proj.transpose(1, 2))
+        assert kinds(experts) == []
+
+
+class TestOrder:
+    def test_layers_come_as_the_model_lists_them_and_shared_ones_once(self):
+        embedding = torch.nn.Embedding(9, 4)
+        model = torch.nn.ModuleDict({"b": embedding, "a": torch.nn.Linear(4, 4), "c": embedding})
+        assert list(target_features(model)) == ["b", "a"]

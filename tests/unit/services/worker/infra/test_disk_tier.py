@@ -1,0 +1,89 @@
+"""The disk tier: files by checksum, for several processes, whatever happens to the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from services.worker.infra.component_files import ComponentFiles
+
+
+def _content(number: int, num_bytes: int = 100) -> tuple[str, bytes]:
+    content = bytes([number]) * num_bytes
+    return hashlib.sha256(content).hexdigest(), content
+
+
+class TestComponentFiles:
+    def test_another_process_finds_what_was_written(self, tmp_path: Path) -> None:
+        sha256, content = _content(1)
+        assert ComponentFiles(tmp_path / "new", capacity_bytes=1000).read(sha256) is None
+        ComponentFiles(tmp_path / "new", capacity_bytes=1000).write(sha256, content)
+        files = ComponentFiles(tmp_path / "new", capacity_bytes=1000)
+        assert files.read(sha256) == content
+        files.check_integrity()
+        assert (files.stats().num_hits, files.stats().num_misses, files.used_bytes()) == (1, 0, 100)
+
+    @pytest.mark.parametrize("damage", [b"", b"x" * 100, b"\x01" * 99])
+    def test_a_damaged_file_is_no_file(self, tmp_path: Path, damage) -> None:
+        files = ComponentFiles(tmp_path, capacity_bytes=1000)
+        sha256, content = _content(1)
+        files.write(sha256, content)
+        (tmp_path / f"{sha256}.safetensors").write_bytes(damage)
+        assert files.read(sha256) is None
+        assert (files.stats().num_damaged, list(tmp_path.iterdir())) == (1, [])
+        files.write(sha256, content)
+        assert files.read(sha256) == content
+
+    def test_the_least_recently_used_file_leaves(self, tmp_path: Path) -> None:
+        files = ComponentFiles(tmp_path, capacity_bytes=250)
+        for number in (1, 2):
+            files.write(*_content(number))
+            path = tmp_path / f"{_content(number)[0]}.safetensors"
+            os.utime(path, (number, number))
+        assert files.read(_content(1)[0]) is not None
+        files.write(*_content(3))
+        assert [files.read(_content(number)[0]) is not None for number in (1, 2, 3)] == [True, False, True]
+        assert files.stats().num_evictions == 1
+        files.write(*_content(4, num_bytes=300))
+        assert files.used_bytes() == 200
+
+    def test_forgetting_says_what_it_frees(self, tmp_path: Path) -> None:
+        files = ComponentFiles(tmp_path, capacity_bytes=1000)
+        files.write(*_content(1))
+        assert (files.forget(_content(1)[0]), files.forget(_content(1)[0])) == (100, 0)
+
+    def test_a_folder_that_cannot_be_used_is_no_error(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way", encoding="utf-8")
+        files = ComponentFiles(tmp_path / "file" / "folder", capacity_bytes=1000)
+        files.write(*_content(1))
+        assert files.read(_content(1)[0]) is None
+        assert files.used_bytes() == 0
+
+    def test_unfinished_files_of_the_past_are_cleared_away(self, tmp_path: Path) -> None:
+        for name, age in (("old.part", 7200), ("new.part", 0)):
+            (tmp_path / name).write_bytes(b"half")
+            os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+        ComponentFiles(tmp_path, capacity_bytes=1000).write(*_content(1))
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".part", ".safetensors"]
+
+    def test_many_writers_and_readers_of_one_folder(self, tmp_path: Path) -> None:
+        workers = [ComponentFiles(tmp_path, capacity_bytes=450) for _ in range(4)]
+
+        def work(turn: int) -> bool:
+            files, (sha256, content) = workers[turn % 4], _content(turn % 7)
+            found = files.read(sha256)
+            if found is None:
+                files.write(sha256, content)
+            return found is None or found == content
+
+        with ThreadPoolExecutor(4) as executor:
+            assert all(executor.map(work, range(200)))
+        assert all(files.stats().num_damaged == 0 for files in workers)
+        assert not list(tmp_path.glob("*.part"))
+        workers[0].write(*_content(99))
+        workers[0].check_integrity()
