@@ -1,10 +1,10 @@
 """HiLoRA: hierarchical, training-free routing over a pool of LoRA adapters (arXiv 2510.12266).
 
 Read bottom-up: `errors`, `adapter`, `routing_plan` are the vocabulary; `peft_format` and `decomposition` turn a
-checkpoint into rank-one components; `covariance`, `gaussian`, `pooled_gaussian`, `empirical_bayes` and
-`calibration` score texts; `candidate_selection`, `budget_allocation` and `sequence_routing` make a plan of the
-scores; `token_gating` applies the plan to tokens, and `reference` does so slowly. `docs/algorithm.md` has the
-equations.
+checkpoint into rank-one components, and `target_layer` says where a model can take them; `covariance`, `gaussian`,
+`pooled_gaussian`, `empirical_bayes` and `calibration` score texts; `candidate_selection`, `budget_allocation` and
+`sequence_routing` make a plan of the scores; `token_gating` applies the plan to tokens, and `reference` does so slowly.
+`docs/algorithm.md` has the equations.
 
 The names below are imported when they are used: `hilora.errors` alone must not cost the start of torch.
 """
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from hilora.routing_settings import BudgetRule, EtaRule, RoutingSettings, UnknownTaskRule, WeightRule
     from hilora.sequence_routing import AdapterProfile, SequenceRouter, base_decision, explicit_decision
+    from hilora.target_layer import target_features
     from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs, gate_rocs_padded, module_gate
 
 __all__ = [
@@ -160,6 +161,7 @@ _NAMES_OF_MODULE = {
         "base_decision",
         "explicit_decision",
     ),
+    "target_layer": ("target_features",),
     "token_gating": (
         "ModuleGate",
         "active_rocs_mask",

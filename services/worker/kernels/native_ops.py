@@ -30,7 +30,7 @@ def is_native_usable(*, dtype: torch.dtype, device: torch.device) -> bool:
 def small_linear(x: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """`x W^T + bias` for a handful of rows, `[..., D]` to `[..., O]`, without gradients.
 
-    Each row is computed in the same order of sums whatever the others are: alone and in a batch are the same to the bit.
+    Sums have the same order whatever the other rows are: alone and in a batch, a row comes out the same to the bit.
 
     Args:
         x: float32 on the CPU.

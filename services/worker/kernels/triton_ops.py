@@ -58,7 +58,7 @@ class LayerBuffers:
 
 
 @triton.jit
-def _shrink_gate_kernel(  # noqa: PLR0915 one pass, in registers
+def _shrink_gate_kernel(
     x_ptr,
     a_ptr,
     norms_ptr,
@@ -115,7 +115,7 @@ def _shrink_gate_kernel(  # noqa: PLR0915 one pass, in registers
         norms_S = tl.load(norms_ptr + row, mask=is_slot, other=0.0).to(tl.float32)
         score_TS = tl.where(tl.load(by_norm_ptr + plan) > 0, score_TS * norms_S[None, :], score_TS)
         # Not a number counts as largest, so that it reaches the output of the request that caused it; padding as least.
-        score_TS = tl.where(score_TS == score_TS, score_TS, float("inf"))
+        score_TS = tl.where(score_TS == score_TS, score_TS, float("inf"))  # noqa: PLR0124
         score_TS = tl.where(is_slot[None, :], score_TS, -1.0)
         # The largest score of those left, the lower slot among equals, as often as the budget says.
         is_kept_TS = tl.zeros((BLOCK_T, NUM_SLOTS), dtype=tl.int32)

@@ -42,7 +42,9 @@ def test_logits_are_pefts(case: str, tmp_path: Path) -> None:
     done = run_prompts(engine, prompts, plans, max_tokens=4)
     for name, prompt in prompts.items():
         reference = model() if name == "base" else loaded_by_peft(tmp_path, model())
-        assert_close(recorder.of(name), full_forward_logits(reference, prompt, done[name].token_ids))
+        expected = full_forward_logits(reference, prompt, done[name].token_ids)
+        assert_close(recorder.of(name), expected)
+        assert done[name].token_ids == expected.argmax(dim=-1).tolist()
 
 
 def test_a_tied_weight_stays_one_weight() -> None:

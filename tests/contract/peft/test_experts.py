@@ -51,7 +51,9 @@ def _assert_engine_equals_peft(folder: Path, architecture: str) -> None:
     for name, prompt in prompts.items():
         model = make_model(architecture, dtype=torch.float64)
         reference = model if name == "base" else loaded_by_peft(folder, model)
-        assert_close(recorder.of(name), full_forward_logits(reference, prompt, done[name].token_ids))
+        expected = full_forward_logits(reference, prompt, done[name].token_ids)
+        assert_close(recorder.of(name), expected)
+        assert done[name].token_ids == expected.argmax(dim=-1).tolist()
 
 
 @pytest.mark.parametrize("architecture", EXPERT_ARCHITECTURES)

@@ -100,3 +100,4 @@ def test_a_mixed_batch_equals_peft_adapter_by_adapter(variant: str, tmp_path: Pa
         # The singular basis is stored in float32; the trained one is what PEFT saved, bit for bit.
         tolerance = 2e-5 if name == RocBasis.SVD else _TOLERANCE.get(architecture, 1e-9)
         assert_close(recorder.of(name), expected, tolerance)
+        assert done[name].token_ids == expected.argmax(dim=-1).tolist()

@@ -50,6 +50,8 @@ PUBLIC = [
     "read_peft_adapter",
     "recompose",
     "roc_energies",
+    "target_features",
+    "with_base_names",
 ]
 
 
