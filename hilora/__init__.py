@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hilora.routing_plan import (
         CandidateScore,
         GateParameters,
+        GateRule,
         GateScope,
         RocBudget,
         RocScore,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from hilora.routing_settings import BudgetRule, EtaRule, RoutingSettings, UnknownTaskRule, WeightRule
     from hilora.sequence_routing import AdapterProfile, SequenceRouter, base_decision, explicit_decision
     from hilora.target_layer import target_features
-    from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs, gate_rocs_padded, module_gate
+    from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs, module_gate
 
 __all__ = [
     "AdapterGaussian",
@@ -60,6 +61,7 @@ __all__ = [
     "DecomposedAdapter",
     "EtaRule",
     "GateParameters",
+    "GateRule",
     "GateScope",
     "HiloraError",
     "LoRAAdapter",
@@ -91,7 +93,6 @@ __all__ = [
     "fit_pooled",
     "fit_pooled_eb",
     "gate_rocs",
-    "gate_rocs_padded",
     "module_gate",
     "parse_peft_config",
     "read_peft_adapter",
@@ -141,6 +142,7 @@ _NAMES_OF_MODULE = {
     "routing_plan": (
         "CandidateScore",
         "GateParameters",
+        "GateRule",
         "GateScope",
         "RocBudget",
         "RocScore",
@@ -166,7 +168,6 @@ _NAMES_OF_MODULE = {
         "ModuleGate",
         "active_rocs_mask",
         "gate_rocs",
-        "gate_rocs_padded",
         "module_gate",
     ),
 }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
 
@@ -31,6 +32,45 @@ class GateScope(StrEnum):
     """The `o_i` best of each adapter."""
     GLOBAL = "global"
     """The `O = sum o_i` best over the union of the candidates, by `weight * score`."""
+
+
+class GateRule(StrEnum):
+    """By what rule a token's factor of each ROC is found (algorithm.md, "Other rules")."""
+
+    ROCS = "rocs"
+    """The ROCs of largest score act, with a factor that is constant per adapter: HiLoRA, and with full budgets a pinned
+    adapter or a mixture."""
+    ARROW = "arrow"
+    """Adapters weighted by `|v_i . x|`, `v_i` the first right singular vector of the update."""
+    SPECTR = "spectr"
+    """Adapters weighted by the length of their output."""
+    SEQR = "seqr"
+    """The adapter of longest output alone."""
+    PHATGOOSE = "phatgoose"
+    """Adapters weighted by a learned vector each."""
+    RAMOLE = "ramole"
+    """Adapters weighted by learned attention over their outputs."""
+    SMORA = "smora"
+    """ROCs weighted by a learned row each."""
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it needs a gate artifact."""
+        return self in _LEARNED_RULES
+
+    @property
+    def required_basis(self) -> RocBasis | None:
+        """The only basis it has a meaning in, if there is one."""
+        return _BASIS_OF_RULE.get(self)
+
+
+_LEARNED_RULES = frozenset({GateRule.PHATGOOSE, GateRule.RAMOLE, GateRule.SMORA})
+_BASIS_OF_RULE = {
+    GateRule.ARROW: RocBasis.SVD,
+    GateRule.SPECTR: RocBasis.SVD,
+    GateRule.SEQR: RocBasis.SVD,
+    GateRule.SMORA: RocBasis.TRAINED,
+}
 
 
 class RoutingMode(StrEnum):
@@ -72,13 +112,37 @@ class RocBudget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateParameters:
-    """The token-level rule of a plan."""
+    """The token-level rule of a plan.
+
+    Raises:
+        ValueError: a number outside its range, a basis in which the rule has no meaning, a learned rule without a gate.
+    """
 
     score: RocScore = RocScore.ACTIVATION
     scope: GateScope = GateScope.PER_ADAPTER
     basis: RocBasis = RocBasis.SVD
     eta: float = 1.0
     """Factor of the sum of the kept ROCs (the paper's variance normalisation, resolved to a number)."""
+    rule: GateRule = GateRule.ROCS
+    top_k: int = 0
+    """How many adapters (under `SMORA`: how many ROCs) a token keeps; 0 keeps all. `ROCS` and `SEQR` have no use for
+    it."""
+    temperature: float = 1.0
+    """Divides the scores before their softmax."""
+    gate_id: str | None = None
+    """The gate artifact of a learned rule, an immutable version of it."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 0")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is {self.temperature}; it must be finite and above 0")
+        if self.rule.required_basis not in {None, self.basis}:
+            raise ValueError(f"rule {self.rule} has no meaning in the {self.basis} basis")
+        if self.rule.is_learned and not self.gate_id:
+            raise ValueError(f"rule {self.rule} needs a gate_id")
+        if self.gate_id is not None and not self.rule.is_learned:
+            raise ValueError(f"rule {self.rule} has no use for a gate_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +170,7 @@ class RoutingPlan:
         an equal base give equal logits, so it is part of every cache key."""
         payload = {
             "budgets": [(b.adapter_id, b.lora_rank, b.num_rocs, b.weight) for b in self.budgets],
-            "gate": (self.gate.score, self.gate.scope, self.gate.basis, self.gate.eta),
+            "gate": asdict(self.gate),
         }
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 

@@ -26,6 +26,8 @@ from torch import nn
 
 EXPERT_PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of an expert, in the order of their module indices."""
+_POSITION_BIAS = "relative_attention_bias"
+"""T5 keeps scores of distances in an embedding; it is asked about pairs of tokens, not about a token."""
 
 
 class LayerKind(StrEnum):
@@ -55,7 +57,7 @@ def target_layers(model: nn.Module) -> list[TargetLayer]:
     places is listed once."""
     found: list[TargetLayer] = []
     for path, module in model.named_modules():
-        kind = _kind_of(module)
+        kind = _kind_of(path, module)
         if kind is LayerKind.EXPERTS:
             found.append(TargetLayer(path=path, module=module, kind=kind, features=_expert_features(path, module)))
         elif kind is not None:
@@ -68,9 +70,9 @@ def target_features(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {path: features for layer in target_layers(model) for path, features in layer.features.items()}
 
 
-def _kind_of(module: Any) -> LayerKind | None:
+def _kind_of(path: str, module: Any) -> LayerKind | None:
     if isinstance(module, nn.Embedding):
-        return LayerKind.EMBEDDING
+        return None if path.endswith(_POSITION_BIAS) else LayerKind.EMBEDDING
     if _is_linear(module) or _is_transposed_linear(module):
         return LayerKind.LINEAR
     if _are_experts(module):

@@ -8,8 +8,7 @@ Which ROCs are kept: per adapter the `o_i` of largest score, or the `O = sum o_i
 candidates. The score is `|h_j|` (arXiv 2510.12266) or `|h_j| ||b_j||`. Among equal scores the lower index wins, so
 the result does not depend on the machine, the batch or the layout.
 
-Shapes: T tokens, R the candidates' ROCs side by side, N rows of a padded batch, L adapter slots of a row, K padded
-ROCs of a slot.
+Shapes: T tokens, R the candidates' ROCs side by side.
 """
 
 from __future__ import annotations
@@ -102,50 +101,15 @@ def active_rocs_mask(h_TR: torch.Tensor, *, gate: ModuleGate, b_norm_R: torch.Te
             raise ValueError("the contribution score needs b_norm_R")
         scores_TR = scores_TR * b_norm_R
     if gate.scope is GateScope.GLOBAL:
-        return _largest(scores_TR * weight_R, num_kept=sum(gate.budgets))
+        return largest_mask(scores_TR * weight_R, num_kept=sum(gate.budgets))
     kept = [
-        _largest(scores_TR[:, start:end], num_kept=budget)
+        largest_mask(scores_TR[:, start:end], num_kept=budget)
         for (start, end), budget in zip(gate.segments, gate.budgets, strict=True)
     ]
     return torch.cat(kept, dim=1) if kept else torch.zeros_like(h_TR, dtype=torch.bool)
 
 
-def gate_rocs_padded(
-    h_NLK: torch.Tensor,
-    *,
-    num_rocs_NL: torch.Tensor,
-    budgets_NL: torch.Tensor,
-    weights_NL: torch.Tensor,
-    eta_N: torch.Tensor,
-    is_global_N: torch.Tensor,
-    score_scale_NLK: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`gate_rocs` for rows (tokens) of different plans at once: `g_NLK`, 0 in the padding.
-
-    Each row equals `gate_rocs` of its own plan: padding never wins a place and never breaks a tie.
-
-    Args:
-        h_NLK: responses; the ROCs of slot l stand in its first `num_rocs_NL[n, l]` places.
-        num_rocs_NL: ROCs of each slot, 0 for an unused one.
-        budgets_NL: ROCs each slot may switch on, at most `num_rocs_NL`.
-        weights_NL: factor of each slot's output.
-        eta_N: factor of each row's sum.
-        is_global_N: whether the row's ROCs compete over all its slots.
-        score_scale_NLK: `||b_j||` where the row's score is `contribution`, 1 where it is `activation`; None is 1.
-    """
-    width = h_NLK.shape[2]
-    is_real_NLK = torch.arange(width, device=h_NLK.device) < num_rocs_NL[..., None]
-    scores_NLK = h_NLK.abs() if score_scale_NLK is None else h_NLK.abs() * score_scale_NLK
-    below_all = torch.tensor(-1.0, dtype=scores_NLK.dtype, device=scores_NLK.device)
-    within_slot = _largest(torch.where(is_real_NLK, scores_NLK, below_all), num_kept=budgets_NL[..., None])
-    weighted_NLK = torch.where(is_real_NLK, scores_NLK * weights_NL[..., None], below_all)
-    over_slots = _largest(weighted_NLK.flatten(1), num_kept=budgets_NL.sum(dim=1)[:, None]).view_as(within_slot)
-    kept_NLK = torch.where(is_global_N[:, None, None], over_slots, within_slot) & is_real_NLK
-    factor_NL = weights_NL * eta_N[:, None]
-    return kept_NLK.to(h_NLK.dtype) * factor_NL[..., None].to(h_NLK.dtype)
-
-
-def _largest(scores: torch.Tensor, *, num_kept: int | torch.Tensor) -> torch.Tensor:
+def largest_mask(scores: torch.Tensor, *, num_kept: int) -> torch.Tensor:
     """Mask of the `num_kept` largest along the last dimension, the lower index first among equals."""
     # A stable sort instead of topk: topk breaks ties as it likes.
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
 
 import grpc
 
@@ -13,6 +14,7 @@ from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
+from services.worker.engine.grammar import GrammarCompiler
 from services.worker.entrypoints.rpc import SERVICE_NAME, WorkerServicer
 from services.worker.generation import Generation
 from services.worker.infra.catalog_follower import CatalogFollower
@@ -22,6 +24,7 @@ from services.worker.infra.component_files import ComponentFiles
 from services.worker.lora.pool_stats import FreedBytes
 from services.worker.models.loader import LoadedModel, load_model, public_name_of
 from services.worker.models.prompt_encoder import PromptEncoder
+from services.worker.models.token_vocabulary import TokenVocabulary
 from services.worker.settings import WorkerSettings
 
 _log = get_logger(__name__)
@@ -54,6 +57,8 @@ class WorkerService:
         self._client: ComponentClient | None = None
         self._cache: ComponentCache | None = None
         self._announcement: asyncio.Task[None] | None = None
+        self._is_announced = False
+        self._is_healthy = True
 
     @property
     def rpc_address(self) -> str:
@@ -87,7 +92,9 @@ class WorkerService:
                 files=_disk_tier(settings),
             )
             await self._follower.start()
-            loaded, self._cache, self._engine = await asyncio.to_thread(self._load, self._client, self._follower)
+            loaded, self._cache, self._engine = await asyncio.to_thread(
+                self._load, self._client, self._follower, self._health_callback(asyncio.get_running_loop())
+            )
             self._engine.start()
             for adapter_name in settings.pinned_adapters:
                 if (adapter_id := self._follower.id_of(adapter_name)) is not None:
@@ -95,10 +102,13 @@ class WorkerService:
         except BaseException:
             await self.stop(grace_seconds=0)
             raise
+        vocabulary = TokenVocabulary(loaded.tokenizer, loaded.vocab_size)
         self._servicer.attach(
             generation=Generation(
                 engine=self._engine,
                 encoder=PromptEncoder(loaded.tokenizer, model_name=loaded.name),
+                vocabulary=vocabulary,
+                compiler=GrammarCompiler(vocabulary, eos_token_ids=loaded.eos_token_ids),
                 catalog=self._follower,
             ),
             stats=self._engine.stats,
@@ -113,6 +123,7 @@ class WorkerService:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._announcement
             self._announcement = None
+        self._is_announced = False
         if self._engine is not None:
             await self._server.set_serving(is_serving=False)
             # The engine's last events travel through this loop, so it must not be blocked here.
@@ -126,7 +137,9 @@ class WorkerService:
             await self._channel.close()
             self._channel = None
 
-    def _load(self, client: ComponentClient, follower: CatalogFollower) -> tuple[LoadedModel, ComponentCache, Engine]:
+    def _load(
+        self, client: ComponentClient, follower: CatalogFollower, on_health: Callable[[bool], None]
+    ) -> tuple[LoadedModel, ComponentCache, Engine]:
         settings = self._settings
         if settings.num_threads is not None:
             import torch
@@ -144,6 +157,11 @@ class WorkerService:
             max_model_len=settings.max_model_len or min(loaded.max_position_embeddings, _MAX_DEFAULT_MODEL_LEN),
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_waiting=settings.max_waiting,
+            max_prompt_tokens_beside_decodes=settings.max_prompt_tokens_beside_decodes,
+            max_queue_seconds=settings.max_queue_seconds,
+            priority_ageing_seconds=settings.priority_ageing_seconds,
+            max_preemptions=settings.max_preemptions,
+            max_step_seconds=settings.max_step_seconds,
             kv_layout=settings.kv_layout,
             kv_cache_bytes=settings.kv_cache_bytes,
             enable_prefix_cache=settings.enable_prefix_cache,
@@ -155,7 +173,7 @@ class WorkerService:
         cache = ComponentCache(
             client, capacity_bytes=settings.host_cache_bytes, dtype=loaded.dtype, is_current=follower.has_adapter
         )
-        engine = Engine(loaded=loaded, source=cache, config=config)
+        engine = Engine(loaded=loaded, source=cache, config=config, on_health=on_health)
         _log.info(
             "model_loaded",
             base_model=loaded.name,
@@ -168,8 +186,24 @@ class WorkerService:
 
     async def _announce(self, follower: CatalogFollower) -> None:
         await follower.wait_for_snapshot()
-        await self._server.set_serving(is_serving=True)
+        self._is_announced = True
+        await self._server.set_serving(is_serving=self._is_healthy)
         _log.info("worker_serving", address=self.rpc_address, catalog_generation=follower.catalog_generation)
+
+    def _health_callback(self, loop: asyncio.AbstractEventLoop) -> Callable[[bool], None]:
+        """What the engine's threads may call."""
+
+        async def change(*, is_healthy: bool) -> None:
+            self._is_healthy = is_healthy
+            _log.warning("engine_health_changed", is_healthy=is_healthy)
+            if self._is_announced:
+                await self._server.set_serving(is_serving=is_healthy)
+
+        def on_health(is_healthy: bool) -> None:  # noqa: FBT001  (a callback's one argument)
+            if not loop.is_closed():
+                asyncio.run_coroutine_threadsafe(change(is_healthy=is_healthy), loop)
+
+        return on_health
 
     def _welcome(self, adapter_name: str, adapter_id: str) -> None:
         """An adapter version is in the catalogue, for the first time or again."""

@@ -1,23 +1,34 @@
-"""The worker's one use case: a prompt and a plan in, events out."""
+"""The worker's one use case: a prompt and a plan in, events out.
+
+A call that asks for `n` answers becomes `n` requests to the engine; the engine itself knows only single answers.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-from hilora.errors import InvalidInput, StaleCatalogGeneration
+from hilora.errors import Conflict, InvalidInput, StaleCatalogGeneration
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import EngineEvent, Failed, Finished
+from services.worker.engine.events import EngineEvent, Failed, Finished, Started, TextDelta
+from services.worker.engine.grammar import GrammarCompiler, TokenMatcher
+from services.worker.engine.logprobs import PositionLogprobs, TokenLogprob
 from services.worker.engine.request import EngineRequest
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.models.prompt_encoder import ChatTurn, PromptEncoder
+from services.worker.models.token_vocabulary import TokenVocabulary
 from services.worker.ports import CatalogView
 
 _CATALOG_PATIENCE_SECONDS = 2.0
 """How long a plan from a newer catalogue waits for the replica: the change is usually on its way."""
+_GRAMMAR_PATIENCE_SECONDS = 30.0
+"""How long a request waits for its grammar: the first one of a process also waits for its vocabulary to be read."""
+_MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +60,8 @@ class GenerationRequest:
     prompt: TextPrompt | ChatPrompt | TokenPrompt
     sampling: SamplingParams
     plan: RoutingPlan
+    priority: int = 0
+    """Lower runs first."""
 
 
 class Generation:
@@ -57,19 +70,37 @@ class Generation:
     Args:
         engine: a started engine.
         encoder: of the engine's model.
+        vocabulary: of the same model.
+        compiler: for the same vocabulary.
         catalog: which adapters new requests may use.
     """
 
-    def __init__(self, *, engine: Engine, encoder: PromptEncoder, catalog: CatalogView) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        encoder: PromptEncoder,
+        vocabulary: TokenVocabulary,
+        compiler: GrammarCompiler,
+        catalog: CatalogView,
+    ) -> None:
         self._engine = engine
         self._encoder = encoder
+        self._vocabulary = vocabulary
+        self._compiler = compiler
+        # One thread of its own: slow grammars wait for one another, and not even a thousand keep prompts from encoding.
+        self._compiler_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         self._catalog = catalog
+        self._choice_ids: dict[str, list[str]] = {}
+        """Engine requests of each call in flight."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[EngineEvent]:
-        """The events of one request, `Finished` last. Closing the iterator aborts the request.
+        """The events of one request: one `Started`, the deltas of its choices, one `Finished` for each choice. Closing
+        the iterator aborts the request. If one choice fails, the others are aborted.
 
         Raises:
-            InvalidInput: the prompt, the sampling parameters or the plan are unusable.
+            InvalidInput: the prompt, the sampling parameters, the grammar or the plan are unusable.
+            Conflict: `duplicate_request_id`.
             StaleCatalogGeneration: the plan is from a catalogue that this worker has not reached, or names an adapter
                 that is gone (`adapter_gone`).
             HiloraError: whatever ended the request in the engine.
@@ -79,36 +110,108 @@ class Generation:
         _check_plan(request.plan)
         await self._await_catalog(request.plan)
         token_ids = await asyncio.to_thread(self._encode, request.prompt)
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-
-        def deliver(event: EngineEvent) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        self._engine.submit(
+        grammars = await self._compile(request.sampling)
+        if request.request_id in self._choice_ids:
+            raise Conflict(
+                f"A request {request.request_id} is in flight already.",
+                code="duplicate_request_id",
+                remedy="Choose an id of its own for each request.",
+                place="request_id",
+            )
+        choices = [
             EngineRequest(
-                request_id=request.request_id,
+                request_id=_choice_id(request, choice_idx),
                 prompt_token_ids=token_ids,
-                sampling=request.sampling,
+                sampling=_choice_sampling(request.sampling, choice_idx),
                 plan=request.plan,
-            ),
-            deliver,
-        )
-        is_over = False
-        try:
-            while not is_over:
-                event = await events.get()
-                is_over = isinstance(event, Finished | Failed)
-                if isinstance(event, Failed):
-                    raise event.error
-                yield event
-        finally:
-            if not is_over:
-                self._engine.abort(request.request_id)
+                priority=request.priority,
+                grammar=grammar,
+            )
+            for choice_idx, grammar in enumerate(grammars)
+        ]
+        async with contextlib.aclosing(self._run(request.request_id, choices)) as events:
+            async for event in events:
+                yield await self._with_token_bytes(event)
 
     def abort(self, request_id: str) -> bool:
-        """End a request at the next step; False if it is not in flight."""
-        return self._engine.abort(request_id)
+        """End a request, all its choices, at the next step; False if it is not in flight."""
+        was_running = [self._engine.abort(choice_id) for choice_id in self._choice_ids.get(request_id, [request_id])]
+        return any(was_running)
+
+    async def _run(self, request_id: str, choices: Sequence[EngineRequest]) -> AsyncGenerator[EngineEvent]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        running: dict[int, EngineRequest] = {}
+        is_started = False
+        choice_ids = [choice.request_id for choice in choices]
+        self._choice_ids[request_id] = choice_ids
+        try:
+            for choice_idx, choice in enumerate(choices):
+
+                def deliver(event: EngineEvent, choice_idx: int = choice_idx) -> None:
+                    loop.call_soon_threadsafe(events.put_nowait, _of_choice(event, choice_idx))
+
+                self._engine.submit(choice, deliver)
+                running[choice_idx] = choice
+            while running:
+                event = await events.get()
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Started):
+                    if is_started:
+                        continue
+                    is_started = True
+                if isinstance(event, Finished):
+                    del running[event.choice_idx]
+                    if not running:
+                        # Before the event: whoever hears it may use the id again at once.
+                        del self._choice_ids[request_id]
+                yield event
+        finally:
+            for choice in running.values():
+                self._engine.abort(choice.request_id)
+            if self._choice_ids.get(request_id) is choice_ids:
+                del self._choice_ids[request_id]
+
+    async def _compile(self, sampling: SamplingParams) -> list[TokenMatcher | None]:
+        """A matcher for each choice; None where there is no grammar."""
+        grammar = sampling.grammar
+        if grammar is None:
+            return [None] * sampling.n
+        loop = asyncio.get_running_loop()
+
+        def compile_all() -> list[TokenMatcher | None]:
+            return [self._compiler.compile(grammar) for _ in range(sampling.n)]
+
+        try:
+            compiling = loop.run_in_executor(self._compiler_thread, compile_all)
+            return await asyncio.wait_for(compiling, _GRAMMAR_PATIENCE_SECONDS)
+        except TimeoutError as error:
+            raise InvalidInput(
+                f"The grammar was not ready within {_GRAMMAR_PATIENCE_SECONDS:g} seconds.",
+                code="grammar_too_slow",
+                remedy="Simplify it, or try again if others send slow ones.",
+                place="grammar",
+            ) from error
+
+    async def _with_token_bytes(self, event: EngineEvent) -> EngineEvent:
+        """Log-probabilities as callers read them; the engine's own thread has no time for that."""
+        if not isinstance(event, TextDelta) or not (event.logprobs or event.prompt_logprobs):
+            return event
+        prompt_logprobs = event.prompt_logprobs
+        if prompt_logprobs:
+            # A long prompt has a hundred thousand of them.
+            prompt_logprobs = await asyncio.to_thread(self._readable, prompt_logprobs)
+        return replace(event, logprobs=self._readable(event.logprobs), prompt_logprobs=prompt_logprobs)
+
+    def _readable(self, positions: Sequence[PositionLogprobs]) -> tuple[PositionLogprobs, ...]:
+        def named(token: TokenLogprob) -> TokenLogprob:
+            return replace(token, token_bytes=self._vocabulary.bytes_of(token.token_id))
+
+        return tuple(
+            PositionLogprobs(chosen=named(position.chosen), top=tuple(named(token) for token in position.top))
+            for position in positions
+        )
 
     def _encode(self, prompt: TextPrompt | ChatPrompt | TokenPrompt) -> tuple[int, ...]:
         if isinstance(prompt, TextPrompt):
@@ -137,6 +240,22 @@ class Generation:
                     remedy="Route the request again.",
                     place=budget.adapter_name,
                 )
+
+
+def _choice_id(request: GenerationRequest, choice_idx: int) -> str:
+    return request.request_id if request.sampling.n == 1 else f"{request.request_id}-{choice_idx}"
+
+
+def _choice_sampling(sampling: SamplingParams, choice_idx: int) -> SamplingParams:
+    """One answer's parameters: its own seed, and the prompt's log-probabilities with the first answer only."""
+    seed = None if sampling.seed is None else (sampling.seed + choice_idx) & _MAX_SEED
+    prompt_logprobs = sampling.prompt_logprobs if choice_idx == 0 else None
+    return replace(sampling, n=1, best_of=None, seed=seed, prompt_logprobs=prompt_logprobs)
+
+
+def _of_choice(event: EngineEvent, choice_idx: int) -> EngineEvent:
+    is_told = choice_idx > 0 and isinstance(event, TextDelta | Finished)
+    return replace(event, choice_idx=choice_idx) if is_told else event
 
 
 def _check_plan(plan: RoutingPlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.learned_gate import LearnedGate
 
 
 class ComponentSource(Protocol):
@@ -19,6 +20,19 @@ class ComponentSource(Protocol):
             UnknownAdapter: no such version.
             Unavailable: the source cannot be reached; trying again may help.
             InvalidAdapter: what came does not match what the catalogue promised.
+        """
+        ...
+
+
+class GateSource(Protocol):
+    """Where learned gates come from."""
+
+    def fetch(self, gate_id: str) -> LearnedGate:
+        """One immutable version of a gate, in host memory. Blocks; called from threads that submit requests.
+
+        Raises:
+            UnknownAdapter: `unknown_gate`.
+            InvalidInput: `invalid_gate`: what is stored under that id is not a gate.
         """
         ...
 

@@ -42,6 +42,18 @@ class WorkerSettings(ServiceSettings):
     """Tokens of one step; at least `max_num_seqs`. Larger reads prompts faster, smaller keeps answers smooth."""
     max_waiting: int = Field(default=256, ge=1)
     """Requests that may wait; one more is refused with 429."""
+    max_prompt_tokens_beside_decodes: int | None = Field(default=None, ge=1)
+    """Prompt tokens of a step in which answers are written, too; by default all that `max_num_batched_tokens` leaves.
+    Fewer keep answers smooth while long prompts come in."""
+    max_queue_seconds: float | None = Field(default=None, gt=0)
+    """A request that has not begun to run after this time fails with 429; by default it waits for ever."""
+    priority_ageing_seconds: float = Field(default=10.0, gt=0)
+    """A request counts as one priority step more urgent each time it has been there for so long."""
+    max_preemptions: int = Field(default=3, ge=0)
+    """How often a request may have to give its KV memory back; after that it gets room for all that it may come to. 0
+    gives every request such room at once."""
+    max_step_seconds: float = Field(default=300.0, gt=0)
+    """A step that has not returned after this time is stuck: health says NOT_SERVING until it returns."""
     kv_layout: Literal["auto", "slots", "pages"] = "auto"
     """How keys and values lie in memory: one slot a request, or pages. `auto` is pages on a GPU whose torch has a
     kernel that reads them, slots elsewhere."""

@@ -15,8 +15,8 @@ from services.registry.infra.durable import replace_durably
 
 Modules = MappingProxyType[str, tuple[int, int]]
 
-_LISTING = 2
-"""Grows whenever more kinds of modules are listed, so that no older list is taken for the whole."""
+_LISTING = 3
+"""Grows whenever other modules are listed, so that no older list is taken for the whole."""
 
 
 class TransformersBaseModel:
@@ -65,18 +65,20 @@ class TransformersBaseModel:
 
 def _modules_of(model: str) -> dict[str, tuple[int, int]]:
     import torch  # with transformers six seconds of import, needed once per base model
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
         # Code references in a config are not followed: trust_remote_code stays off.
         config: Any = AutoConfig.from_pretrained(model)
+        has_encoder = getattr(config, "is_encoder_decoder", False)
+        auto_class = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
         with torch.device("meta"):
-            skeleton: Any = AutoModelForCausalLM.from_config(config)
+            skeleton: Any = auto_class.from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(
             f"The base model {model!r} cannot be read: {error}",
             code="base_model_unreadable",
-            remedy="Name a folder or hub id that AutoModelForCausalLM loads (--base, or HILORA_REGISTRY_BASE_MODEL).",
+            remedy="Name a language model's folder or hub id (--base, or HILORA_REGISTRY_BASE_MODEL).",
             place="base_model",
         ) from error
     return target_features(skeleton)

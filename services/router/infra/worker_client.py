@@ -31,6 +31,7 @@ class WorkerState:
     max_num_seqs: int
     max_model_len: int
     is_draining: bool
+    """Whether it takes no new requests: it is about to stop, or a step of its engine does not return."""
 
 
 class WorkerClient:
@@ -76,7 +77,7 @@ class WorkerClient:
             num_requests=stats.num_running + stats.num_waiting,
             max_num_seqs=stats.max_num_seqs,
             max_model_len=stats.max_model_len,
-            is_draining=stats.is_draining,
+            is_draining=stats.is_draining or stats.is_stuck,
         )
 
     async def generate(self, order: WorkOrder, *, timeout_seconds: float) -> AsyncGenerator[WorkerEvent]:

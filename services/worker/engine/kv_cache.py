@@ -15,19 +15,19 @@ import torch
 from hilora.errors import InvalidInput
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.kv_handle import KvHandle
-from services.worker.engine.paged_kv_cache import PagedKvCache
+from services.worker.engine.paged_kv_cache import NUM_EXTRA_PAGES, PagedKvCache
 from services.worker.engine.slot_kv_cache import SlotKvCache
 from services.worker.models.attention import AttentionStep
 from services.worker.models.loader import LoadedModel
 from services.worker.models.varlen_attention import VARLEN_PAGE_SIZE, VarlenAttention, find_varlen_attention
 
-__all__ = ["KvCache", "KvHandle", "build_kv_cache"]
+__all__ = ["KvCache", "KvHandle", "SequenceMemory", "build_kv_cache", "num_slots_within"]
 
 _GATHERED_PAGE_SIZE = 16
 """Positions of a page where no kernel asks for more: small, since on average half a page of a sequence is empty."""
 
 
-class KvCache(Protocol):
+class SequenceMemory(Protocol):
     """Keys and values of running requests, and of finished ones whose prefix may be asked for again.
 
     For the engine's thread alone.
@@ -83,6 +83,14 @@ class KvCache(Protocol):
         """
         ...
 
+    def check_integrity(self) -> None:
+        """AssertionError unless every piece of memory has exactly one state, and free memory is clear."""
+        ...
+
+
+class KvCache(SequenceMemory, Protocol):
+    """The memory of a model whose attention the step itself does."""
+
     def attention_step(
         self,
         decodes: Sequence[tuple[KvHandle, int]],
@@ -96,10 +104,6 @@ class KvCache(Protocol):
             chunks: handle, first row, position of the first token and number of tokens of each prefill chunk.
             device: of the model.
         """
-        ...
-
-    def check_integrity(self) -> None:
-        """AssertionError unless every piece of memory has exactly one state, and free memory is clear."""
         ...
 
 
@@ -117,16 +121,25 @@ def build_kv_cache(loaded: LoadedModel, config: EngineConfig) -> KvCache:
     return _build_pages(loaded, config, varlen) if is_paged else _build_slots(loaded, config)
 
 
-def _build_slots(loaded: LoadedModel, config: EngineConfig) -> SlotKvCache:
+def num_slots_within(loaded: LoadedModel, config: EngineConfig) -> int:
+    """How many slots of `max_model_len` positions an engine may have.
+
+    Raises:
+        InvalidInput: `kv_cache_too_small`: not one.
+    """
+    if config.kv_cache_bytes is None:
+        return config.max_num_seqs
     slot_bytes = config.max_model_len * _position_bytes(loaded)
-    num_slots = config.max_num_seqs
-    if config.kv_cache_bytes is not None:
-        num_slots = min(num_slots, config.kv_cache_bytes // slot_bytes)
-        if num_slots < 1:
-            raise _too_small(config, slot_bytes)
+    num_slots = min(config.max_num_seqs, config.kv_cache_bytes // slot_bytes)
+    if num_slots < 1:
+        raise _too_small(config, slot_bytes)
+    return num_slots
+
+
+def _build_slots(loaded: LoadedModel, config: EngineConfig) -> SlotKvCache:
     return SlotKvCache(
         num_layers=loaded.num_layers,
-        num_slots=num_slots,
+        num_slots=num_slots_within(loaded, config),
         num_heads=loaded.num_key_value_heads,
         max_len=config.max_model_len,
         head_dim=loaded.head_dim,
@@ -142,10 +155,9 @@ def _build_pages(loaded: LoadedModel, config: EngineConfig, varlen: VarlenAttent
     pages_of_longest = -(-config.max_model_len // page_size)
     num_pages = pages_of_longest * config.max_num_seqs
     if config.kv_cache_bytes is not None:
-        # One page is the null page, which holds no sequence.
-        num_pages = min(num_pages, config.kv_cache_bytes // page_bytes - 1)
+        num_pages = min(num_pages, config.kv_cache_bytes // page_bytes - NUM_EXTRA_PAGES)
         if num_pages < pages_of_longest:
-            raise _too_small(config, (pages_of_longest + 1) * page_bytes)
+            raise _too_small(config, (pages_of_longest + NUM_EXTRA_PAGES) * page_bytes)
     return PagedKvCache(
         num_layers=loaded.num_layers,
         num_pages=num_pages,

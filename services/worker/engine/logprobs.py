@@ -58,9 +58,7 @@ def position_logprobs(
     return found
 
 
-def _some_logprobs(
-    logits_nV: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]
-) -> list[PositionLogprobs]:
+def _some_logprobs(logits_nV: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[PositionLogprobs]:
     total_n = logits_nV.logsumexp(dim=-1)
     chosen_n1 = torch.tensor(token_ids, dtype=torch.int64, device=logits_nV.device)[:, None]
     chosen = (logits_nV.gather(1, chosen_n1)[:, 0] - total_n).tolist()

@@ -5,19 +5,26 @@ Shapes: T packed tokens, S rows to sample from, V vocabulary.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from services.worker.engine.batch import StepBatch, build_batch
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.kv_cache import build_kv_cache
+from services.worker.engine.paged_kv_cache import PagedKvCache
 from services.worker.engine.scheduler import ScheduledWork
 from services.worker.lora.batch_plan import RocContext, StepRocsBuilder
 from services.worker.lora.roc_pool import RocPool
-from services.worker.lora.wrapping import listed_modules, wrap_layers
+from services.worker.lora.wrapping import capturable_modules, listed_modules, wrap_layers
 from services.worker.models.attention import attach_attention
 from services.worker.models.loader import LoadedModel
 from services.worker.models.rotary import fix_rotary_frequencies
 from services.worker.models.small_batch import speed_up_small_batches
+
+if TYPE_CHECKING:
+    # Triton is imported where a GPU is.
+    from services.worker.engine.decode_graphs import DecodeGraphs
 
 
 class ModelRunner:
@@ -48,6 +55,7 @@ class ModelRunner:
         self.kv_cache = build_kv_cache(loaded, config)
         self._attention = attach_attention(self._model, self.kv_cache)
         self._builder = StepRocsBuilder(self.pool, dtype=loaded.dtype, device=loaded.device)
+        self._graphs = self._made_graphs(config)
 
     def build_batch(self, works: list[ScheduledWork]) -> StepBatch:
         """The tensors for a step's work; each request has its place in the KV cache, and its ROCs are resident."""
@@ -59,6 +67,8 @@ class ModelRunner:
 
         Running the same batch again is harmless: every value goes to the same place.
         """
+        if self._graphs is not None and (logits_SV := self._graphs.run(batch)) is not None:
+            return logits_SV
         self._attention.step = batch.attention
         self._rocs.step = batch.rocs
         try:
@@ -72,6 +82,26 @@ class ModelRunner:
             self._attention.step = None
             self._rocs.step = None
         return output.logits[0]
+
+    def _made_graphs(self, config: EngineConfig) -> DecodeGraphs | None:
+        """Captured decode steps, where the device can capture and the kernel reads pages."""
+        capturable = capturable_modules(self._model)
+        has_kernel = isinstance(self.kv_cache, PagedKvCache) and self.kv_cache.has_kernel
+        if not config.enable_cuda_graphs or self._device.type != "cuda" or not has_kernel or capturable is None:
+            return None
+        from services.worker.engine.decode_graphs import CudaGraphRecorder, DecodeGraphs
+
+        assert isinstance(self.kv_cache, PagedKvCache)
+        return DecodeGraphs(
+            model=self._model,
+            kv_cache=self.kv_cache,
+            capturable=capturable,
+            roc_context=self._rocs,
+            attention_context=self._attention,
+            max_num_seqs=config.max_num_seqs,
+            recorder=CudaGraphRecorder(),
+            device=self._device,
+        )
 
 
 def _check_positions(loaded: LoadedModel, config: EngineConfig) -> None:

@@ -15,8 +15,11 @@ import torch
 from services.worker.engine.kv_handle import KvHandle
 from services.worker.engine.prefix_cache import PagePrefixes
 from services.worker.models.paged_attention import NULL_PAGE, PagedAttentionStep, PagedRows
+from services.worker.models.static_decode import StaticDecodeStep
 from services.worker.models.varlen_attention import VarlenAttention
 
+NUM_EXTRA_PAGES = 2
+"""Pages that hold no sequence: the null page, and a scratch page for the padding rows of captured graphs."""
 _RUNNING_PER_SPARE_PAGE = 4
 """Admission leaves one page for so many running sequences, so that it does not cause a preemption at once."""
 
@@ -53,7 +56,8 @@ class PagedKvCache:
     ) -> None:
         if num_pages * page_size < max_len:
             raise ValueError(f"{num_pages} pages of {page_size} do not hold {max_len} positions")
-        shape = (num_layers, num_pages + 1, page_size, num_heads, head_dim)
+        self._scratch_page = num_pages + 1
+        shape = (num_layers, num_pages + NUM_EXTRA_PAGES, page_size, num_heads, head_dim)
         # Zeros, not garbage: a masked position still multiplies its value by 0, and 0 * NaN is NaN.
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
@@ -73,6 +77,11 @@ class PagedKvCache:
     def num_layers(self) -> int:
         """Layers that have room in it."""
         return int(self._keys.shape[0])
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a kernel attends to the pages, as captured graphs need."""
+        return self._varlen is not None
 
     @property
     def usage(self) -> float:
@@ -172,6 +181,24 @@ class PagedKvCache:
             page_size=self._page_size,
             device=device,
             varlen=self._varlen,
+        )
+
+    def static_decode_step(self, num_rows: int, device: torch.device) -> StaticDecodeStep:
+        """The attention of decode-only steps of up to `num_rows` rows, for a captured graph.
+
+        Raises:
+            ValueError: the cache has no kernel that attends to pages.
+        """
+        if self._varlen is None:
+            raise ValueError("graphs need a kernel that attends to pages")
+        return StaticDecodeStep(
+            self,
+            num_rows=num_rows,
+            max_positions=self._max_len,
+            page_size=self._page_size,
+            scratch_page=self._scratch_page,
+            varlen=self._varlen,
+            device=device,
         )
 
     def check_integrity(self) -> None:

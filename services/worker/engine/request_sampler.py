@@ -77,6 +77,11 @@ class RequestSampler:
         self._num_tokens = 0
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens it was told of."""
+        return self._num_tokens
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self._generator is None

@@ -18,7 +18,8 @@ from services.worker.engine.prefix_cache import SlotPrefix, SlotPrefixes
 from services.worker.models.slot_attention import SlotAttentionStep, SlotChunk
 
 _MIN_SHARED_TOKENS = 8
-"""Fewer shared tokens are computed again: finding, copying and breaking up another slot costs about as much."""
+"""Fewer shared tokens are computed again. A template's first words are in every prompt; if they counted as a use of
+whatever slot holds them, the order of eviction would mean nothing."""
 
 
 class SlotKvCache:

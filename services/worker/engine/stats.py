@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.worker.engine.events import EngineEvent, Failed, Finished, FinishReason
+from services.worker.lora.pool_stats import RocPoolStats
 
 
 @dataclass(kw_only=True, slots=True)
@@ -16,6 +17,16 @@ class EngineCounters:
     num_requests_finished: int = 0
     num_requests_failed: int = 0
     num_requests_aborted: int = 0
+    num_steps: int = 0
+    """Forward passes; a batch that was run again request by request is one."""
+    num_preemptions: int = 0
+    """How often a running request had to give its memory back, to be read again later."""
+    num_queue_timeouts: int = 0
+    """Requests that waited for longer than they may; they count as failed, too."""
+    num_cached_tokens: int = 0
+    """Of the prompts' tokens, those whose keys and values were in the prefix cache."""
+    queue_seconds: float = 0.0
+    """What all requests together waited from their submission until they ran."""
 
     def count_end(self, event: EngineEvent) -> None:
         """Count a request by its terminal event."""
@@ -39,5 +50,10 @@ class EngineStats:
     resident_adapter_ids: tuple[str, ...]
     roc_pool_used_bytes: int
     roc_pool_capacity_bytes: int
+    roc_pool: RocPoolStats
+    """The device tier of components, in detail."""
     is_draining: bool
+    """Whether no new requests are taken, since the engine is about to stop."""
+    is_stuck: bool
+    """Whether a step does not return; no new requests are taken until it does."""
     counters: EngineCounters

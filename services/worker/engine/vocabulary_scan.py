@@ -54,6 +54,24 @@ class LeadingTokens:
         return int(np.flatnonzero(self._row_V == value)[place - num_larger])
 
 
+def best_tokens(logits_RV: torch.Tensor) -> tuple[list[float], list[int]]:
+    """The largest value of each row, and where it is, of equals the lowest token id; NaN if a row holds one."""
+    # Looking for a place costs ten times as much as looking for a value, so only one block is looked through.
+    num_tokens = logits_RV.shape[1]
+    num_whole = num_tokens // _BLOCK_SIZE * _BLOCK_SIZE
+    if num_whole < num_tokens:
+        maxima_RN = torch.cat([_block_maxima(logits_RV), logits_RV[:, num_whole:].amax(-1, keepdim=True)], dim=1)
+    else:
+        maxima_RN = _block_maxima(logits_RV)
+    block_idx_R1 = maxima_RN.argmax(-1, keepdim=True)
+    ids_RB = block_idx_R1 * _BLOCK_SIZE + torch.arange(min(_BLOCK_SIZE, num_tokens), device=logits_RV.device)
+    # The last block may be shorter; a place beyond it stands for its last token, which is no larger than itself.
+    ids_RB.clamp_(max=num_tokens - 1)
+    place_R1 = logits_RV.gather(1, ids_RB).argmax(-1, keepdim=True)
+    best_R = maxima_RN.amax(-1)
+    return best_R.tolist(), ids_RB.gather(1, place_R1)[:, 0].tolist()
+
+
 def leading_tokens(logits_RV: torch.Tensor, num_leading: int) -> list[LeadingTokens]:
     """At least `num_leading` of the largest values of each row, or the whole row if it is shorter."""
     num_tokens = logits_RV.shape[1]
@@ -112,14 +130,19 @@ def row_groups(num_rows: int, device: torch.device) -> Iterator[slice]:
 
 def _leading_by_blocks(logits_RV: torch.Tensor, num_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
     num_whole = logits_RV.shape[1] // _BLOCK_SIZE * _BLOCK_SIZE
-    blocks_RNB = logits_RV[:, :num_whole].unflatten(1, (-1, _BLOCK_SIZE))
-    block_idx_RK = blocks_RNB.amax(-1).topk(num_candidates, sorted=False).indices
+    block_idx_RK = _block_maxima(logits_RV).topk(num_candidates, sorted=False).indices
     within_B = torch.arange(_BLOCK_SIZE, device=logits_RV.device)
     ids_RM = (block_idx_RK[:, :, None] * _BLOCK_SIZE + within_B).flatten(1)
     tail_T = torch.arange(num_whole, logits_RV.shape[1], device=logits_RV.device)
     ids_RM = torch.cat([ids_RM, tail_T.expand(len(ids_RM), -1)], dim=1)
     values_RK, place_RK = logits_RV.gather(1, ids_RM).topk(num_candidates)
     return values_RK, ids_RM.gather(1, place_RK)
+
+
+def _block_maxima(logits_RV: torch.Tensor) -> torch.Tensor:
+    """Maxima of the whole blocks of each row, `[R, N]`."""
+    num_whole = logits_RV.shape[1] // _BLOCK_SIZE * _BLOCK_SIZE
+    return logits_RV[:, :num_whole].unflatten(1, (-1, _BLOCK_SIZE)).amax(-1)
 
 
 def _in_order(values_K: NDArray[np.floating], token_ids_K: NDArray[np.int64]) -> LeadingTokens:

@@ -7,7 +7,8 @@ from hilora.errors import InvalidInput
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
 from services.worker.engine.events import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
-from services.worker.engine.sampling_params import SamplingParams
+from services.worker.engine.logprobs import PositionLogprobs, TokenLogprob
+from services.worker.engine.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.engine.stats import EngineStats
 from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from services.worker.models.prompt_encoder import ChatTurn
@@ -34,6 +35,25 @@ _FINISH_REASONS = {
     FinishReason.LENGTH: worker_pb2.FinishReason.FINISH_REASON_LENGTH,
     FinishReason.ABORT: worker_pb2.FinishReason.FINISH_REASON_ABORT,
 }
+_OPTIONAL_SAMPLING_FIELDS = (
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "n",
+    "best_of",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "logprobs",
+    "prompt_logprobs",
+)
 
 
 def generation_request(message: worker_pb2.GenerateRequest) -> GenerationRequest:
@@ -47,6 +67,7 @@ def generation_request(message: worker_pb2.GenerateRequest) -> GenerationRequest
         prompt=_prompt(message),
         sampling=_sampling(message.sampling),
         plan=_plan(message.plan),
+        priority=message.priority,
     )
 
 
@@ -56,7 +77,7 @@ def generate_event(event: EngineEvent) -> worker_pb2.GenerateEvent:
     if isinstance(event, Started):
         return worker_pb2.GenerateEvent(started=worker_pb2.Started(num_prompt_tokens=event.num_prompt_tokens))
     if isinstance(event, TextDelta):
-        return worker_pb2.GenerateEvent(delta=worker_pb2.TextDelta(text=event.text, token_ids=event.token_ids))
+        return worker_pb2.GenerateEvent(delta=_delta(event))
     return worker_pb2.GenerateEvent(finished=_finished(event))
 
 
@@ -82,6 +103,17 @@ def stats_response(
         num_requests_finished_total=stats.counters.num_requests_finished,
         num_requests_failed_total=stats.counters.num_requests_failed,
         num_requests_aborted_total=stats.counters.num_requests_aborted,
+        is_stuck=stats.is_stuck,
+        num_steps_total=stats.counters.num_steps,
+        num_preemptions_total=stats.counters.num_preemptions,
+        num_queue_timeouts_total=stats.counters.num_queue_timeouts,
+        num_cached_tokens_total=stats.counters.num_cached_tokens,
+        queue_seconds_total=stats.counters.queue_seconds,
+        roc_pool_reserved_bytes=stats.roc_pool.reserved_bytes,
+        roc_pool_pinned_bytes=stats.roc_pool.pinned_bytes,
+        num_roc_pool_hits_total=stats.roc_pool.num_hits,
+        num_roc_pool_misses_total=stats.roc_pool.num_misses,
+        num_roc_pool_evictions_total=stats.roc_pool.num_evictions,
     )
 
 
@@ -110,10 +142,26 @@ def _turn(message: worker_pb2.ChatMessage) -> ChatTurn:
 
 
 def _sampling(message: worker_pb2.SamplingParams) -> SamplingParams:
-    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "ignore_eos")
     # Fields left out take the defaults of SamplingParams, which are those the wire documents.
-    given = {name: getattr(message, name) for name in names if message.HasField(name)}
-    return SamplingParams(**given, stop=tuple(message.stop))
+    given = {name: getattr(message, name) for name in _OPTIONAL_SAMPLING_FIELDS if message.HasField(name)}
+    return SamplingParams(
+        **given,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=dict(message.logit_bias),
+        grammar=_grammar(message.grammar),
+    )
+
+
+def _grammar(message: worker_pb2.Grammar) -> Grammar | None:
+    kind = message.WhichOneof("kind")
+    if kind is None or (kind == "json_object" and not message.json_object):
+        return None
+    if kind == "json_object":
+        return Grammar(kind=GrammarKind.JSON_OBJECT)
+    if kind == "choice":
+        return Grammar(kind=GrammarKind.CHOICE, choices=tuple(message.choice.texts))
+    return Grammar(kind=GrammarKind(kind), text=message.json_schema or message.regex)
 
 
 def _plan(message: routing_pb2.RoutingPlan) -> RoutingPlan:
@@ -149,6 +197,26 @@ def _invalid_plan(message: str, place: str) -> InvalidInput:
     return InvalidInput(message, code="invalid_plan", remedy="Correct the plan's sender.", place=place)
 
 
+def _delta(event: TextDelta) -> worker_pb2.TextDelta:
+    return worker_pb2.TextDelta(
+        text=event.text,
+        token_ids=event.token_ids,
+        choice_idx=event.choice_idx,
+        logprobs=[_position(position) for position in event.logprobs],
+        prompt_logprobs=[_position(position) for position in event.prompt_logprobs],
+    )
+
+
+def _position(position: PositionLogprobs) -> worker_pb2.PositionLogprobs:
+    return worker_pb2.PositionLogprobs(
+        chosen=_logprob(position.chosen), top=[_logprob(token) for token in position.top]
+    )
+
+
+def _logprob(token: TokenLogprob) -> worker_pb2.TokenLogprob:
+    return worker_pb2.TokenLogprob(token_id=token.token_id, logprob=token.logprob, token_bytes=token.token_bytes)
+
+
 def _finished(event: Finished) -> worker_pb2.Finished:
     return worker_pb2.Finished(
         finish_reason=_FINISH_REASONS[event.finish_reason],
@@ -166,4 +234,8 @@ def _finished(event: Finished) -> worker_pb2.Finished:
         ],
         ttft_seconds=event.ttft_seconds,
         e2e_latency_seconds=event.e2e_latency_seconds,
+        choice_idx=event.choice_idx,
+        num_cached_tokens=event.num_cached_tokens,
+        stop_text=event.stop_reason if isinstance(event.stop_reason, str) else None,
+        stop_token_id=event.stop_reason if isinstance(event.stop_reason, int) else None,
     )

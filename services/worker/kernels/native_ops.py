@@ -9,6 +9,7 @@ The C sources lie in `native/`; installing the package compiles them where there
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 # Before the kernels: torch brings the OpenMP library that both share, and its threads.
 torch.get_num_threads()
@@ -21,10 +22,27 @@ except ImportError:
 NativeTable = None if _native is None else _native.Table
 """The tables of a step as the kernel wants them; None if it was not compiled."""
 
+MAX_ROWS = 32
+"""Rows up to which `small_linear` is not slower than the general product. Measured on one thread (d = 1024): 1.7 times
+as fast at 2 rows, 1.25 to 1.9 times at 8, and no slower at 1 or at 32."""
+
 
 def is_native_usable(*, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernels were compiled and handle this type on this device: float32 on a CPU."""
     return _native is not None and device.type == "cpu" and dtype is torch.float32
+
+
+def linear(x: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+    """`x W^T + bias`, by the kernel where it is usable, the rows are few and nobody asks for gradients."""
+    num_rows = x.numel() // x.shape[-1]
+    if (
+        num_rows > MAX_ROWS
+        or not is_native_usable(dtype=x.dtype, device=x.device)
+        or weight_OD.dtype is not x.dtype
+        or (torch.is_grad_enabled() and (weight_OD.requires_grad or x.requires_grad))
+    ):
+        return functional.linear(x, weight_OD, bias_O)
+    return small_linear(x, weight_OD, bias_O)
 
 
 def small_linear(x: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:

@@ -24,9 +24,10 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from hilora.routing_plan import RoutingPlan
+from hilora.routing_plan import GateRule, RoutingPlan
 from services.worker.kernels.native_ops import is_native_usable
 from services.worker.lora.gate_tables import PlanTable, StepTable, plan_table
+from services.worker.lora.learned_gates import LearnedGates
 from services.worker.lora.native_form import NativeSegment
 from services.worker.lora.roc_pool import RocPool
 from services.worker.lora.torch_form import ChunkSegment, PackSegment, TokenGates, UnionSegment
@@ -72,7 +73,7 @@ def decode_order(plan: RoutingPlan) -> tuple[int, str]:
     without ROCs."""
     if plan.is_base_only:
         return (2, "")
-    return (0, "") if not _is_adaptive(plan) else (1, plan.digest)
+    return (0, "") if plan.gate.rule is GateRule.ROCS else (1, plan.digest)
 
 
 class StepRocs:
@@ -126,6 +127,9 @@ class StepRocs:
             for segment in segments:
                 segment.add(module_idx, x_TD[segment.rows], y_TO[segment.rows])
             return
+        if len(segments) == 1 and isinstance(segments[0], NativeSegment):
+            segments[0].add_selected(module_idx, x_TD, token_idx_T, y_TO)
+            return
         for segment in segments:
             of_segment = (token_idx_T >= segment.rows.start) & (token_idx_T < segment.rows.stop)
             places = of_segment.nonzero()[:, 0]
@@ -149,17 +153,49 @@ class StepRocs:
             self._is_targeted_M = self._builder.targeted_modules(self._token_runs)
         return self._is_targeted_M
 
+    def only_segment(self) -> Segment | None:
+        """The segment that does all of the step's work, if there is just one."""
+        return self._token_segments[0] if len(self._token_segments) == 1 else None
+
     def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
         """Add every segment's ROC output of an embedding to `y` `[T, O]` in place."""
         for segment in self._token_segments:
             segment.add_embedding(module_idx, token_ids_T[segment.rows], y_TO[segment.rows])
 
 
+class StepWork(Protocol):
+    """What gated layers ask of a step: `StepRocs`, or the buffers of a captured graph."""
+
+    def add(
+        self,
+        module_idx: int,
+        x_TD: torch.Tensor,
+        y_TO: torch.Tensor,
+        *,
+        is_output_embedding: bool = False,
+        token_idx_T: torch.Tensor | None = None,
+    ) -> None:
+        """See `StepRocs`."""
+        ...
+
+    def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """See `StepRocs`."""
+        ...
+
+    def is_targeted(self, module_idx: int) -> bool:
+        """See `StepRocs`."""
+        ...
+
+    def has_targets(self, module_idxs: slice) -> bool:
+        """See `StepRocs`."""
+        ...
+
+
 class RocContext:
     """Where gated layers find the current step. The runner sets `step` before each forward pass; None: base only."""
 
     def __init__(self) -> None:
-        self.step: StepRocs | None = None
+        self.step: StepWork | None = None
 
 
 class StepRocsBuilder:
@@ -188,7 +224,9 @@ class StepRocsBuilder:
         self._device = device
         self._form = _chosen_form(dtype, device) if form == "auto" else form
         self._plan_tables: OrderedDict[str, PlanTable] = OrderedDict()
-        self._chunk_gates: OrderedDict[tuple[str, int], TokenGates] = OrderedDict()
+        self._chunk_gates: OrderedDict[tuple[str, tuple[int, ...]], TokenGates] = OrderedDict()
+        self._layout_version = pool.layout_version
+        self._placements: dict[str, tuple[int, ...]] = {}
         self._segments: OrderedDict[tuple[object, ...], tuple[Segment, ...]] = OrderedDict()
 
     def build(
@@ -213,7 +251,7 @@ class StepRocsBuilder:
 
     def segments(self, runs: Sequence[_Run]) -> tuple[Segment, ...]:
         """The segments of some rows with plans."""
-        key = (self._pool.layout_version, *((run.start, run.stop, run.plan.digest) for run in runs))
+        key = tuple((run.start, run.stop, run.plan.digest, self._placements_of(run.plan)) for run in runs)
         segments = self._segments.pop(key, None)
         if segments is None:
             segments = tuple(self._made(runs))
@@ -228,7 +266,7 @@ class StepRocsBuilder:
         return np.logical_or.reduce([self._plan_table(plan).is_targeted_M for plan in plans.values()])
 
     def _made(self, runs: Sequence[_Run]) -> list[Segment]:
-        by_components = [run for run in runs if not _is_adaptive(run.plan)]
+        by_components = [run for run in runs if run.plan.gate.rule is GateRule.ROCS]
         segments: list[Segment] = []
         if by_components and self._form == "native":
             segments.append(NativeSegment(self._step_table(by_components), self._pool))
@@ -239,7 +277,7 @@ class StepRocsBuilder:
             segments.append(TritonSegment(table, self._pool, dtype=self._dtype, device=self._device))
         elif by_components:
             segments.extend(self._torch_segments(by_components))
-        for rows, plan in _joined([run for run in runs if _is_adaptive(run.plan)]):
+        for rows, plan in _joined([run for run in runs if run.plan.gate.rule is not GateRule.ROCS]):
             from services.worker.lora.adaptive_segment import AdaptiveSegment
 
             segments.append(
@@ -281,8 +319,22 @@ class StepRocsBuilder:
             self._plan_tables.popitem(last=False)
         return table
 
+    def _placements_of(self, plan: RoutingPlan) -> tuple[int, ...]:
+        """Changes when any of the plan's adapters moves: what is made from their rows is good while it stays.
+
+        Asked for every row of every step, so it is looked up anew only after something in the pool has moved.
+        """
+        if self._layout_version != self._pool.layout_version:
+            self._placements.clear()
+            self._layout_version = self._pool.layout_version
+        placements = self._placements.get(plan.digest)
+        if placements is None:
+            placements = tuple(self._pool.placement(key) for key in self._plan_table(plan).keys)
+            self._placements[plan.digest] = placements
+        return placements
+
     def _gates_of(self, plan: RoutingPlan) -> TokenGates:
-        key = (plan.digest, self._pool.layout_version)
+        key = (plan.digest, self._placements_of(plan))
         gates = self._chunk_gates.pop(key, None)
         if gates is None:
             table = StepTable([self._plan_table(plan)], np.zeros(1, dtype=np.int32), self._pool)
@@ -291,16 +343,6 @@ class StepRocsBuilder:
         while len(self._chunk_gates) > _MAX_CACHED_PLANS:
             self._chunk_gates.popitem(last=False)
         return gates
-
-
-def _is_adaptive(plan) -> bool:
-    return getattr(plan.gate, "rule", "rocs") != "rocs"
-
-
-def _chosen_form(dtype: torch.dtype, device: torch.device) -> RocForm:
-    if device.type == "cuda" and find_spec("triton") is not None:
-        return "triton"
-    return "native" if is_native_usable(dtype=dtype, device=device) else "torch"
 
 
 def _joined(runs: Sequence[_Run]) -> list[tuple[slice, RoutingPlan]]:

@@ -9,6 +9,7 @@ that shares the weight is another layer: it is not touched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,10 +28,12 @@ class GatedEmbedding(nn.Module):
         context: where the step's ROCs are found.
     """
 
+    _base_forward: Callable[..., Any]
+
     def __init__(self, embedding: nn.Embedding, *, module_idx: int, context: RocContext) -> None:
         super().__init__()
         self.embedding = embedding
-        self._base_forward = forward_of(embedding)
+        vars(self)["_base_forward"] = forward_of(embedding)
         self._module_idx = module_idx
         self._context = context
 

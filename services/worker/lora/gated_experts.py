@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from hilora.target_layer import EXPERT_PROJECTIONS
-from services.worker.lora.batch_plan import RocContext, StepRocs
+from services.worker.kernels.native_ops import linear
+from services.worker.lora.batch_plan import RocContext, StepWork
 
 _GATE_UP, _GATE, _UP, _DOWN = range(len(EXPERT_PROJECTIONS))
 
@@ -68,17 +68,17 @@ class GatedExperts(nn.Module):
             out_TD.index_add_(0, tokens[rows], (y_KD * weights[rows, None]).to(out_TD.dtype))
         return out_TD
 
-    def _expert(self, expert_idx: int, x_KD: torch.Tensor, token_idx_K: torch.Tensor, step: StepRocs) -> torch.Tensor:
+    def _expert(self, expert_idx: int, x_KD: torch.Tensor, token_idx_K: torch.Tensor, step: StepWork) -> torch.Tensor:
         experts: Any = self.experts
         module_idx = self._module_idxs.start + expert_idx * len(EXPERT_PROJECTIONS)
-        gate_up = functional.linear(x_KD, experts.gate_up_proj[expert_idx])
+        gate_up = linear(x_KD, experts.gate_up_proj[expert_idx])
         gate, up = gate_up.chunk(2, dim=-1)
         for place, y in ((_GATE_UP, gate_up), (_GATE, gate), (_UP, up)):
             if step.is_targeted(module_idx + place):
                 step.add(module_idx + place, x_KD, y, token_idx_T=token_idx_K)
         apply_gate = getattr(experts, "_apply_gate", None)
         inner_KI = experts.act_fn(gate) * up if apply_gate is None else apply_gate(gate_up)
-        y_KD = functional.linear(inner_KI, experts.down_proj[expert_idx])
+        y_KD = linear(inner_KI, experts.down_proj[expert_idx])
         if step.is_targeted(module_idx + _DOWN):
             step.add(module_idx + _DOWN, inner_KI, y_KD, token_idx_T=token_idx_K)
         return y_KD

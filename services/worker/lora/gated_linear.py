@@ -28,13 +28,16 @@ class GatedLinear(nn.Module):
         is_output_embedding: whether it sees only the rows that are sampled from.
     """
 
+    _base_forward: Callable[..., Any]
+
     def __init__(self, linear: nn.Module, *, module_idx: int, context: RocContext, is_output_embedding: bool) -> None:
         super().__init__()
         self.linear = linear
-        self._base_forward = forward_of(linear)
-        self._module_idx = module_idx
+        # Past the module tree: the layer is in it once, whichever of the two this is.
+        vars(self)["_base_forward"] = forward_of(linear)
+        self.module_idx = module_idx
         self._context = context
-        self._is_output_embedding = is_output_embedding
+        self.is_output_embedding = is_output_embedding
 
     @property
     def weight(self) -> torch.Tensor:
@@ -54,10 +57,10 @@ class GatedLinear(nn.Module):
         step = self._context.step
         if step is not None:
             step.add(
-                self._module_idx,
+                self.module_idx,
                 x.reshape(-1, x.shape[-1]),
                 y.view(-1, y.shape[-1]),
-                is_output_embedding=self._is_output_embedding,
+                is_output_embedding=self.is_output_embedding,
             )
         return y
 

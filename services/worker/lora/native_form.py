@@ -30,7 +30,11 @@ class NativeSegment:
         self.rows = slice(0, table.num_tokens)
         self._table = table
         self._pool = pool
-        self._kernel = _kernel_table(table, pool, table.token_plans)
+        self._plans = _PlanArrays(table, pool)
+        tokens = _TokenArrays(table, table.token_plans)
+        modules = [self._plans.module(module_idx) for module_idx in range(len(table.rows_MU))]
+        self._kernel = _kernel_table(self._plans, tokens, modules)
+        self._selection: tuple[torch.Tensor, _TokenArrays] | None = None
 
     def add(self, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See `Segment`."""
@@ -39,13 +43,16 @@ class NativeSegment:
         self._kernel.apply(module_idx, x_TD.data_ptr(), x_TD.stride(0), y_TO.data_ptr(), y_TO.stride(0))
 
     def add_selected(self, module_idx: int, x_KD: torch.Tensor, row_idx_K: torch.Tensor, y_KO: torch.Tensor) -> None:
-        """See `Segment`."""
-        if not self._table.is_targeted_M[module_idx]:
+        """See `Segment`. Indices beyond the segment are rows without ROCs."""
+        module = self._plans.module(module_idx)
+        if module is None:
             return
-        chosen = self._table.token_plans[row_idx_K.numpy()]
+        # The projections of an expert are asked for one after another with one selection.
+        if self._selection is None or self._selection[0] is not row_idx_K:
+            self._selection = (row_idx_K, _TokenArrays(self._table, self._chosen_plans(row_idx_K.numpy())))
         x_KD = x_KD.contiguous()
-        kernel = _kernel_table(self._table, self._pool, chosen, only_module=module_idx)
-        kernel.apply(module_idx, x_KD.data_ptr(), x_KD.stride(0), y_KO.data_ptr(), y_KO.stride(0))
+        kernel = _kernel_table(self._plans, self._selection[1], [module])
+        kernel.apply(0, x_KD.data_ptr(), x_KD.stride(0), y_KO.data_ptr(), y_KO.stride(0))
 
     def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See `Segment`."""
@@ -53,52 +60,69 @@ class NativeSegment:
             module_idx, token_ids_T, y_TO
         )
 
+    def _chosen_plans(self, row_idx_K: np.ndarray) -> np.ndarray:
+        token_plans = self._table.token_plans
+        is_own = row_idx_K < len(token_plans)
+        return np.where(is_own, token_plans[np.where(is_own, row_idx_K, 0)], -1).astype(np.int32)
 
-def _kernel_table(table: StepTable, pool: RocPool, token_plans: np.ndarray, *, only_module: int | None = None) -> Any:
-    assert NativeTable is not None, "the kernel was not compiled"
-    plan_sizes = np.array([plan.num_slots for plan in table.plans], dtype=np.int32)
-    is_used = token_plans >= 0
-    places = np.zeros(len(token_plans) + 1, dtype=np.int32)
-    np.cumsum(np.where(is_used, plan_sizes[token_plans], 0), out=places[1:])
-    group_sizes = [size for plan in table.plans for size in plan.group_sizes]
-    users, blocks = _shared_work(table, token_plans, places)
-    arrays = (
-        np.ascontiguousarray(token_plans, dtype=np.int32),
-        places,
-        _starts(plan_sizes),
-        _starts([len(plan.group_sizes) for plan in table.plans]),
-        np.array([plan.is_by_norm for plan in table.plans], dtype=np.uint8),
-        _starts(group_sizes),
-        np.concatenate([table.columns_of(plan) for plan in table.plans]).astype(np.int32),
-        np.concatenate([plan.factors_P for plan in table.plans]).astype(np.float32),
-        _starts(table.ranks),
-        *users,
-        blocks,
-    )
-    budgets_MG = np.ascontiguousarray(np.concatenate([plan.budgets_MG for plan in table.plans], axis=1))
-    modules: list[tuple[int, int, int, int, int, int, int] | None] = []
-    arenas: list[object] = []
-    for module_idx, is_targeted in enumerate(table.is_targeted_M.tolist()):
-        if not is_targeted or only_module not in {None, module_idx}:
-            modules.append(None)
-            continue
-        arena = pool.arena(module_idx)
-        arenas.append(arena)
-        modules.append(
-            (
-                arena.a_ND.data_ptr(),
-                arena.b_NO.data_ptr(),
-                arena.b_norms_N.data_ptr(),
-                table.rows_MU.ctypes.data + module_idx * table.rows_MU.strides[0],
-                budgets_MG.ctypes.data + module_idx * budgets_MG.strides[0],
-                arena.a_ND.shape[1],
-                arena.b_NO.shape[1],
-            )
+
+class _PlanArrays:
+    """What the kernel has to know of a step's plans and layers, whichever tokens use them."""
+
+    def __init__(self, table: StepTable, pool: RocPool) -> None:
+        self._table = table
+        self._pool = pool
+        self._budgets_MG = np.ascontiguousarray(np.concatenate([plan.budgets_MG for plan in table.plans], axis=1))
+        group_sizes = [size for plan in table.plans for size in plan.group_sizes]
+        self.max_slots = max(group_sizes)
+        self.arrays = (
+            _starts([plan.num_slots for plan in table.plans]),
+            _starts([len(plan.group_sizes) for plan in table.plans]),
+            np.array([plan.is_by_norm for plan in table.plans], dtype=np.uint8),
+            _starts(group_sizes),
+            np.concatenate([table.columns_of(plan) for plan in table.plans]).astype(np.int32),
+            np.concatenate([plan.factors_P for plan in table.plans]).astype(np.float32),
+            _starts(table.ranks),
         )
-    sizes = (len(token_plans), int(places[-1]), max(group_sizes), len(blocks))
-    owners = (arrays, budgets_MG, table.rows_MU, arenas)
+        self.owners: dict[int, object] = {}
+        """The arenas that addresses lead to, kept while this is: the pool may replace them by others."""
+
+    def module(self, module_idx: int) -> tuple[int, int, int, int, int, int, int] | None:
+        """Addresses and sizes of a layer; None if no adapter of the step has components there."""
+        if not self._table.is_targeted_M[module_idx]:
+            return None
+        arena = self._pool.arena(module_idx)
+        self.owners[id(arena)] = arena
+        return (
+            arena.a_ND.data_ptr(),
+            arena.b_NO.data_ptr(),
+            arena.b_norms_N.data_ptr(),
+            self._table.rows_MU.ctypes.data + module_idx * self._table.rows_MU.strides[0],
+            self._budgets_MG.ctypes.data + module_idx * self._budgets_MG.strides[0],
+            arena.a_ND.shape[1],
+            arena.b_NO.shape[1],
+        )
+
+
+class _TokenArrays:
+    """Which plan each token has, where its responses go, and how the shrink is shared among threads."""
+
+    def __init__(self, table: StepTable, token_plans: np.ndarray) -> None:
+        plan_sizes = np.array([plan.num_slots for plan in table.plans], dtype=np.int32)
+        places = np.zeros(len(token_plans) + 1, dtype=np.int32)
+        np.cumsum(np.where(token_plans >= 0, plan_sizes[token_plans], 0), out=places[1:])
+        users, self.blocks = _shared_work(table, token_plans, places)
+        self.arrays = (np.ascontiguousarray(token_plans, dtype=np.int32), places)
+        self.users = users
+        self.num_tokens, self.num_places = len(token_plans), int(places[-1])
+
+
+def _kernel_table(plans: _PlanArrays, tokens: _TokenArrays, modules: list[Any]) -> Any:
+    assert NativeTable is not None, "the kernel was not compiled"
+    sizes = (tokens.num_tokens, tokens.num_places, plans.max_slots, len(tokens.blocks))
+    arrays = (*tokens.arrays, *plans.arrays, *tokens.users, tokens.blocks)
     addresses = tuple(array.ctypes.data for array in arrays)
-    return NativeTable(sizes, addresses, modules, torch.get_num_threads(), owners)
+    return NativeTable(sizes, addresses, modules, torch.get_num_threads(), (tokens, plans))
 
 
 def _shared_work(

@@ -50,7 +50,7 @@ class GateTable:
 
 
 class TokenGates:
-    """The gate tables of a step by layer, made when a layer first asks; layers that agree share one.
+    """The gate tables of a step by layer, made when a layer first asks; layers of equal budgets share their gate.
 
     Args:
         table: the step's tokens and plans. Tokens without a plan get slots of padding only.
@@ -72,7 +72,8 @@ class TokenGates:
         self._factors_LGS = np.zeros((num_plans, num_groups, num_slots))
         for plan_idx, plan in enumerate(table.plans):
             self._place(plan_idx, plan)
-        self._tables: dict[tuple[bytes, bytes], GateTable] = {}
+        self._gates: dict[tuple[bytes, bool], RocGate] = {}
+        self._columns_TGS = torch.from_numpy(self._columns_LGS[table.token_plans]).to(device)
         self._by_module: dict[int, GateTable | None] = {}
 
     def of(self, module_idx: int) -> GateTable | None:
@@ -105,28 +106,29 @@ class TokenGates:
         budgets_LG = np.zeros(self._columns_LGS.shape[:2], dtype=np.int64)
         for plan_idx, plan in enumerate(table.plans):
             budgets_LG[plan_idx, : len(plan.group_sizes)] = plan.budgets_MG[module_idx]
-        key = (table.rows_MU[module_idx].tobytes(), budgets_LG.tobytes())
-        if key not in self._tables:
-            self._tables[key] = self._gate_table(module_idx, budgets_LG)
-        return self._tables[key]
-
-    def _gate_table(self, module_idx: int, budgets_LG: np.ndarray) -> GateTable:
-        token_plans, num_slots = self._table.token_plans, self._columns_LGS.shape[2]
-        rows_U = np.append(self._table.rows_MU[module_idx], 0).astype(np.int64)
+        rows_U = np.append(table.rows_MU[module_idx], 0).astype(np.int64)
         rows_LGS = rows_U[self._columns_LGS]
+        is_full = not (budgets_LG < (rows_LGS != 0).sum(axis=2)).any()
+        key = (budgets_LG.tobytes(), is_full)
+        if key not in self._gates:
+            self._gates[key] = self._gate(budgets_LG, is_full=is_full)
+        gate = self._gates[key]
+        return GateTable(
+            gate=gate,
+            columns_TGS=self._columns_TGS,
+            rows_TGS=torch.from_numpy(rows_LGS[table.token_plans]).to(self._device),
+            bag_starts_T=bag_starts(gate),
+        )
+
+    def _gate(self, budgets_LG: np.ndarray, *, is_full: bool) -> RocGate:
+        token_plans, num_slots = self._table.token_plans, self._columns_LGS.shape[2]
         kept = None
-        if (budgets_LG < (rows_LGS != 0).sum(axis=2)).any():
+        if not is_full:
             kept = np.arange(min(int(budgets_LG.max()), num_slots)) < budgets_LG[..., None]
-        gate = RocGate(
+        return RocGate(
             coefficients_TGS=self._tensor(self._factors_LGS[token_plans]),
             kept_TGK=None if kept is None else self._tensor(kept[token_plans]),
             norm_weights_T11=None if kept is None else self._norm_weights(),
-        )
-        return GateTable(
-            gate=gate,
-            columns_TGS=torch.from_numpy(self._columns_LGS[token_plans]).to(self._device),
-            rows_TGS=torch.from_numpy(rows_LGS[token_plans]).to(self._device),
-            bag_starts_T=bag_starts(gate),
         )
 
     def _norm_weights(self) -> torch.Tensor | None:

@@ -31,6 +31,81 @@ class _Items:
     block_tokens: int
 
 
+class TritonBuffers:
+    """The tables of a decode-only step in buffers of fixed size: what a captured graph reads.
+
+    Args:
+        num_rows: rows of the graph; those beyond a step's own do nothing.
+        num_modules: M.
+        shape: G and S.
+        targeted: layers that any adapter on the device has components in.
+        pool: where the rows are.
+        device: the model's.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_rows: int,
+        num_modules: int,
+        shape: tuple[int, int],
+        targeted: frozenset[int],
+        pool: RocPool,
+        device: torch.device,
+    ) -> None:
+        def int32(*sizes: int) -> torch.Tensor:
+            return torch.zeros(sizes, dtype=torch.int32, device=device)
+
+        self.rows_MLGS = int32(num_modules, num_rows, *shape)
+        self.budgets_MLG = int32(num_modules, num_rows, shape[0])
+        self.factors_LGS = torch.zeros(num_rows, *shape, device=device)
+        self.is_by_norm_L = int32(num_rows)
+        self.plans_I = int32(num_rows)
+        self.num_rows_I = int32(num_rows)
+        self._first_rows_I = torch.arange(num_rows, dtype=torch.int32, device=device)
+        self._gains_TGS = torch.zeros(num_rows, *shape, device=device)
+        self._targeted = targeted
+        self._pool = pool
+
+    def add(
+        self,
+        module_idx: int,
+        x_TD: torch.Tensor,
+        y_TO: torch.Tensor,
+        *,
+        is_output_embedding: bool = False,
+        token_idx_T: torch.Tensor | None = None,
+    ) -> None:
+        """Stands in for `StepRocs` while a graph is captured. Graphs do not serve adapters of the output embedding, nor
+        layers that see a selection of the tokens: which ones is not known before.
+        """
+        if is_output_embedding or module_idx not in self._targeted:
+            return
+        assert token_idx_T is None, "layers that select tokens cannot be captured"
+        arena = self._pool.arena(module_idx)
+        items = ItemBuffers(
+            first_rows_I=self._first_rows_I,
+            num_rows_I=self.num_rows_I,
+            plans_I=self.plans_I,
+            factors_LGS=self.factors_LGS,
+            is_by_norm_L=self.is_by_norm_L,
+        )
+        layer = LayerBuffers(rows_LGS=self.rows_MLGS[module_idx], budgets_LG=self.budgets_MLG[module_idx])
+        roc_shrink_gate(x_TD, arena.a_ND, arena.b_norms_N, items, layer, self._gains_TGS, block_tokens=1)
+        roc_expand(self._gains_TGS, arena.b_NO, items, layer, y_TO, block_tokens=1)
+
+    def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """Stands in for `StepRocs`: graphs do not serve adapters of embeddings either, so there is nothing to add."""
+
+    def is_targeted(self, module_idx: int) -> bool:
+        """See `StepRocs`."""
+        return module_idx in self._targeted
+
+    def has_targets(self, module_idxs: slice) -> bool:
+        """See `StepRocs`."""
+        return any(module_idxs.start <= module_idx < module_idxs.stop for module_idx in self._targeted)
+
+
 class TritonSegment:
     """All rows of a step whose plans gate by components, on a GPU.
 
@@ -86,6 +161,44 @@ class TritonSegment:
         TokenGates(self._table, self._pool, dtype=self._dtype, device=self._device).add_embedding(
             module_idx, token_ids_T, y_TO
         )
+
+    @property
+    def targeted(self) -> frozenset[int]:
+        """Layers that any adapter of the step has components in."""
+        return frozenset(np.flatnonzero(self._table.is_targeted_M).tolist())
+
+    def arena_addresses(self) -> tuple[int, ...]:
+        """Where the rows of the targeted layers lie: what a captured graph depends on."""
+        arenas = (self._pool.arena(module_idx) for module_idx in self.targeted)
+        return tuple(address for arena in arenas for address in (arena.a_ND.data_ptr(), arena.b_NO.data_ptr()))
+
+    def static_buffers(self, num_rows: int) -> TritonBuffers:
+        """Buffers for steps of up to `num_rows` rows with this one's shape and layers."""
+        return TritonBuffers(
+            num_rows=num_rows,
+            num_modules=len(self._table.rows_MU),
+            shape=self.shape,
+            targeted=self.targeted,
+            pool=self._pool,
+            device=self._device,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """G and S: with the number of rows, all that the launches of a decode-only step depend on."""
+        _, _, num_groups, num_slots = self._rows_MLGS.shape
+        return num_groups, num_slots
+
+    def load_into(self, buffers: TritonBuffers) -> None:
+        """Copy the tables of a decode-only step into buffers that a captured graph reads."""
+        num_rows, num_plans = self._table.num_tokens, self._rows_MLGS.shape[1]
+        buffers.rows_MLGS[:, :num_plans] = self._rows_MLGS
+        buffers.budgets_MLG[:, :num_plans] = self._budgets_MLG
+        buffers.factors_LGS[:num_plans] = self._factors_LGS
+        buffers.is_by_norm_L[:num_plans] = self._is_by_norm_L
+        buffers.plans_I[:num_rows] = self._token_plans_T
+        buffers.num_rows_I.zero_()
+        buffers.num_rows_I[:num_rows] = self._token_plans_T >= 0
 
     def _apply(
         self,

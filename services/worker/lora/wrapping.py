@@ -41,6 +41,19 @@ def listed_modules(model: nn.Module) -> list[ModuleShape]:
     return [shape for layer in target_layers(model) for shape in _shapes_of(layer)]
 
 
+def capturable_modules(model: nn.Module) -> frozenset[int] | None:
+    """Module indices whose work a captured graph can repeat: linear layers that see every token of a step.
+
+    None if the model has layers that choose tokens by their values: such a model is not captured at all.
+    """
+    gated = list(model.modules())
+    if any(isinstance(module, GatedExperts | GatedExpertRouter) for module in gated):
+        return None
+    return frozenset(
+        module.module_idx for module in gated if isinstance(module, GatedLinear) and not module.is_output_embedding
+    )
+
+
 def _shapes_of(layer: TargetLayer) -> list[ModuleShape]:
     return [
         ModuleShape(module_path=path, in_features=num_in, out_features=num_out)

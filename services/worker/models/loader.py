@@ -18,11 +18,11 @@ _COMPUTE_DTYPES = frozenset(_DTYPES.values())
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A causal language model ready for inference."""
+    """A language model ready for inference."""
 
     name: str
     model: Any
-    """A transformers `...ForCausalLM` in evaluation mode."""
+    """A transformers `...ForCausalLM`, or `...ForConditionalGeneration` if it has an encoder, in evaluation mode."""
     tokenizer: Any
     """Its transformers tokenizer."""
     eos_token_ids: frozenset[int]
@@ -47,9 +47,15 @@ class LoadedModel:
         return self.model.config.get_text_config()
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the answer."""
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+    @property
     def num_layers(self) -> int:
         """Decoder layers."""
-        return int(self.text_config.num_hidden_layers)
+        config = self.text_config
+        return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
 
     @property
     def num_key_value_heads(self) -> int:
@@ -108,7 +114,7 @@ def load_model(
             `invalid_quantization`; `quantization_not_installed`.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     target = _resolve_device(device)
     if dtype != "auto" and dtype not in _DTYPES:
@@ -124,7 +130,9 @@ def load_model(
         options = {"quantization_config": config, "device_map": {"": target}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
-        model, report = _load_weights(AutoModelForCausalLM, location, compute_dtype, options)
+        has_encoder = getattr(AutoConfig.from_pretrained(location), "is_encoder_decoder", False)
+        auto_class = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
+        model, report = _load_weights(auto_class, location, compute_dtype, options)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise _not_loadable(location, reason) from error

@@ -123,6 +123,21 @@ class PagedAttentionStep:
         self._decodes, self._chunks = tuple(decodes), tuple(chunks)
         self._groups: tuple[_Group, ...] | None = None
 
+    @property
+    def is_decode_only(self) -> bool:
+        """Whether every token is a sequence's newest one."""
+        return bool(self._decodes) and not self._chunks
+
+    @property
+    def places(self) -> torch.Tensor:
+        """`[T]`: where each token's key and value go among all positions of the cache."""
+        return self._places
+
+    @property
+    def varlen_rows(self) -> VarlenRows | None:
+        """The step as the kernel wants it; None without the kernel."""
+        return self._varlen_rows
+
     def attend(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: AttentionRule
     ) -> torch.Tensor:

@@ -83,7 +83,8 @@ VarlenAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, VarlenRows
 def find_varlen_attention(*, dtype: torch.dtype, head_dim: int, device: torch.device) -> VarlenAttention | None:
     """The kernel, or None where this torch, type, head or device has none.
 
-    Told by the signature, not the version: `block_table` came after `varlen_attn` itself.
+    Told by the signature, not the version: `block_table` came after `varlen_attn` itself. Then by trying: which
+    devices the kernel runs on is told by nothing else.
     """
     if device.type != "cuda" or dtype not in _DTYPES or head_dim > _MAX_HEAD_DIM or head_dim % 8:
         return None
@@ -91,7 +92,34 @@ def find_varlen_attention(*, dtype: torch.dtype, head_dim: int, device: torch.de
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return adapt_varlen_attention(varlen_attn)
+    attend = adapt_varlen_attention(varlen_attn)
+    if attend is None or not reads_pages(attend, dtype=dtype, head_dim=head_dim, device=device):
+        return None
+    return attend
+
+
+def reads_pages(attend: VarlenAttention, *, dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
+    """Whether a kernel runs, and finds two positions of a sequence in two pages."""
+    pages = torch.zeros(4, VARLEN_PAGE_SIZE, 1, head_dim, dtype=dtype, device=device)
+    num_positions = VARLEN_PAGE_SIZE + 1
+    rows = VarlenRows.build(
+        num_tokens=[1],
+        num_positions=[num_positions],
+        block_tables=[[3, 1]],
+        page_size=VARLEN_PAGE_SIZE,
+        null_page=0,
+        device=device,
+    )
+    values = pages.clone()
+    values[3, -1] = 1
+    values[1, 0] = 3
+    query_THD = torch.zeros(1, 2, head_dim, dtype=dtype, device=device)
+    try:
+        # A window of two positions, all of one score: their mean.
+        out_THD = attend(query_THD, pages, values, rows, AttentionRule(scaling=1.0, window=2))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return bool(torch.allclose(out_THD, torch.full_like(out_THD, 2)))
 
 
 def adapt_varlen_attention(kernel: Callable[..., Any]) -> VarlenAttention | None:

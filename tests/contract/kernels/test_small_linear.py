@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from services.worker.kernels.native_ops import small_linear
-from services.worker.models.small_batch import MAX_ROWS, speed_up_small_batches
+from services.worker.kernels.native_ops import MAX_ROWS, small_linear
+from services.worker.models.small_batch import speed_up_small_batches
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 8, 31])

@@ -11,7 +11,7 @@ from hilora.adapter import RankOneComponents, RocBasis
 from hilora.decomposition import decompose, delta_weight
 from hilora.reference import reference_forward
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
-from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs, gate_rocs_padded, module_gate
+from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs, module_gate
 from tests.builders.adapters import DOWN_PROJ, random_adapter
 
 quick = settings(deadline=None, max_examples=40)
@@ -163,43 +163,6 @@ class TestInvariances:
         a_RD, b_RO = (torch.cat([getattr(rocs, name) for rocs in candidates]) for name in ("a_RD", "b_RO"))
         h_TR = x_TD @ a_RD.T
         return (gate_rocs(h_TR, gate=gate, b_norm_R=norms(candidates)) * h_TR) @ b_RO
-
-
-class TestBatching:
-    @quick
-    @given(gates=st.lists(module_gates(), min_size=1, max_size=5), seed=st.integers(0, 1000))
-    def test_a_padded_batch_equals_its_rows_one_by_one(self, gates, seed):
-        generator = torch.Generator().manual_seed(seed)
-        num_slots, width = 4, 6
-        # Quarter steps make ties common, inside and across adapters; padding is poisoned.
-        h_NLK = torch.randint(-4, 5, (len(gates), num_slots, width), generator=generator) / 4.0
-        scale_NLK = torch.ones_like(h_NLK)
-        per_row: list[torch.Tensor] = []
-        for row, gate in enumerate(gates):
-            real = torch.zeros(num_slots, width, dtype=torch.bool)
-            for slot, size in enumerate(gate.num_rocs):
-                real[slot, :size] = True
-            b_norm_R = torch.rand(sum(gate.num_rocs), generator=generator)
-            if gate.score is RocScore.CONTRIBUTION:
-                scale_NLK[row][real] = b_norm_R
-            g_TR = gate_rocs(h_NLK[row][real][None], gate=gate, b_norm_R=b_norm_R)
-            expected = torch.zeros(num_slots, width)
-            expected[real] = g_TR[0]
-            per_row.append(expected)
-            h_NLK[row][~real] = 1e6
-        padded = [tuple(row) + (0,) * (num_slots - len(row)) for row in (gate.num_rocs for gate in gates)]
-        budgets = [tuple(row) + (0,) * (num_slots - len(row)) for row in (gate.budgets for gate in gates)]
-        weights = [tuple(row) + (1.0,) * (num_slots - len(row)) for row in (gate.weights for gate in gates)]
-        g_NLK = gate_rocs_padded(
-            h_NLK,
-            num_rocs_NL=torch.tensor(padded),
-            budgets_NL=torch.tensor(budgets),
-            weights_NL=torch.tensor(weights),
-            eta_N=torch.tensor([gate.eta for gate in gates]),
-            is_global_N=torch.tensor([gate.scope is GateScope.GLOBAL for gate in gates]),
-            score_scale_NLK=scale_NLK,
-        )
-        torch.testing.assert_close(g_NLK, torch.stack(per_row))
 
 
 class TestMisuse:

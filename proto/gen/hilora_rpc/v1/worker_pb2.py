@@ -25,43 +25,55 @@ _sym_db = _symbol_database.Default()
 from hilora_rpc.v1 import routing_pb2 as hilora__rpc_dot_v1_dot_routing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahilora_rpc/v1/worker.proto\x12\rhilora_rpc.v1\x1a\x1bhilora_rpc/v1/routing.proto\"E\n\x0b\x43hatMessage\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.hilora_rpc.v1.ChatRole\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\tChatInput\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.hilora_rpc.v1.ChatMessage\"\x1f\n\nTokenInput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xf0\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x17\n\nignore_eos\x18\x07 \x01(\x08H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_ignore_eos\"\xf2\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.hilora_rpc.v1.ChatInputH\x00\x12+\n\x06tokens\x18\x04 \x01(\x0b\x32\x19.hilora_rpc.v1.TokenInputH\x00\x12/\n\x08sampling\x18\x05 \x01(\x0b\x32\x1d.hilora_rpc.v1.SamplingParams\x12(\n\x04plan\x18\x06 \x01(\x0b\x32\x1a.hilora_rpc.v1.RoutingPlanB\x07\n\x05input\"\x9b\x01\n\rGenerateEvent\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.hilora_rpc.v1.StartedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.hilora_rpc.v1.TextDeltaH\x00\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x17.hilora_rpc.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"$\n\x07Started\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\",\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xdb\x01\n\x08\x46inished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.hilora_rpc.v1.FinishReason\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x03 \x01(\r\x12.\n\x0c\x62udgets_used\x18\x04 \x03(\x0b\x32\x18.hilora_rpc.v1.RocBudget\x12\x14\n\x0cttft_seconds\x18\x05 \x01(\x01\x12\x1b\n\x13\x65\x32\x65_latency_seconds\x18\x06 \x01(\x01\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"$\n\rAbortResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"\x0e\n\x0cStatsRequest\"\xe4\x03\n\rStatsResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x1a\n\x12\x63\x61talog_generation\x18\x03 \x01(\x04\x12\x13\n\x0bnum_running\x18\x04 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x08 \x01(\x01\x12\x1c\n\x14resident_adapter_ids\x18\t \x03(\t\x12\x1b\n\x13roc_pool_used_bytes\x18\n \x01(\x04\x12\x1f\n\x17roc_pool_capacity_bytes\x18\x0b \x01(\x04\x12\x13\n\x0bis_draining\x18\x0c \x01(\x08\x12\x1f\n\x17num_prompt_tokens_total\x18\r \x01(\x04\x12#\n\x1bnum_generation_tokens_total\x18\x0e \x01(\x04\x12#\n\x1bnum_requests_finished_total\x18\x0f \x01(\x04\x12!\n\x19num_requests_failed_total\x18\x10 \x01(\x04\x12\"\n\x1anum_requests_aborted_total\x18\x11 \x01(\x04*h\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x32\xe3\x01\n\rWorkerService\x12J\n\x08Generate\x12\x1e.hilora_rpc.v1.GenerateRequest\x1a\x1c.hilora_rpc.v1.GenerateEvent0\x01\x12\x42\n\x05\x41\x62ort\x12\x1b.hilora_rpc.v1.AbortRequest\x1a\x1c.hilora_rpc.v1.AbortResponse\x12\x42\n\x05Stats\x12\x1b.hilora_rpc.v1.StatsRequest\x1a\x1c.hilora_rpc.v1.StatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahilora_rpc/v1/worker.proto\x12\rhilora_rpc.v1\x1a\x1bhilora_rpc/v1/routing.proto\"E\n\x0b\x43hatMessage\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.hilora_rpc.v1.ChatRole\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\tChatInput\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.hilora_rpc.v1.ChatMessage\"\x1f\n\nTokenInput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\x80\x01\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12.\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x1c.hilora_rpc.v1.ChoiceGrammarH\x00\x42\x06\n\x04kind\"\x1e\n\rChoiceGrammar\x12\r\n\x05texts\x18\x01 \x03(\t\"\x9d\x07\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x17\n\nignore_eos\x18\x07 \x01(\x08H\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x01H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x01H\t\x88\x01\x01\x12@\n\nlogit_bias\x18\x0c \x03(\x0b\x32,.hilora_rpc.v1.SamplingParams.LogitBiasEntry\x12\x0e\n\x01n\x18\r \x01(\rH\n\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x0e \x01(\rH\x0b\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0f \x03(\r\x12\'\n\x1ainclude_stop_str_in_output\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x11 \x01(\rH\r\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x12 \x01(\x08H\x0e\x88\x01\x01\x12\x15\n\x08logprobs\x18\x13 \x01(\rH\x0f\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x14 \x01(\rH\x10\x88\x01\x01\x12\'\n\x07grammar\x18\x15 \x01(\x0b\x32\x16.hilora_rpc.v1.Grammar\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x04\n\x02_nB\n\n\x08_best_ofB\x1d\n\x1b_include_stop_str_in_outputB\r\n\x0b_min_tokensB\x16\n\x14_skip_special_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\x84\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.hilora_rpc.v1.ChatInputH\x00\x12+\n\x06tokens\x18\x04 \x01(\x0b\x32\x19.hilora_rpc.v1.TokenInputH\x00\x12/\n\x08sampling\x18\x05 \x01(\x0b\x32\x1d.hilora_rpc.v1.SamplingParams\x12(\n\x04plan\x18\x06 \x01(\x0b\x32\x1a.hilora_rpc.v1.RoutingPlan\x12\x10\n\x08priority\x18\x07 \x01(\x11\x42\x07\n\x05input\"\x9b\x01\n\rGenerateEvent\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.hilora_rpc.v1.StartedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.hilora_rpc.v1.TextDeltaH\x00\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x17.hilora_rpc.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"$\n\x07Started\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\"\xad\x01\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nchoice_idx\x18\x03 \x01(\r\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.hilora_rpc.v1.PositionLogprobs\x12\x38\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1f.hilora_rpc.v1.PositionLogprobs\"i\n\x10PositionLogprobs\x12+\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x1b.hilora_rpc.v1.TokenLogprob\x12(\n\x03top\x18\x02 \x03(\x0b\x32\x1b.hilora_rpc.v1.TokenLogprob\"F\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\"\xc7\x02\n\x08\x46inished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.hilora_rpc.v1.FinishReason\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x03 \x01(\r\x12.\n\x0c\x62udgets_used\x18\x04 \x03(\x0b\x32\x18.hilora_rpc.v1.RocBudget\x12\x14\n\x0cttft_seconds\x18\x05 \x01(\x01\x12\x1b\n\x13\x65\x32\x65_latency_seconds\x18\x06 \x01(\x01\x12\x12\n\nchoice_idx\x18\x07 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x08 \x01(\r\x12\x13\n\tstop_text\x18\t \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\n \x01(\rH\x00\x42\r\n\x0bstop_reason\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"$\n\rAbortResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"\x0e\n\x0cStatsRequest\"\xb8\x06\n\rStatsResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x1a\n\x12\x63\x61talog_generation\x18\x03 \x01(\x04\x12\x13\n\x0bnum_running\x18\x04 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x08 \x01(\x01\x12\x1c\n\x14resident_adapter_ids\x18\t \x03(\t\x12\x1b\n\x13roc_pool_used_bytes\x18\n \x01(\x04\x12\x1f\n\x17roc_pool_capacity_bytes\x18\x0b \x01(\x04\x12\x13\n\x0bis_draining\x18\x0c \x01(\x08\x12\x1f\n\x17num_prompt_tokens_total\x18\r \x01(\x04\x12#\n\x1bnum_generation_tokens_total\x18\x0e \x01(\x04\x12#\n\x1bnum_requests_finished_total\x18\x0f \x01(\x04\x12!\n\x19num_requests_failed_total\x18\x10 \x01(\x04\x12\"\n\x1anum_requests_aborted_total\x18\x11 \x01(\x04\x12\x10\n\x08is_stuck\x18\x12 \x01(\x08\x12\x17\n\x0fnum_steps_total\x18\x13 \x01(\x04\x12\x1d\n\x15num_preemptions_total\x18\x14 \x01(\x04\x12 \n\x18num_queue_timeouts_total\x18\x15 \x01(\x04\x12\x1f\n\x17num_cached_tokens_total\x18\x16 \x01(\x04\x12\x1b\n\x13queue_seconds_total\x18\x17 \x01(\x01\x12\x1f\n\x17roc_pool_reserved_bytes\x18\x18 \x01(\x04\x12\x1d\n\x15roc_pool_pinned_bytes\x18\x19 \x01(\x04\x12\x1f\n\x17num_roc_pool_hits_total\x18\x1a \x01(\x04\x12!\n\x19num_roc_pool_misses_total\x18\x1b \x01(\x04\x12$\n\x1cnum_roc_pool_evictions_total\x18\x1c \x01(\x04*h\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x32\xe3\x01\n\rWorkerService\x12J\n\x08Generate\x12\x1e.hilora_rpc.v1.GenerateRequest\x1a\x1c.hilora_rpc.v1.GenerateEvent0\x01\x12\x42\n\x05\x41\x62ort\x12\x1b.hilora_rpc.v1.AbortRequest\x1a\x1c.hilora_rpc.v1.AbortResponse\x12\x42\n\x05Stats\x12\x1b.hilora_rpc.v1.StatsRequest\x1a\x1c.hilora_rpc.v1.StatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hilora_rpc.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATROLE']._serialized_start=1766
-  _globals['_CHATROLE']._serialized_end=1870
-  _globals['_FINISHREASON']._serialized_start=1872
-  _globals['_FINISHREASON']._serialized_end=1992
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_CHATROLE']._serialized_start=3389
+  _globals['_CHATROLE']._serialized_end=3493
+  _globals['_FINISHREASON']._serialized_start=3495
+  _globals['_FINISHREASON']._serialized_end=3615
   _globals['_CHATMESSAGE']._serialized_start=74
   _globals['_CHATMESSAGE']._serialized_end=143
   _globals['_CHATINPUT']._serialized_start=145
   _globals['_CHATINPUT']._serialized_end=202
   _globals['_TOKENINPUT']._serialized_start=204
   _globals['_TOKENINPUT']._serialized_end=235
-  _globals['_SAMPLINGPARAMS']._serialized_start=238
-  _globals['_SAMPLINGPARAMS']._serialized_end=478
-  _globals['_GENERATEREQUEST']._serialized_start=481
-  _globals['_GENERATEREQUEST']._serialized_end=723
-  _globals['_GENERATEEVENT']._serialized_start=726
-  _globals['_GENERATEEVENT']._serialized_end=881
-  _globals['_STARTED']._serialized_start=883
-  _globals['_STARTED']._serialized_end=919
-  _globals['_TEXTDELTA']._serialized_start=921
-  _globals['_TEXTDELTA']._serialized_end=965
-  _globals['_FINISHED']._serialized_start=968
-  _globals['_FINISHED']._serialized_end=1187
-  _globals['_ABORTREQUEST']._serialized_start=1189
-  _globals['_ABORTREQUEST']._serialized_end=1223
-  _globals['_ABORTRESPONSE']._serialized_start=1225
-  _globals['_ABORTRESPONSE']._serialized_end=1261
-  _globals['_STATSREQUEST']._serialized_start=1263
-  _globals['_STATSREQUEST']._serialized_end=1277
-  _globals['_STATSRESPONSE']._serialized_start=1280
-  _globals['_STATSRESPONSE']._serialized_end=1764
-  _globals['_WORKERSERVICE']._serialized_start=1995
-  _globals['_WORKERSERVICE']._serialized_end=2222
+  _globals['_GRAMMAR']._serialized_start=238
+  _globals['_GRAMMAR']._serialized_end=366
+  _globals['_CHOICEGRAMMAR']._serialized_start=368
+  _globals['_CHOICEGRAMMAR']._serialized_end=398
+  _globals['_SAMPLINGPARAMS']._serialized_start=401
+  _globals['_SAMPLINGPARAMS']._serialized_end=1326
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1006
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1054
+  _globals['_GENERATEREQUEST']._serialized_start=1329
+  _globals['_GENERATEREQUEST']._serialized_end=1589
+  _globals['_GENERATEEVENT']._serialized_start=1592
+  _globals['_GENERATEEVENT']._serialized_end=1747
+  _globals['_STARTED']._serialized_start=1749
+  _globals['_STARTED']._serialized_end=1785
+  _globals['_TEXTDELTA']._serialized_start=1788
+  _globals['_TEXTDELTA']._serialized_end=1961
+  _globals['_POSITIONLOGPROBS']._serialized_start=1963
+  _globals['_POSITIONLOGPROBS']._serialized_end=2068
+  _globals['_TOKENLOGPROB']._serialized_start=2070
+  _globals['_TOKENLOGPROB']._serialized_end=2140
+  _globals['_FINISHED']._serialized_start=2143
+  _globals['_FINISHED']._serialized_end=2470
+  _globals['_ABORTREQUEST']._serialized_start=2472
+  _globals['_ABORTREQUEST']._serialized_end=2506
+  _globals['_ABORTRESPONSE']._serialized_start=2508
+  _globals['_ABORTRESPONSE']._serialized_end=2544
+  _globals['_STATSREQUEST']._serialized_start=2546
+  _globals['_STATSREQUEST']._serialized_end=2560
+  _globals['_STATSRESPONSE']._serialized_start=2563
+  _globals['_STATSRESPONSE']._serialized_end=3387
+  _globals['_WORKERSERVICE']._serialized_start=3618
+  _globals['_WORKERSERVICE']._serialized_end=3845
 # @@protoc_insertion_point(module_scope)

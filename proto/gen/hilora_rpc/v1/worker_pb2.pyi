@@ -54,7 +54,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """End-of-sequence token or a stop text."""
+    """End-of-sequence token, stop token, stop text, or the grammar is complete."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens, or the model's context is full."""
     FINISH_REASON_ABORT: _FinishReason.ValueType  # 3
@@ -65,7 +65,7 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""End-of-sequence token or a stop text."""
+"""End-of-sequence token, stop token, stop text, or the grammar is complete."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens, or the model's context is full."""
 FINISH_REASON_ABORT: FinishReason.ValueType  # 3
@@ -147,10 +147,92 @@ class TokenInput(_message.Message):
 Global___TokenInput: _TypeAlias = TokenInput  # noqa: Y015
 
 @_typing.final
+class Grammar(_message.Message):
+    """What an answer must look like. Left empty: anything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """A JSON schema, as text."""
+    json_object: _builtins.bool
+    """True: any JSON object. False is the same as leaving it out."""
+    regex: _builtins.str
+    """A regular expression for the whole answer, without look-around and back references."""
+    @_builtins.property
+    def choice(self) -> Global___ChoiceGrammar:
+        """One of some texts, literally."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        json_object: _builtins.bool = ...,
+        regex: _builtins.str = ...,
+        choice: Global___ChoiceGrammar | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "json_object", "regex", "choice"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Grammar: _TypeAlias = Grammar  # noqa: Y015
+
+@_typing.final
+class ChoiceGrammar(_message.Message):
+    """Texts to choose an answer from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1,024 texts, none of them empty."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChoiceGrammar: _TypeAlias = ChoiceGrammar  # noqa: Y015
+
+@_typing.final
 class SamplingParams(_message.Message):
     """How to choose the next token. Fields left out take the value in brackets."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
@@ -159,6 +241,20 @@ class SamplingParams(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_STOP_STR_IN_OUTPUT_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """[16] At least 1."""
     temperature: _builtins.float
@@ -171,9 +267,45 @@ class SamplingParams(_message.Message):
     """Random if left out."""
     ignore_eos: _builtins.bool
     """[false] Go on after the end-of-sequence token."""
+    min_p: _builtins.float
+    """[0.0] Only tokens with this share of the likeliest token's probability, in [0, 1]."""
+    repetition_penalty: _builtins.float
+    """[1.0] Above 1: tokens of prompt and answer become less likely. Above 0."""
+    presence_penalty: _builtins.float
+    """[0.0] Taken off the logits of tokens that the answer holds, in [-2, 2]."""
+    frequency_penalty: _builtins.float
+    """[0.0] Taken off the logits for each occurrence in the answer, in [-2, 2]."""
+    n: _builtins.int
+    """[1] Answers to the prompt, up to 32. With a seed, answer i has seed + i."""
+    best_of: _builtins.int
+    """Refused unless equal to n: answers are not ranked."""
+    include_stop_str_in_output: _builtins.bool
+    """[false] Whether the stop text, or the stop token's text, stays part of the answer."""
+    min_tokens: _builtins.int
+    """[0] Nothing ends the answer before so many tokens, except max_tokens and a complete grammar."""
+    skip_special_tokens: _builtins.bool
+    """[true] Whether special tokens have no text."""
+    logprobs: _builtins.int
+    """Left out: none. The log-probability of each token of the answer and of so many likeliest ones, 0 to 20, under the
+    model itself: before temperature, penalties, biases and grammar.
+    """
+    prompt_logprobs: _builtins.int
+    """The same for the tokens of the prompt."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Up to 16 texts that end the answer; the answer stops before them."""
+
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Added to the logits of up to 1,024 tokens, by token id, in [-100, 100]."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Up to 256 tokens that end the answer."""
+
+    @_builtins.property
+    def grammar(self) -> Global___Grammar:
+        """Left out: the answer is free."""
 
     def __init__(
         self,
@@ -185,17 +317,53 @@ class SamplingParams(_message.Message):
         seed: _builtins.int | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         ignore_eos: _builtins.bool | None = ...,
+        min_p: _builtins.float | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float | None = ...,
+        frequency_penalty: _builtins.float | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        n: _builtins.int | None = ...,
+        best_of: _builtins.int | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        include_stop_str_in_output: _builtins.bool | None = ...,
+        min_tokens: _builtins.int | None = ...,
+        skip_special_tokens: _builtins.bool | None = ...,
+        logprobs: _builtins.int | None = ...,
+        prompt_logprobs: _builtins.int | None = ...,
+        grammar: Global___Grammar | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ignore_eos", b"_ignore_eos", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_include_stop_str_in_output", b"_include_stop_str_in_output", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_prompt_logprobs", b"_prompt_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "best_of", b"best_of", "frequency_penalty", b"frequency_penalty", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "include_stop_str_in_output", b"include_stop_str_in_output", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ignore_eos", b"_ignore_eos", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_include_stop_str_in_output", b"_include_stop_str_in_output", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_prompt_logprobs", b"_prompt_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "best_of", b"best_of", "frequency_penalty", b"frequency_penalty", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "include_stop_str_in_output", b"include_stop_str_in_output", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
+    _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
+    _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
+    _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
     _WhichOneofReturnType__ignore_eos: _TypeAlias = _typing.Literal["ignore_eos"]  # noqa: Y015
     _WhichOneofArgType__ignore_eos: _TypeAlias = _typing.Literal["_ignore_eos", b"_ignore_eos"]  # noqa: Y015
+    _WhichOneofReturnType__include_stop_str_in_output: _TypeAlias = _typing.Literal["include_stop_str_in_output"]  # noqa: Y015
+    _WhichOneofArgType__include_stop_str_in_output: _TypeAlias = _typing.Literal["_include_stop_str_in_output", b"_include_stop_str_in_output"]  # noqa: Y015
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__min_tokens: _TypeAlias = _typing.Literal["min_tokens"]  # noqa: Y015
+    _WhichOneofArgType__min_tokens: _TypeAlias = _typing.Literal["_min_tokens", b"_min_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
+    _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
+    _WhichOneofArgType__skip_special_tokens: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
@@ -203,11 +371,33 @@ class SamplingParams(_message.Message):
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_of) -> _WhichOneofReturnType__best_of | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ignore_eos) -> _WhichOneofReturnType__ignore_eos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__include_stop_str_in_output) -> _WhichOneofReturnType__include_stop_str_in_output | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_tokens) -> _WhichOneofReturnType__min_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__skip_special_tokens) -> _WhichOneofReturnType__skip_special_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload
@@ -229,10 +419,13 @@ class GenerateRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among the requests in flight; the caller chooses it so that it can abort."""
     prompt: _builtins.str
     """Tokenised as it is, with the special tokens the base's tokenizer adds by itself."""
+    priority: _builtins.int
+    """Lower runs first; 0 is ordinary."""
     @_builtins.property
     def chat(self) -> Global___ChatInput:
         """A conversation."""
@@ -258,10 +451,11 @@ class GenerateRequest(_message.Message):
         tokens: Global___TokenInput | None = ...,
         sampling: Global___SamplingParams | None = ...,
         plan: _routing_pb2.RoutingPlan | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "plan", b"plan", "prompt", b"prompt", "sampling", b"sampling", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "plan", b"plan", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "plan", b"plan", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -288,7 +482,7 @@ class GenerateEvent(_message.Message):
 
     @_builtins.property
     def finished(self) -> Global___Finished:
-        """Comes once, last."""
+        """Comes once for each choice, last of its events."""
 
     def __init__(
         self,
@@ -337,25 +531,101 @@ class TextDelta(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CHOICE_IDX_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Whole characters only: an unfinished UTF-8 sequence waits for its next token."""
+    choice_idx: _builtins.int
+    """Which of the answers this belongs to."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens since the last delta."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
+        """One for each of the tokens, if they were asked for."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
+        """One for each token of the prompt but the first, with the first delta of the first choice, if they were asked for."""
 
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        choice_idx: _builtins.int = ...,
+        logprobs: _abc.Iterable[Global___PositionLogprobs] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___PositionLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_idx", b"choice_idx", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TextDelta: _TypeAlias = TextDelta  # noqa: Y015
+
+@_typing.final
+class PositionLogprobs(_message.Message):
+    """What the model thought at one position."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chosen(self) -> Global___TokenLogprob:
+        """The token that stands there."""
+
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """The likeliest tokens, likeliest first, of equals the lower id first."""
+
+    def __init__(
+        self,
+        *,
+        chosen: Global___TokenLogprob | None = ...,
+        top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PositionLogprobs: _TypeAlias = PositionLogprobs  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    """A token and its probability."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """Id of the base's tokenizer."""
+    logprob: _builtins.float
+    """Natural logarithm of its probability, -9999 at least."""
+    token_bytes: _builtins.bytes
+    """What the token adds to a text; need not be whole characters. For a special token, its name."""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        logprob: _builtins.float = ...,
+        token_bytes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token_bytes", b"token_bytes", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
@@ -369,6 +639,10 @@ class Finished(_message.Message):
     BUDGETS_USED_FIELD_NUMBER: _builtins.int
     TTFT_SECONDS_FIELD_NUMBER: _builtins.int
     E2E_LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
+    CHOICE_IDX_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_TEXT_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     num_prompt_tokens: _builtins.int
@@ -379,6 +653,14 @@ class Finished(_message.Message):
     """Seconds from submission to the first token, and to the end."""
     e2e_latency_seconds: _builtins.float
     """Seconds from submission to the end."""
+    choice_idx: _builtins.int
+    """Which of the answers ended."""
+    num_cached_tokens: _builtins.int
+    """Leading tokens of the prompt that were in the prefix cache."""
+    stop_text: _builtins.str
+    """The stop text."""
+    stop_token_id: _builtins.int
+    """The stop token."""
     @_builtins.property
     def budgets_used(self) -> _containers.RepeatedCompositeFieldContainer[_routing_pb2.RocBudget]:
         """Adapters whose ROCs really ran, with what they were granted."""
@@ -392,12 +674,18 @@ class Finished(_message.Message):
         budgets_used: _abc.Iterable[_routing_pb2.RocBudget] | None = ...,
         ttft_seconds: _builtins.float = ...,
         e2e_latency_seconds: _builtins.float = ...,
+        choice_idx: _builtins.int = ...,
+        num_cached_tokens: _builtins.int = ...,
+        stop_text: _builtins.str = ...,
+        stop_token_id: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_reason", b"stop_reason", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets_used", b"budgets_used", "e2e_latency_seconds", b"e2e_latency_seconds", "finish_reason", b"finish_reason", "num_completion_tokens", b"num_completion_tokens", "num_prompt_tokens", b"num_prompt_tokens", "ttft_seconds", b"ttft_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets_used", b"budgets_used", "choice_idx", b"choice_idx", "e2e_latency_seconds", b"e2e_latency_seconds", "finish_reason", b"finish_reason", "num_cached_tokens", b"num_cached_tokens", "num_completion_tokens", b"num_completion_tokens", "num_prompt_tokens", b"num_prompt_tokens", "stop_reason", b"stop_reason", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "ttft_seconds", b"ttft_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_stop_reason: _TypeAlias = _typing.Literal["stop_text", "stop_token_id"]  # noqa: Y015
+    _WhichOneofArgType_stop_reason: _TypeAlias = _typing.Literal["stop_reason", b"stop_reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_stop_reason) -> _WhichOneofReturnType_stop_reason | None: ...
 
 Global___Finished: _TypeAlias = Finished  # noqa: Y015
 
@@ -485,6 +773,17 @@ class StatsResponse(_message.Message):
     NUM_REQUESTS_FINISHED_TOTAL_FIELD_NUMBER: _builtins.int
     NUM_REQUESTS_FAILED_TOTAL_FIELD_NUMBER: _builtins.int
     NUM_REQUESTS_ABORTED_TOTAL_FIELD_NUMBER: _builtins.int
+    IS_STUCK_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_PREEMPTIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_QUEUE_TIMEOUTS_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    QUEUE_SECONDS_TOTAL_FIELD_NUMBER: _builtins.int
+    ROC_POOL_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    ROC_POOL_PINNED_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_ROC_POOL_HITS_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_ROC_POOL_MISSES_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_ROC_POOL_EVICTIONS_TOTAL_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """A name for people and logs; unique per process start."""
     base_model: _builtins.str
@@ -517,6 +816,28 @@ class StatsResponse(_message.Message):
     """Requests that ended with an error."""
     num_requests_aborted_total: _builtins.int
     """Requests that were aborted."""
+    is_stuck: _builtins.bool
+    """A step of the engine does not return; no new requests are taken until it does."""
+    num_steps_total: _builtins.int
+    """Forward passes."""
+    num_preemptions_total: _builtins.int
+    """How often a running request had to give its memory back, to be read again later."""
+    num_queue_timeouts_total: _builtins.int
+    """Requests that waited for longer than they may; they count as failed, too."""
+    num_cached_tokens_total: _builtins.int
+    """Of the prompts' tokens, those that were in the prefix cache."""
+    queue_seconds_total: _builtins.float
+    """Seconds that all requests together waited until they ran."""
+    roc_pool_reserved_bytes: _builtins.int
+    """Device memory that is really spent on ROCs, free rows included."""
+    roc_pool_pinned_bytes: _builtins.int
+    """Bytes of ROCs that stay whatever else needs room."""
+    num_roc_pool_hits_total: _builtins.int
+    """Adapters that a new request found on the device, or being written."""
+    num_roc_pool_misses_total: _builtins.int
+    """Adapters that it did not."""
+    num_roc_pool_evictions_total: _builtins.int
+    """Adapters that had to leave the device for others."""
     @_builtins.property
     def resident_adapter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters whose ROCs are on the device, and the bytes they hold."""
@@ -541,10 +862,21 @@ class StatsResponse(_message.Message):
         num_requests_finished_total: _builtins.int = ...,
         num_requests_failed_total: _builtins.int = ...,
         num_requests_aborted_total: _builtins.int = ...,
+        is_stuck: _builtins.bool = ...,
+        num_steps_total: _builtins.int = ...,
+        num_preemptions_total: _builtins.int = ...,
+        num_queue_timeouts_total: _builtins.int = ...,
+        num_cached_tokens_total: _builtins.int = ...,
+        queue_seconds_total: _builtins.float = ...,
+        roc_pool_reserved_bytes: _builtins.int = ...,
+        roc_pool_pinned_bytes: _builtins.int = ...,
+        num_roc_pool_hits_total: _builtins.int = ...,
+        num_roc_pool_misses_total: _builtins.int = ...,
+        num_roc_pool_evictions_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "catalog_generation", b"catalog_generation", "is_draining", b"is_draining", "kv_cache_usage", b"kv_cache_usage", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "num_generation_tokens_total", b"num_generation_tokens_total", "num_prompt_tokens_total", b"num_prompt_tokens_total", "num_requests_aborted_total", b"num_requests_aborted_total", "num_requests_failed_total", b"num_requests_failed_total", "num_requests_finished_total", b"num_requests_finished_total", "num_running", b"num_running", "num_waiting", b"num_waiting", "resident_adapter_ids", b"resident_adapter_ids", "roc_pool_capacity_bytes", b"roc_pool_capacity_bytes", "roc_pool_used_bytes", b"roc_pool_used_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "catalog_generation", b"catalog_generation", "is_draining", b"is_draining", "is_stuck", b"is_stuck", "kv_cache_usage", b"kv_cache_usage", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "num_cached_tokens_total", b"num_cached_tokens_total", "num_generation_tokens_total", b"num_generation_tokens_total", "num_preemptions_total", b"num_preemptions_total", "num_prompt_tokens_total", b"num_prompt_tokens_total", "num_queue_timeouts_total", b"num_queue_timeouts_total", "num_requests_aborted_total", b"num_requests_aborted_total", "num_requests_failed_total", b"num_requests_failed_total", "num_requests_finished_total", b"num_requests_finished_total", "num_roc_pool_evictions_total", b"num_roc_pool_evictions_total", "num_roc_pool_hits_total", b"num_roc_pool_hits_total", "num_roc_pool_misses_total", b"num_roc_pool_misses_total", "num_running", b"num_running", "num_steps_total", b"num_steps_total", "num_waiting", b"num_waiting", "queue_seconds_total", b"queue_seconds_total", "resident_adapter_ids", b"resident_adapter_ids", "roc_pool_capacity_bytes", b"roc_pool_capacity_bytes", "roc_pool_pinned_bytes", b"roc_pool_pinned_bytes", "roc_pool_reserved_bytes", b"roc_pool_reserved_bytes", "roc_pool_used_bytes", b"roc_pool_used_bytes", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,7 +57,8 @@ class WorkerServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generates one completion. The stream is: one Started, any number of TextDelta, one Finished.
+        """Generates one completion, or several to the same prompt. The stream is: one Started, any number of TextDelta, one
+        Finished for each choice; choices are mixed.
         A request that cannot be finished ends the stream with an error status instead of Finished.
         Cancelling the call aborts the request and frees everything it held.
         """

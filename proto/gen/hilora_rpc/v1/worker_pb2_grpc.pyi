@@ -34,7 +34,8 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_worker_pb2.GenerateRequest, _worker_pb2.GenerateEvent]
-    """Generates one completion. The stream is: one Started, any number of TextDelta, one Finished.
+    """Generates one completion, or several to the same prompt. The stream is: one Started, any number of TextDelta, one
+    Finished for each choice; choices are mixed.
     A request that cannot be finished ends the stream with an error status instead of Finished.
     Cancelling the call aborts the request and frees everything it held.
     """
@@ -51,7 +52,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_worker_pb2.GenerateRequest, _worker_pb2.GenerateEvent]  # type: ignore[assignment]
-    """Generates one completion. The stream is: one Started, any number of TextDelta, one Finished.
+    """Generates one completion, or several to the same prompt. The stream is: one Started, any number of TextDelta, one
+    Finished for each choice; choices are mixed.
     A request that cannot be finished ends the stream with an error status instead of Finished.
     Cancelling the call aborts the request and frees everything it held.
     """
@@ -71,7 +73,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.GenerateEvent], _abc.AsyncIterator[_worker_pb2.GenerateEvent]]:
-        """Generates one completion. The stream is: one Started, any number of TextDelta, one Finished.
+        """Generates one completion, or several to the same prompt. The stream is: one Started, any number of TextDelta, one
+        Finished for each choice; choices are mixed.
         A request that cannot be finished ends the stream with an error status instead of Finished.
         Cancelling the call aborts the request and frees everything it held.
         """

@@ -150,14 +150,14 @@ class TestBytes:
             cache.allocate(str(idx), range(64), prefix_key=None)
         assert not cache.can_admit(1)
 
-    @pytest.mark.parametrize(("num_bytes", "num_pages"), [(5 * 16 * 256, 4), (8 * 16 * 256, 7), (1 << 30, 64)])
+    @pytest.mark.parametrize(("num_bytes", "num_pages"), [(6 * 16 * 256, 4), (9 * 16 * 256, 7), (1 << 30, 64)])
     def test_they_decide_the_number_of_pages(self, num_bytes, num_pages) -> None:
         config = EngineConfig(max_model_len=64, kv_cache_bytes=num_bytes, kv_layout="pages")
         cache = build_kv_cache(load_tiny(), config)
         cache.allocate("a", range(16), prefix_key=None)
         assert cache.usage == pytest.approx(1 / num_pages)
 
-    @pytest.mark.parametrize(("layout", "num_bytes"), [("slots", 64 * 256), ("pages", 5 * 16 * 256)])
+    @pytest.mark.parametrize(("layout", "num_bytes"), [("slots", 64 * 256), ("pages", 6 * 16 * 256)])
     def test_one_request_must_fit(self, layout, num_bytes) -> None:
         config = EngineConfig(max_model_len=64, kv_cache_bytes=num_bytes - 1, kv_layout=layout)
         with pytest.raises(InvalidInput, match=f"takes {num_bytes}") as caught:

@@ -27,9 +27,7 @@ def strategy(request, monkeypatch) -> ArenaStrategy:
 def _pool(num_rows: int = 10, shapes: dict[str, tuple[int, int]] = _SHAPES) -> RocPool:
     modules = [ModuleShape(module_path=path, in_features=d, out_features=o) for path, (d, o) in shapes.items()]
     capacity_bytes = num_rows * _ROW_BYTES
-    return RocPool(
-        modules=modules, capacity_bytes=capacity_bytes, dtype=torch.float32, device=_CPU, strategy=_strategy
-    )
+    return RocPool(modules=modules, capacity_bytes=capacity_bytes, dtype=torch.float32, device=_CPU, strategy=_strategy)
 
 
 def _key(name: str) -> RocKey:
@@ -301,5 +299,3 @@ class TestMisuse:
         pool.release([_key("a")])
         with pytest.raises(AssertionError):
             pool.release([_key("a")])
-
-

@@ -82,7 +82,9 @@ class TestLinear:
         layer = torch.nn.Linear(6, 10)
         layer.register_forward_hook(lambda module, inputs, output: output * 2)
         x = torch.randn(3, 6)
-        assert torch.equal(wrapped(layer, None)(x), layer(x))
+        gated = wrapped(layer, None)
+        assert torch.equal(gated(x), layer(x))
+        assert list(gated.state_dict()) == ["linear.weight", "linear.bias"]
 
     def test_the_base_s_weights_are_still_found(self):
         layer = torch.nn.Linear(6, 10)

@@ -1,0 +1,126 @@
+"""Per-token factors of adapters and ROCs, for the strategies that let each token choose among a plan's adapters.
+
+    h = A x;   g = GATE(h, x);   y = W0 x + sum_j g_j h_j b_j,     g_j = (plan's constant factor of j) * alpha
+
+`alpha` belongs to a token and an adapter, under SMoRA to a token and a ROC:
+
+    Arrow      alpha_i = softmax_i |v_i . x| / T,  v_i the first right singular vector of the update     2405.11157
+    SpectR     alpha_i = softmax_i ||B_i A_i x|| / T                                                     2504.03454
+    SEQR       alpha_i = 1 for the largest ||B_i A_i x||, else 0                                         2509.18093
+    PHATGOOSE  alpha_i = softmax_i (u_i . z) / (sqrt(D) T),  u_i, z the gate vector and x standardised   2402.05859
+    RAMoLE     alpha_i = softmax_i (q . k_i) / (sqrt(G) T),  q = A_r x,  k_i = B_r^T B_i A_i x           2406.16989
+    SMoRA      alpha_j = softmax_j (w_j . x) / T over the ROCs kept by (w_j . x) + bias_j                2501.15103
+
+[paper] the scores; a softmax over the `top_k` best only (in Arrow as PEFT does it). [ours] T everywhere but in Arrow;
+SpectR mixes outputs, where its authors' code fuses factors; SEQR without its offline calibration of the norms; SMoRA's
+softmax over the kept ROCs, with a bias that chooses and does not weigh.
+
+In the SVD basis `b_j` are orthonormal, so that `||h_i||` is the length of an adapter's output and `h_i1 / ||a_i1||` is
+Arrow's product: both fall out of the shrink. Among equal scores the adapter that comes first in the plan is kept.
+
+Shapes: T tokens, D in-features, L the plan's adapters that have components in the layer, R those components side by
+side, G rank of RAMoLE's router.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hilora.token_gating import largest_mask
+
+
+def arrow_scores(h_TR: torch.Tensor, *, first_columns_L: torch.Tensor, first_norms_L: torch.Tensor) -> torch.Tensor:
+    """`|v_i . x|`, `[T, L]`, from responses in the SVD basis.
+
+    Args:
+        h_TR: the tokens' responses.
+        first_columns_L: column of each adapter's first component.
+        first_norms_L: `||a_i1||`, the largest singular value. An update that is zero scores 0.
+    """
+    scale_L = torch.where(first_norms_L > 0, first_norms_L.reciprocal(), 0.0)
+    return exact(h_TR)[:, first_columns_L].abs() * scale_L
+
+
+def output_norms(h_TR: torch.Tensor, *, members_RL: torch.Tensor) -> torch.Tensor:
+    """`||B_i A_i x||`, `[T, L]`, from responses in the SVD basis.
+
+    Args:
+        h_TR: the tokens' responses.
+        members_RL: 1 where a ROC belongs to an adapter, else 0.
+    """
+    return (exact(h_TR).square() @ members_RL).sqrt()
+
+
+def phatgoose_scores(projections_TL: torch.Tensor, *, deviations_T: torch.Tensor, num_features: int) -> torch.Tensor:
+    """Scaled products of standardised vectors, `[T, L]`.
+
+    Args:
+        projections_TL: `u_i . x` for gate vectors that are `standardized` already. Their entries sum to 0, so that the
+            mean of `x` cancels.
+        deviations_T: standard deviation of the entries of each `x`. A constant `x` scores 0.
+        num_features: D.
+    """
+    scale_T = torch.where(deviations_T > 0, deviations_T.reciprocal(), 0.0) / math.sqrt(num_features)
+    return exact(projections_TL) * scale_T[:, None]
+
+
+def standardized(vectors_LD: torch.Tensor) -> torch.Tensor:
+    """Each row with mean 0 and variance 1; a constant row becomes 0."""
+    centred = vectors_LD - vectors_LD.mean(dim=-1, keepdim=True)
+    deviation = centred.square().mean(dim=-1, keepdim=True).sqrt()
+    return torch.where(deviation > 0, centred / deviation, 0.0)
+
+
+def deviations(x_TD: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each row's entries around their mean, `[T]`."""
+    return exact(x_TD).std(dim=-1, correction=0)
+
+
+def ramole_keys(b_RO: torch.Tensor, router_b_OG: torch.Tensor) -> torch.Tensor:
+    """`B_r^T b_j` of each ROC, `[R, G]`. With it no token's score costs work of the size of the output."""
+    return b_RO @ router_b_OG
+
+
+def ramole_scores(
+    q_TG: torch.Tensor, h_TR: torch.Tensor, *, keys_RG: torch.Tensor, members_RL: torch.Tensor
+) -> torch.Tensor:
+    """`q . k_i / sqrt(G)`, `[T, L]`.
+
+    Args:
+        q_TG: the router's down-projection of the tokens.
+        h_TR: the tokens' responses, in any basis.
+        keys_RG: see `ramole_keys`.
+        members_RL: 1 where a ROC belongs to an adapter, else 0.
+    """
+    per_roc_TR = (exact(q_TG) @ exact(keys_RG).T) * exact(h_TR)
+    return (per_roc_TR @ members_RL) / math.sqrt(q_TG.shape[1])
+
+
+def softmax_factors(
+    scores_TN: torch.Tensor, *, temperature: float, top_k: int, contest_TN: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Factors `[T, N]` that sum to 1 over what a token keeps, and are 0 elsewhere.
+
+    Args:
+        scores_TN: of adapters, or of ROCs; N is at least 1.
+        temperature: divides the scores.
+        top_k: how many a token keeps; 0 keeps all.
+        contest_TN: what the keeping goes by, where that is not the scores.
+    """
+    if 0 < top_k < scores_TN.shape[1]:
+        is_kept_TN = largest_mask(scores_TN if contest_TN is None else contest_TN, num_kept=top_k)
+        scores_TN = torch.where(is_kept_TN, scores_TN, -math.inf)
+    return torch.softmax(scores_TN / temperature, dim=-1)
+
+
+def best_factors(scores_TL: torch.Tensor) -> torch.Tensor:
+    """1 for the adapter of largest score, else 0, `[T, L]`."""
+    return largest_mask(scores_TL, num_kept=1).to(scores_TL.dtype)
+
+
+def exact(values: torch.Tensor) -> torch.Tensor:
+    """At least single precision, in which scores are computed: half precision overflows in squares and mixes up near
+    ones."""
+    return values.float() if values.dtype in {torch.float16, torch.bfloat16} else values
