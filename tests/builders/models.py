@@ -143,6 +143,13 @@ def save_base(
     folder: Path, *, architecture: str = "llama", seed: int = 0, chat_template: str | None = None, **config: Any
 ) -> None:
     """Write a tiny base with a byte-level tokenizer as `from_pretrained` wants it."""
+    vocab_size = save_byte_tokenizer(folder, chat_template=chat_template)
+    model = make_model(architecture, seed=seed, vocab_size=vocab_size, **config)
+    model.save_pretrained(folder)
+
+
+def save_byte_tokenizer(folder: Path, *, chat_template: str | None = None) -> int:
+    """Write a byte-level tokenizer with ids 0 to 2 for the special tokens; returns the number of its tokens."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -155,5 +162,4 @@ def save_base(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=chat_template
     )
     wrapped.save_pretrained(folder)
-    model = make_model(architecture, seed=seed, vocab_size=len(symbols), **config)
-    model.save_pretrained(folder)
+    return len(symbols)

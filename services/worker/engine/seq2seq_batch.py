@@ -21,13 +21,13 @@ from dataclasses import dataclass
 
 import torch
 
-from services.worker.engine.request import ActiveRequest, RequestState
+from services.worker.engine.request import ActiveRequest
 from services.worker.engine.scheduler import ScheduledWork
 from services.worker.engine.seq2seq_kv_cache import Seq2SeqKvCache
 from services.worker.lora.batch_plan import StepRocs, StepRocsBuilder, decode_order
 
 _MIN_FILLING = 0.75
-"""Prompts are padded to one length if each has at least so much of it; a pass of its own is cheaper than more padding."""
+"""Prompts are padded to one length if each fills so much of it; a pass of its own is cheaper than more padding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -345,6 +345,12 @@ class StepRocsBuilder:
         return gates
 
 
+def _chosen_form(dtype: torch.dtype, device: torch.device) -> RocForm:
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return "triton"
+    return "native" if is_native_usable(dtype=dtype, device=device) else "torch"
+
+
 def _joined(runs: Sequence[_Run]) -> list[tuple[slice, RoutingPlan]]:
     """Neighbouring rows with one plan as one piece."""
     joined: list[tuple[slice, RoutingPlan]] = []

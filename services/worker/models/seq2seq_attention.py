@@ -154,7 +154,7 @@ class DecoderPass:
     def attend(
         self, layer: AttentionLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: T5Rule
     ) -> torch.Tensor:
-        """See `Seq2SeqPass`. Keys and values of the answer's tokens are written first; those of the prompt are there."""
+        """See `Seq2SeqPass`. The answer's keys and values are written first; those of the prompt are there."""
         keys, values = self._store.keys(layer.layer_idx), self._store.values(layer.layer_idx)
         if layer.is_cross:
             columns = slice(keys.shape[2] - self._num_prompt, keys.shape[2])
