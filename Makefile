@@ -7,7 +7,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install run test check lint types imports proto proto-check docs docs-check test-fast format clean
+.PHONY: help install run bench bench-gpu test check lint types imports proto proto-check docs docs-check test-fast format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -28,6 +28,12 @@ test: $(STAMP) ## Run every test: real Redis, real processes, the running system
 
 test-fast: $(STAMP) ## Run the unit and contract tests
 	$(PYTEST) tests/unit tests/contract -q
+
+bench: $(STAMP) ## Measure the engine: the figures of batches 8 and 32, in a few minutes
+	$(BIN)/hilora bench engine --quick
+
+bench-gpu: ## Measure the engine on a GPU; needs torch and transformers, no environment of ours
+	PYTHONPATH=. $(PYTHON) scripts/bench_gpu.py
 
 check: lint types imports proto-check docs-check test-fast ## Everything that needs no running system, in two minutes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from hilora_cli import adapters, lab
+from hilora_cli import adapters, bench, lab
 from hilora_cli.demo import demo
 from hilora_cli.evaluate import evaluate
 from hilora_cli.failure import reported_errors
@@ -26,6 +26,7 @@ app.command("route")(route)
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.add_typer(lab.app, name="lab")
+app.add_typer(bench.app, name="bench")
 
 
 @app.command("version")

@@ -9,6 +9,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from hilora.errors import HiloraError
@@ -50,7 +51,13 @@ class BlockTimes:
 
     @property
     def decode_seconds(self) -> float:
-        """The middle of the decode steps."""
+        """The middle of the decode steps.
+
+        Raises:
+            ValueError: the requests never decoded together.
+        """
+        if not self.decode_step_seconds:
+            raise ValueError("no step in which all requests decoded")
         return median(self.decode_step_seconds)
 
 
@@ -66,7 +73,7 @@ class EngineDrive:
     def __init__(self, *, loaded: LoadedModel, source: ComponentSource, config: EngineConfig) -> None:
         self.engine = Engine(loaded=loaded, source=source, config=config)
         self._ids = itertools.count()
-        self._num_open = 0
+        self._open_ids: set[str] = set()
         self._error: HiloraError | None = None
 
     def complete(self, requests: Sequence[BenchRequest], *, new_tokens: int) -> BlockTimes:
@@ -81,7 +88,7 @@ class EngineDrive:
             self.submit(request, new_tokens=new_tokens)
         decode_steps: list[float] = []
         last_generated = 0
-        while self._num_open:
+        while self._open_ids:
             seconds, generated = self.step()
             # The step that ends the last prompt gives everybody a token, too, but the one before it did not.
             if generated == last_generated == len(requests):
@@ -95,16 +102,24 @@ class EngineDrive:
 
     def submit(self, request: BenchRequest, *, new_tokens: int) -> None:
         """Send one request, greedy and without an end of its own."""
+        request_id = f"request-{next(self._ids)}"
+        self._open_ids.add(request_id)
         self.engine.submit(
             EngineRequest(
-                request_id=f"request-{next(self._ids)}",
+                request_id=request_id,
                 prompt_token_ids=request.prompt,
                 sampling=SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True),
                 plan=request.plan,
             ),
-            self._hear,
+            partial(self._hear, request_id),
         )
-        self._num_open += 1
+
+    def abort_all(self) -> None:
+        """End all requests and wait until they have ended."""
+        for request_id in tuple(self._open_ids):
+            self.engine.abort(request_id)
+        while self._open_ids:
+            self.step()
 
     def step(self) -> tuple[float, int]:
         """One turn of the engine's loop: its seconds, and the tokens it generated.
@@ -123,11 +138,6 @@ class EngineDrive:
         return seconds, self.num_generated - before
 
     @property
-    def num_open(self) -> int:
-        """Requests that have not ended."""
-        return self._num_open
-
-    @property
     def num_generated(self) -> int:
         """Tokens since the start."""
         return self.engine.stats().counters.num_generation_tokens
@@ -136,8 +146,8 @@ class EngineDrive:
         """End the engine and its loader threads."""
         self.engine.stop(drain_seconds=0.0)
 
-    def _hear(self, event: EngineEvent) -> None:
+    def _hear(self, request_id: str, event: EngineEvent) -> None:
         if isinstance(event, Finished | Failed):
-            self._num_open -= 1
+            self._open_ids.discard(request_id)
         if isinstance(event, Failed) and self._error is None:
             self._error = event.error

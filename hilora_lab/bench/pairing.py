@@ -1,4 +1,4 @@
-"""Comparing variants so that a noisy machine cannot favour one: they run in turns, and ratios are taken turn by turn."""
+"""Comparing variants so that a noisy machine favours none: they run in turns, and ratios are taken turn by turn."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from services.worker.infra.catalog_follower import CatalogFollower
 from services.worker.infra.component_cache import ComponentCache
 from services.worker.infra.component_client import ComponentClient
 from services.worker.infra.component_files import ComponentFiles
+from services.worker.infra.gate_files import GateFiles
 from services.worker.lora.pool_stats import FreedBytes
 from services.worker.models.loader import LoadedModel, load_model, public_name_of
 from services.worker.models.prompt_encoder import PromptEncoder
@@ -166,6 +167,7 @@ class WorkerService:
             kv_cache_bytes=settings.kv_cache_bytes,
             enable_prefix_cache=settings.enable_prefix_cache,
             roc_pool_bytes=settings.roc_pool_bytes,
+            gate_bytes=settings.gate_bytes,
             num_loader_threads=settings.num_loader_threads,
             component_timeout_seconds=settings.component_timeout_seconds,
             max_placing_seconds=settings.max_placing_seconds,
@@ -173,7 +175,8 @@ class WorkerService:
         cache = ComponentCache(
             client, capacity_bytes=settings.host_cache_bytes, dtype=loaded.dtype, is_current=follower.has_adapter
         )
-        engine = Engine(loaded=loaded, source=cache, config=config, on_health=on_health)
+        gate_source = None if settings.gates_dir is None else GateFiles(settings.gates_dir)
+        engine = Engine(loaded=loaded, source=cache, config=config, gate_source=gate_source, on_health=on_health)
         _log.info(
             "model_loaded",
             base_model=loaded.name,

@@ -110,6 +110,8 @@ class Generation:
         _check_plan(request.plan)
         await self._await_catalog(request.plan)
         token_ids = await asyncio.to_thread(self._encode, request.prompt)
+        if request.plan.gate.gate_id is not None:
+            await asyncio.to_thread(self._engine.load_gate, request.plan)
         grammars = await self._compile(request.sampling)
         if request.request_id in self._choice_ids:
             raise Conflict(

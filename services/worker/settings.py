@@ -63,6 +63,10 @@ class WorkerSettings(ServiceSettings):
     """Whether keys and values of finished requests serve later ones that begin alike and have the same plan."""
     roc_pool_bytes: int = Field(default=1 << 30, ge=1)
     """Device memory for rank-one components."""
+    gates_dir: Path | None = None
+    """Folder of learned gates; by default there are none, and plans that name one are refused."""
+    gate_bytes: int = Field(default=256 << 20, ge=1)
+    """Device memory for learned gates."""
     host_cache_bytes: int = Field(default=4 << 30, ge=0)
     """Main memory for components, whether they are on the device or not."""
     disk_cache_dir: Path | None = None

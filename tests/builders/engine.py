@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from services.worker.engine.events import EngineEvent, Failed, Finished, TextDel
 from services.worker.engine.request import EngineRequest
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.models.loader import LoadedModel
+from services.worker.ports import GateSource
 from tests.builders.components import InMemoryComponentSource
 
 
@@ -56,11 +58,22 @@ class Recorder:
         return last.error
 
 
-def make_engine(loaded: LoadedModel, source: InMemoryComponentSource | None = None, **config: Any) -> Engine:
+def make_engine(
+    loaded: LoadedModel,
+    source: InMemoryComponentSource | None = None,
+    *,
+    gate_source: GateSource | None = None,
+    on_health: Callable[[bool], None] = lambda _: None,
+    **config: Any,
+) -> Engine:
     """An engine that is not started: tests drive it with `run_step`."""
     settings = {"max_num_seqs": 12, "max_model_len": 96, "max_num_batched_tokens": 64, "roc_pool_bytes": 4 << 20}
     return Engine(
-        loaded=loaded, source=source or InMemoryComponentSource(), config=EngineConfig(**{**settings, **config})
+        loaded=loaded,
+        source=source or InMemoryComponentSource(),
+        config=EngineConfig(**{**settings, **config}),
+        gate_source=gate_source,
+        on_health=on_health,
     )
 
 
@@ -81,13 +94,23 @@ def make_plan(
 
 
 def submit(
-    engine: Engine, request_id: str, prompt: list[int], *, plan: RoutingPlan | None = None, **sampling: Any
+    engine: Engine,
+    request_id: str,
+    prompt: list[int],
+    *,
+    plan: RoutingPlan | None = None,
+    priority: int = 0,
+    **sampling: Any,
 ) -> Recorder:
     """Submit and return the recorder of its events; greedy and unending unless told otherwise."""
     recorder = Recorder()
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8, "ignore_eos": True, **sampling})
     request = EngineRequest(
-        request_id=request_id, prompt_token_ids=tuple(prompt), sampling=params, plan=plan or RoutingPlan()
+        request_id=request_id,
+        prompt_token_ids=tuple(prompt),
+        sampling=params,
+        plan=plan or RoutingPlan(),
+        priority=priority,
     )
     engine.submit(request, recorder)
     return recorder

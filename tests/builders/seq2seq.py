@@ -46,6 +46,9 @@ def make_seq2seq(variant: str = "t5-v1.1", *, seed: int = 0, dtype: torch.dtype 
     model: Any = AutoModelForSeq2SeqLM.from_config(
         AutoConfig.for_model(model_type, **{**_COMMON, **settings, **config}), dtype=dtype
     )
+    if not settings["tie_word_embeddings"]:
+        # transformers ties what it makes anew, whatever the config says, and unties what it loads.
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hilora.adapter import RocBasis
 from hilora.errors import Unavailable
-from hilora.routing_plan import GateScope, RocBudget, RocScore, RoutingDecision, RoutingMode, RoutingPlan
+from hilora.routing_plan import GateRule, GateScope, RocBudget, RocScore, RoutingDecision, RoutingMode, RoutingPlan
 from hilora_rpc.v1 import router_pb2, routing_pb2, worker_pb2
 from services.router.answer import (
     FinishReason,
@@ -23,6 +23,15 @@ _SCORES = {
 _SCOPES = {
     GateScope.PER_ADAPTER: routing_pb2.GATE_SCOPE_PER_ADAPTER,
     GateScope.GLOBAL: routing_pb2.GATE_SCOPE_GLOBAL,
+}
+_RULES = {
+    GateRule.ROCS: routing_pb2.GATE_RULE_ROCS,
+    GateRule.ARROW: routing_pb2.GATE_RULE_ARROW,
+    GateRule.SPECTR: routing_pb2.GATE_RULE_SPECTR,
+    GateRule.SEQR: routing_pb2.GATE_RULE_SEQR,
+    GateRule.PHATGOOSE: routing_pb2.GATE_RULE_PHATGOOSE,
+    GateRule.RAMOLE: routing_pb2.GATE_RULE_RAMOLE,
+    GateRule.SMORA: routing_pb2.GATE_RULE_SMORA,
 }
 _BASES = {RocBasis.SVD: routing_pb2.ROC_BASIS_SVD, RocBasis.TRAINED: routing_pb2.ROC_BASIS_TRAINED}
 _MODES = {
@@ -79,6 +88,10 @@ def plan_to_wire(plan: RoutingPlan) -> routing_pb2.RoutingPlan:
             scope=_SCOPES[plan.gate.scope],
             basis=_BASES[plan.gate.basis],
             eta=plan.gate.eta,
+            rule=_RULES[plan.gate.rule],
+            top_k=plan.gate.top_k,
+            temperature=plan.gate.temperature,
+            gate_id=plan.gate.gate_id,
         ),
         catalog_generation=plan.catalog_generation,
     )

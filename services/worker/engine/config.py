@@ -41,6 +41,8 @@ class EngineConfig:
     """Whether keys and values of finished requests serve later ones that begin alike and have the same plan."""
     roc_pool_bytes: int = 1 << 30
     """Device memory for rank-one components."""
+    gate_bytes: int = 256 << 20
+    """Device memory for learned gates."""
     enable_lora: bool = True
     """Whether requests may bring ROCs. Without, the model's layers are left as they are, and plans with ROCs refused:
     what an engine costs that cannot do more than serve its base."""
@@ -55,7 +57,14 @@ class EngineConfig:
     if others would go on using what is there."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting", "roc_pool_bytes", "num_loader_threads"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_waiting",
+            "roc_pool_bytes",
+            "gate_bytes",
+            "num_loader_threads",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("priority_ageing_seconds", "max_step_seconds"):

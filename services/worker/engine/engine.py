@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hilora.adapter import RocBasis
-from hilora.errors import Conflict, Exhausted, QueueFull, Unavailable
+from hilora.errors import Conflict, Exhausted, HiloraError, QueueFull, Unavailable
+from hilora.routing_plan import RoutingPlan
 from services.worker.engine.completion import Completion
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.event_stream import EventStream
@@ -35,7 +36,7 @@ from services.worker.lora.pool_entries import RocKey
 from services.worker.lora.pool_stats import FreedBytes
 from services.worker.lora.residency import Residency, TicketState
 from services.worker.models.loader import LoadedModel
-from services.worker.ports import ComponentSource
+from services.worker.ports import ComponentSource, GateSource
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Engine:
         loaded: the base model; the engine takes it over.
         source: where components come from that are not on the device.
         config: limits.
+        gate_source: where learned gates come from; None: there are none.
         on_health: told False when a step does not return, and True when it has; on a thread of the engine's.
     """
 
@@ -61,12 +63,13 @@ class Engine:
         loaded: LoadedModel,
         source: ComponentSource,
         config: EngineConfig,
+        gate_source: GateSource | None = None,
         on_health: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._loaded = loaded
         self._on_health = on_health
-        self._runner = build_runner(loaded, config)
+        self._runner = build_runner(loaded, config, gate_source=gate_source)
         self._executor = StepExecutor(self._runner)
         places = KvPlaces(self._runner.kv_cache, base_revision=loaded.base_revision, max_model_len=config.max_model_len)
         self._scheduler = Scheduler(config, places=places)
@@ -104,15 +107,32 @@ class Engine:
     def submit(self, request: EngineRequest, sink: EventSink) -> None:
         """Accept a request. Its events go to `sink`, on a thread of the engine's, terminal event last.
 
+        Blocks while a learned gate is fetched, if the plan has one that is not there; `load_gate` does so beforehand.
+
         Raises:
-            InvalidInput: see `check_request`; no event is sent then.
+            InvalidInput: see `check_request` and `LearnedGates.load`; no event is sent then.
             InvalidSamplingParams: a stop token or a biased token that the model does not have.
             Conflict: `duplicate_request_id`.
             QueueFull: too many requests wait; `retry_after_seconds` follows from how fast they have been served.
             Unavailable: `worker_draining`, `engine_stuck`.
         """
-        check_request(request, config=self._config, vocab_size=self._loaded.vocab_size)
+        check_request(
+            request,
+            config=self._config,
+            vocab_size=self._loaded.vocab_size,
+            has_encoder=self._loaded.is_encoder_decoder,
+        )
         active = self._activate(request, sink)
+        self._runner.gates.acquire(request.plan)
+        try:
+            self._enqueue(active)
+        except HiloraError:
+            self._runner.gates.release(request.plan)
+            raise
+        self._wake.set()
+
+    def _enqueue(self, active: ActiveRequest) -> None:
+        request = active.request
         with self._lock:
             if self._is_draining:
                 raise Unavailable("This worker is shutting down.", code="worker_draining", remedy="Use another worker.")
@@ -134,7 +154,6 @@ class Engine:
                 )
             self._in_flight[request.request_id] = active
             self._inbox.append(active)
-        self._wake.set()
 
     def abort(self, request_id: str) -> bool:
         """End a request at the next step; False if it is not in flight."""
@@ -158,6 +177,10 @@ class Engine:
     def pin(self, adapter_id: str, basis: RocBasis) -> None:
         """Bring an adapter to the device and keep it there until it is retired. Returns at once."""
         self._residency.pin(RocKey(adapter_id, basis))
+
+    def load_gate(self, plan: RoutingPlan) -> None:
+        """Bring a plan's learned gate to the device, if it has one. May block; see `LearnedGates.load`."""
+        self._runner.gates.load(plan)
 
     def stats(self) -> EngineStats:
         """The engine's load now."""
@@ -237,6 +260,7 @@ class Engine:
         running = {active.request_id for active in requests if active.kv_handle is not None}
         assert self._runner.kv_cache.owners == running, "the KV cache and running requests disagree"
         assert len(running) == self._scheduler.num_running, "a request runs without memory, or waits with some"
+        self._runner.gates.check_integrity([active.request.plan for active in self._in_flight.values()])
         queued = {active.request_id for active in self._inbox}
         assert self._in_flight.keys() == {active.request_id for active in requests} | queued, "a request is lost"
 
@@ -317,6 +341,7 @@ class Engine:
     def _forget(self, active: ActiveRequest) -> None:
         if active.admitted_at is None:
             self._rate.note()
+        self._runner.gates.release(active.request.plan)
         with self._is_idle:
             self._in_flight.pop(active.request_id, None)
             self._is_idle.notify_all()

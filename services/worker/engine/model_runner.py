@@ -5,6 +5,7 @@ Shapes: T packed tokens, S rows to sample from, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,12 +16,14 @@ from services.worker.engine.kv_cache import build_kv_cache
 from services.worker.engine.paged_kv_cache import PagedKvCache
 from services.worker.engine.scheduler import ScheduledWork
 from services.worker.lora.batch_plan import RocContext, StepRocsBuilder
+from services.worker.lora.learned_gates import LearnedGates
 from services.worker.lora.roc_pool import RocPool
 from services.worker.lora.wrapping import capturable_modules, listed_modules, wrap_layers
 from services.worker.models.attention import attach_attention
 from services.worker.models.loader import LoadedModel
 from services.worker.models.rotary import fix_rotary_frequencies
 from services.worker.models.small_batch import speed_up_small_batches
+from services.worker.ports import GateSource
 
 if TYPE_CHECKING:
     # Triton is imported where a GPU is.
@@ -33,12 +36,13 @@ class ModelRunner:
     Args:
         loaded: the base model.
         config: sizes of cache and pool.
+        gate_source: where learned gates come from; None: there are none.
 
     Raises:
         ValueError: `max_model_len` exceeds the positions that the model has embeddings for.
     """
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, gate_source: GateSource | None = None) -> None:
         self._model = loaded.model
         self._device = loaded.device
         self._rocs = RocContext()
@@ -52,12 +56,19 @@ class ModelRunner:
         self.pool = RocPool(
             modules=modules, capacity_bytes=config.roc_pool_bytes, dtype=loaded.dtype, device=loaded.device
         )
+        self.gates = LearnedGates(
+            modules=modules,
+            source=gate_source,
+            capacity_bytes=config.gate_bytes,
+            dtype=loaded.dtype,
+            device=loaded.device,
+        )
         self.kv_cache = build_kv_cache(loaded, config)
         self._attention = attach_attention(self._model, self.kv_cache)
-        self._builder = StepRocsBuilder(self.pool, dtype=loaded.dtype, device=loaded.device)
+        self._builder = StepRocsBuilder(self.pool, dtype=loaded.dtype, device=loaded.device, gates=self.gates)
         self._graphs = self._made_graphs(config)
 
-    def build_batch(self, works: list[ScheduledWork]) -> StepBatch:
+    def build_batch(self, works: Sequence[ScheduledWork]) -> StepBatch:
         """The tensors for a step's work; each request has its place in the KV cache, and its ROCs are resident."""
         return build_batch(works, self._builder, self.kv_cache, device=self._device)
 

@@ -32,18 +32,21 @@ class AgedPriorities:
         return max(active.priority - num_steps, self._most_urgent)
 
 
-def choose_victim(running: Collection[ActiveRequest], *, below_priority: int | None = None) -> ActiveRequest | None:
+def choose_victim(
+    running: Collection[ActiveRequest], priorities: AgedPriorities, *, for_priority: int | None = None
+) -> ActiveRequest | None:
     """Who gives its memory back: of the least urgent the youngest. None if nobody can be asked to; those that were
     preempted as often as they may be are left alone.
 
     Args:
         running: all that hold memory.
-        below_priority: only requests that are less urgent than this one; None: any. Age does not count here: it gets a
-            request in, it does not throw others out.
+        priorities: of now: age protects a request that runs.
+        for_priority: of a request that asks for the place, without its age, which gets a request in but throws nobody
+            out: only less urgent ones give way to it. None: memory is out.
     """
     candidates = [
         active
         for active in running
-        if not active.is_shielded and (below_priority is None or active.priority > below_priority)
+        if not active.is_shielded and (for_priority is None or priorities.of(active) > for_priority)
     ]
-    return max(candidates, key=lambda active: (active.priority, active.arrival_idx), default=None)
+    return max(candidates, key=lambda active: (priorities.of(active), active.arrival_idx), default=None)

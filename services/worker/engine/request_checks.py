@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from hilora.errors import InvalidInput
+from hilora.errors import InvalidInput, InvalidSamplingParams
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.request import MAX_PRIORITY, EngineRequest
 
 
-def check_request(request: EngineRequest, *, config: EngineConfig, vocab_size: int) -> None:
+def check_request(
+    request: EngineRequest, *, config: EngineConfig, vocab_size: int, has_encoder: bool = False
+) -> None:
     """Refuse what this engine cannot run.
 
     Raises:
         InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`, `invalid_priority`, `lora_disabled`.
-        InvalidSamplingParams: a stop token or a biased token that the model does not have.
+        InvalidSamplingParams: a stop token or a biased token that the model does not have; log-probabilities of a
+            prompt that an encoder reads.
     """
     num_tokens = len(request.prompt_token_ids)
     if num_tokens == 0:
@@ -33,6 +36,12 @@ def check_request(request: EngineRequest, *, config: EngineConfig, vocab_size: i
             place="prompt",
         )
     request.sampling.check_token_ids(vocab_size)
+    if has_encoder and request.sampling.prompt_logprobs is not None:
+        raise InvalidSamplingParams(
+            "An encoder reads this model's prompts; it predicts no tokens.",
+            remedy="Leave prompt_logprobs out.",
+            place="prompt_logprobs",
+        )
     if abs(request.priority) > MAX_PRIORITY:
         raise InvalidInput(
             f"The priority is {request.priority}; it must be within -{MAX_PRIORITY}..{MAX_PRIORITY}.",

@@ -14,8 +14,10 @@ from services.worker.engine.model_runner import ModelRunner
 from services.worker.engine.request import ActiveRequest
 from services.worker.engine.scheduler import ScheduledWork
 from services.worker.engine.seq2seq_runner import Seq2SeqRunner
+from services.worker.lora.learned_gates import LearnedGates
 from services.worker.lora.roc_pool import RocPool
 from services.worker.models.loader import LoadedModel
+from services.worker.ports import GateSource
 
 
 class RunnerBatch(Protocol):
@@ -45,6 +47,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def gates(self) -> LearnedGates:
+        """The learned gates of plans."""
+        ...
+
+    @property
     def kv_cache(self) -> SequenceMemory:
         """The memory of keys and values."""
         ...
@@ -60,11 +67,12 @@ class Runner(Protocol):
         ...
 
 
-def build_runner(loaded: LoadedModel, config: EngineConfig) -> Runner:
+def build_runner(loaded: LoadedModel, config: EngineConfig, *, gate_source: GateSource | None = None) -> Runner:
     """The runner for a model, which it takes over.
 
     Raises:
         InvalidInput: the architecture is not supported, or memory is too small for one request.
         ValueError: `max_model_len` exceeds the positions that the model has embeddings for.
     """
-    return Seq2SeqRunner(loaded, config) if loaded.is_encoder_decoder else ModelRunner(loaded, config)
+    runner = Seq2SeqRunner if loaded.is_encoder_decoder else ModelRunner
+    return runner(loaded, config, gate_source=gate_source)

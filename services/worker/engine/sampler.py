@@ -71,6 +71,8 @@ def _take_note(
             sampled.append(SampledToken(token_id=token, completes_grammar=sampler.accept(token)))
         except HiloraError as error:
             sampled.append(error)
+        except Exception as error:  # a grammar's own bug; the rows before it have taken note, so it must end here
+            sampled.append(_broken_rules(error))
     told = [
         (row, token, num_top)
         for row, token in enumerate(sampled)
@@ -136,6 +138,14 @@ def _non_finite() -> GenerationFailed:
         "The model's logits are not finite for this request.",
         code="non_finite_logits",
         remedy="One of the plan's adapters holds extreme values; retire it, or name other adapters.",
+    )
+
+
+def _broken_rules(error: Exception) -> GenerationFailed:
+    return GenerationFailed(
+        f"The request's grammar could not be followed: {type(error).__name__}.",
+        code="grammar_failed",
+        remedy="Simplify the grammar; other requests were not affected.",
     )
 
 

@@ -158,23 +158,23 @@ class Scheduler:
         self._shares.check_integrity()
 
     def _extend_decodes(self, preempted: list[ActiveRequest]) -> None:
-        # The order in which victims are chosen, backwards: a victim has never been extended before.
-        decoding = [active for active in self._running.values() if active.state is RequestState.DECODE]
-        for active in sorted(decoding, key=lambda active: (active.priority, active.arrival_idx)):
+        for active in tuple(self._running.values()):
             while active.state is RequestState.DECODE and not self._places.extend(active):
                 # Itself, if nobody else can be asked to.
-                self._preempt(choose_victim(self._running.values()) or active, preempted)
+                self._preempt(choose_victim(self._running.values(), self._priorities()) or active, preempted)
 
     def _admit(self, admitted: list[ActiveRequest], preempted: list[ActiveRequest]) -> None:
-        if not self._can_run_more():
-            return
         priorities = self._priorities()
+        if len(self._running) >= self._config.max_num_seqs:
+            most_urgent = min(active.priority for active in self._waiting)
+            if choose_victim(self._running.values(), priorities, for_priority=most_urgent) is None:
+                return
         while (active := self._waiting.first(priorities)) is not None:
             if active in preempted or self._prompt_budget(active, priorities) <= 0:
                 return
             while len(self._running) >= self._config.max_num_seqs or not self._places.admit(active):
                 # Nobody overtakes a request that finds no place, or a large one would never find any.
-                victim = choose_victim(self._running.values(), below_priority=active.priority)
+                victim = choose_victim(self._running.values(), priorities, for_priority=active.priority)
                 if victim is None:
                     return
                 self._preempt(victim, preempted)
@@ -183,12 +183,6 @@ class Scheduler:
             active.advance(RequestState.PREFILL)
             admitted.append(active)
             self._shares.charge(active.flow, active.num_uncomputed_tokens)
-
-    def _can_run_more(self) -> bool:
-        if len(self._running) < self._config.max_num_seqs:
-            return True
-        most_urgent = min(active.priority for active in self._waiting)
-        return choose_victim(self._running.values(), below_priority=most_urgent) is not None
 
     def _prompt_budget(self, active: ActiveRequest, priorities: AgedPriorities) -> int:
         """Tokens of the step that are left for a waiting request, behind the prompts that go before it."""

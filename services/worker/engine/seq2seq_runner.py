@@ -21,6 +21,7 @@ from services.worker.engine.scheduler import ScheduledWork
 from services.worker.engine.seq2seq_batch import DecoderWork, EncoderWork, Seq2SeqBatch, Seq2SeqBatcher
 from services.worker.engine.seq2seq_kv_cache import Seq2SeqKvCache
 from services.worker.lora.batch_plan import RocContext, StepRocsBuilder
+from services.worker.lora.learned_gates import LearnedGates
 from services.worker.lora.roc_pool import RocPool
 from services.worker.lora.wrapping import listed_modules, wrap_layers
 from services.worker.models.loader import LoadedModel
@@ -32,6 +33,7 @@ from services.worker.models.seq2seq_attention import (
     write_prompts,
 )
 from services.worker.models.small_batch import speed_up_small_batches
+from services.worker.ports import GateSource
 
 SEQ2SEQ_MODEL_TYPES = ("t5", "mt5", "umt5")
 """Architectures whose attention looks at distances alone: FLAN-T5 and ByT5 are `t5`."""
@@ -43,12 +45,13 @@ class Seq2SeqRunner:
     Args:
         loaded: the base model.
         config: sizes of cache and pool.
+        gate_source: where learned gates come from; None: there are none.
 
     Raises:
-        InvalidInput: `unsupported_architecture`; `no_decoder_start_token`; `kv_cache_too_small`.
+        InvalidInput: `unsupported_architecture`; `invalid_dtype`; `no_decoder_start_token`; `kv_cache_too_small`.
     """
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, gate_source: GateSource | None = None) -> None:
         _check_architecture(loaded)
         start_token_id = _start_token_id(loaded)
         self._model = loaded.model
@@ -63,6 +66,13 @@ class Seq2SeqRunner:
         self.pool = RocPool(
             modules=modules, capacity_bytes=config.roc_pool_bytes, dtype=loaded.dtype, device=loaded.device
         )
+        self.gates = LearnedGates(
+            modules=modules,
+            source=gate_source,
+            capacity_bytes=config.gate_bytes,
+            dtype=loaded.dtype,
+            device=loaded.device,
+        )
         self.kv_cache = Seq2SeqKvCache(
             num_layers=loaded.num_layers,
             num_slots=num_slots_within(loaded, config),
@@ -74,7 +84,7 @@ class Seq2SeqRunner:
         )
         self._attention = attach_seq2seq_attention(self._model, max_len=config.max_model_len)
         self._cache = AnswerCache(num_layers=loaded.num_layers, device=loaded.device)
-        builder = StepRocsBuilder(self.pool, dtype=loaded.dtype, device=loaded.device)
+        builder = StepRocsBuilder(self.pool, dtype=loaded.dtype, device=loaded.device, gates=self.gates)
         self._batcher = Seq2SeqBatcher(builder, self.kv_cache, start_token_id=start_token_id, device=loaded.device)
 
     def build_batch(self, works: Sequence[ScheduledWork]) -> Seq2SeqBatch:
@@ -140,6 +150,13 @@ def _check_architecture(loaded: LoadedModel) -> None:
             code="unsupported_architecture",
             remedy=f"Use a decoder-only model, or one of type {', '.join(SEQ2SEQ_MODEL_TYPES)}.",
             place="base_model",
+        )
+    if loaded.dtype is torch.float16:
+        raise InvalidInput(
+            f"{loaded.name} cannot be served in float16: activations of the T5 family exceed what it holds.",
+            code="invalid_dtype",
+            remedy="Use bfloat16 or float32.",
+            place="dtype",
         )
 
 

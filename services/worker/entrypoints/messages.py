@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hilora.adapter import RocBasis
 from hilora.errors import InvalidInput
-from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
+from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
 from services.worker.engine.events import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
 from services.worker.engine.logprobs import PositionLogprobs, TokenLogprob
@@ -24,6 +24,15 @@ _SCOPES = {
 _BASES = {
     routing_pb2.RocBasis.ROC_BASIS_SVD: RocBasis.SVD,
     routing_pb2.RocBasis.ROC_BASIS_TRAINED: RocBasis.TRAINED,
+}
+_RULES = {
+    routing_pb2.GateRule.GATE_RULE_ROCS: GateRule.ROCS,
+    routing_pb2.GateRule.GATE_RULE_ARROW: GateRule.ARROW,
+    routing_pb2.GateRule.GATE_RULE_SPECTR: GateRule.SPECTR,
+    routing_pb2.GateRule.GATE_RULE_SEQR: GateRule.SEQR,
+    routing_pb2.GateRule.GATE_RULE_PHATGOOSE: GateRule.PHATGOOSE,
+    routing_pb2.GateRule.GATE_RULE_RAMOLE: GateRule.RAMOLE,
+    routing_pb2.GateRule.GATE_RULE_SMORA: GateRule.SMORA,
 }
 _ROLES = {
     worker_pb2.ChatRole.CHAT_ROLE_SYSTEM: "system",
@@ -188,9 +197,23 @@ def _budget(message: routing_pb2.RocBudget) -> RocBudget:
 def _gate(message: routing_pb2.GateParameters) -> GateParameters:
     if message.score not in _SCORES or message.scope not in _SCOPES or message.basis not in _BASES:
         raise _invalid_plan("The gate's score, scope or basis is not set, or unknown here.", "plan.gate")
-    return GateParameters(
-        score=_SCORES[message.score], scope=_SCOPES[message.scope], basis=_BASES[message.basis], eta=message.eta
-    )
+    # Left out by senders that know no other rule.
+    rule = GateRule.ROCS if not message.rule else _RULES.get(message.rule)
+    if rule is None:
+        raise _invalid_plan("The gate's rule is unknown here.", "plan.gate.rule")
+    try:
+        return GateParameters(
+            score=_SCORES[message.score],
+            scope=_SCOPES[message.scope],
+            basis=_BASES[message.basis],
+            eta=message.eta,
+            rule=rule,
+            top_k=message.top_k,
+            temperature=message.temperature if message.HasField("temperature") else 1.0,
+            gate_id=message.gate_id if message.HasField("gate_id") else None,
+        )
+    except ValueError as error:
+        raise _invalid_plan(f"The gate contradicts itself: {error}.", "plan.gate") from error
 
 
 def _invalid_plan(message: str, place: str) -> InvalidInput:
@@ -218,7 +241,7 @@ def _logprob(token: TokenLogprob) -> worker_pb2.TokenLogprob:
 
 
 def _finished(event: Finished) -> worker_pb2.Finished:
-    return worker_pb2.Finished(
+    message = worker_pb2.Finished(
         finish_reason=_FINISH_REASONS[event.finish_reason],
         num_prompt_tokens=event.num_prompt_tokens,
         num_completion_tokens=event.num_completion_tokens,
@@ -236,6 +259,9 @@ def _finished(event: Finished) -> worker_pb2.Finished:
         e2e_latency_seconds=event.e2e_latency_seconds,
         choice_idx=event.choice_idx,
         num_cached_tokens=event.num_cached_tokens,
-        stop_text=event.stop_reason if isinstance(event.stop_reason, str) else None,
-        stop_token_id=event.stop_reason if isinstance(event.stop_reason, int) else None,
     )
+    if isinstance(event.stop_reason, str):
+        message.stop_text = event.stop_reason
+    elif event.stop_reason is not None:
+        message.stop_token_id = event.stop_reason
+    return message

@@ -7,11 +7,15 @@ layout of a file is in `hilora/learned_gate.py`.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from hilora.adapter import ADAPTER_NAME_PATTERN, adapter_id_of
 from hilora.errors import InvalidInput, UnknownAdapter
-from hilora.learned_gate import LearnedGate, read_gate
+from hilora.learned_gate import LearnedGate, gate_from_tensors, invalid_gate
 
 _SUFFIX = ".safetensors"
 
@@ -43,7 +47,18 @@ class GateFiles:
                 remedy="Copy the file again, or name it by its own hash.",
                 place="plan.gate.gate_id",
             )
-        return read_gate(content)
+        try:
+            return gate_from_tensors(load(content), metadata=_metadata(content))
+        except SafetensorError as error:
+            raise invalid_gate(f"It is not a safetensors file: {error}.") from error
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Of a file that was loaded already: safetensors reads metadata from paths only, and the path may hold something
+    else by now."""
+    num_header_bytes = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + num_header_bytes])
+    return header.get("__metadata__", {})
 
 
 def _unknown(gate_id: str) -> UnknownAdapter:

@@ -1,8 +1,8 @@
 class Table:
     def __init__(
         self,
-        sizes: tuple[int, int, int, int],
-        arrays: tuple[int, int, int, int, int, int, int, int, int, int, int, int],
+        sizes: tuple[int, ...],
+        arrays: tuple[int, ...],
         modules: list[tuple[int, int, int, int, int, int, int] | None],
         num_threads: int,
         owners: object,

@@ -16,6 +16,9 @@ orders items by plan, which is what lets the second one find the rows in the L2 
 `TRITON_INTERPRET=1` runs them on CPU tensors; `torch_ops` is what they are tested against.
 """
 
+# Kernels are Python that Triton compiles: their pointers have no types, and their launches take options of their own.
+# pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ import triton.language as tl
 MIN_GROUP_SLOTS = 16
 """Smallest S: the shortest side of a tensor-core product."""
 
-_IS_INTERPRETED = bool(triton.knobs.runtime.interpret)
+_IS_INTERPRETED = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
 """The interpreter multiplies bfloat16 as the integers it keeps them in; there, products are widened first."""
 
 

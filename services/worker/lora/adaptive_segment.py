@@ -9,10 +9,12 @@ rule `rocs` is not shared here, as each plan may read other inputs than the resp
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
+from hilora.learned_gate import GateTensors
 from hilora.routing_plan import RoutingPlan
 from services.worker.lora.adaptive_layers import AdaptiveLayer
 from services.worker.lora.layer_inputs import DenseInputs, LayerInputs, TokenIdInputs
@@ -30,16 +32,19 @@ class AdaptivePlan:
     Args:
         plan: its rule is not `rocs`; its adapters are committed.
         pool: where they are.
-        gates: where its learned gate is, if it has one.
+        gates: where its learned gate is; None where no plan has one.
     """
 
-    def __init__(self, plan: RoutingPlan, pool: RocPool, gates: LearnedGates) -> None:
-        self._plan = plan
+    def __init__(self, plan: RoutingPlan, pool: RocPool, gates: LearnedGates | None) -> None:
+        self.plan = plan
         self._pool = pool
         self._acting = [budget for budget in plan.budgets if budget.num_rocs > 0]
         self._keys = [RocKey(budget.adapter_id, plan.gate.basis) for budget in self._acting]
         self._ranks = [pool.module_ranks(key) for key in self._keys]
-        self._learned = gates.of(plan).modules if plan.gate.rule.is_learned else {}
+        self._learned: Mapping[int, GateTensors] = {}
+        if plan.gate.rule.is_learned:
+            assert gates is not None, "learned gates have no place here"
+            self._learned = gates.of(plan).modules
         self._layers: dict[int, AdaptiveLayer | None] = {}
 
     @property
@@ -65,7 +70,7 @@ class AdaptivePlan:
         rows = [self._pool.rows(self._keys[idx])[module_idx, : self._ranks[idx][module_idx]] for idx in there]
         arena = self._pool.arena(module_idx)
         return AdaptiveLayer(
-            plan=replace(self._plan, budgets=tuple(self._acting[idx] for idx in there)),
+            plan=replace(self.plan, budgets=tuple(self._acting[idx] for idx in there)),
             num_rocs=num_rocs,
             rows_R=torch.cat([torch.tensor(of_adapter) for of_adapter in rows]).to(arena.a_ND.device),
             arena=arena,
@@ -78,16 +83,18 @@ class AdaptivePlans:
 
     Args:
         pool: where the adapters are.
-        gates: where learned gates are.
+        gates: where learned gates are; None where no plan has one.
     """
 
-    def __init__(self, pool: RocPool, gates: LearnedGates) -> None:
+    def __init__(self, pool: RocPool, gates: LearnedGates | None) -> None:
         self._pool = pool
         self._gates = gates
+        self._num_gate_evictions = 0
         self._plans: OrderedDict[str, tuple[tuple[int, ...], AdaptivePlan]] = OrderedDict()
 
     def of(self, plan: RoutingPlan) -> AdaptivePlan:
         """The gates of a plan whose adapters are committed and whose learned gate is acquired."""
+        self._forget_evicted()
         made_at, adaptive = self._plans.pop(plan.digest, (None, None))
         if adaptive is None or made_at != adaptive.placements:
             adaptive = AdaptivePlan(plan, self._pool, self._gates)
@@ -95,6 +102,15 @@ class AdaptivePlans:
         while len(self._plans) > _MAX_CACHED_PLANS:
             self._plans.popitem(last=False)
         return adaptive
+
+    def _forget_evicted(self) -> None:
+        """Let go of learned gates that have left the device: their memory is somebody else's now."""
+        if self._gates is None or self._gates.num_evictions == self._num_gate_evictions:
+            return
+        self._num_gate_evictions = self._gates.num_evictions
+        for digest, (_, adaptive) in list(self._plans.items()):
+            if not self._gates.is_loaded(adaptive.plan):
+                del self._plans[digest]
 
 
 class AdaptiveSegment:

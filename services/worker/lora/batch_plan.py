@@ -26,6 +26,7 @@ import torch
 
 from hilora.routing_plan import GateRule, RoutingPlan
 from services.worker.kernels.native_ops import is_native_usable
+from services.worker.lora.adaptive_segment import AdaptivePlans, AdaptiveSegment
 from services.worker.lora.gate_tables import PlanTable, StepTable, plan_table
 from services.worker.lora.learned_gates import LearnedGates
 from services.worker.lora.native_form import NativeSegment
@@ -219,7 +220,7 @@ class StepRocsBuilder:
         form: RocForm = "auto",
     ) -> None:
         self._pool = pool
-        self._gates = gates
+        self._adaptive_plans = AdaptivePlans(pool, gates)
         self._dtype = dtype
         self._device = device
         self._form = _chosen_form(dtype, device) if form == "auto" else form
@@ -278,11 +279,7 @@ class StepRocsBuilder:
         elif by_components:
             segments.extend(self._torch_segments(by_components))
         for rows, plan in _joined([run for run in runs if run.plan.gate.rule is not GateRule.ROCS]):
-            from services.worker.lora.adaptive_segment import AdaptiveSegment
-
-            segments.append(
-                AdaptiveSegment(rows, plan, self._pool, self._gates, dtype=self._dtype, device=self._device)
-            )
+            segments.append(AdaptiveSegment(rows, self._adaptive_plans.of(plan), self._pool))
         return segments
 
     def _torch_segments(self, runs: Sequence[_Run]) -> list[Segment]:

@@ -89,7 +89,7 @@ class StepTable:
         """Columns of each key."""
         starts = np.cumsum((0, *self.ranks))
         self.first_columns = dict(zip(self.keys, starts[:-1].tolist(), strict=True))
-        self.is_targeted_M = self.rows_MU.any(axis=1)
+        self.is_targeted_M: np.ndarray = np.any(self.rows_MU, axis=1)
         """Whether any adapter has components in the layer."""
 
     @property

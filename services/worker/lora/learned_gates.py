@@ -66,6 +66,7 @@ class LearnedGates:
         self._device = device
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._used_bytes = 0
+        self._num_evictions = 0
         self._lock = threading.Lock()
         # Held while a gate is fetched, so that two requests do not fetch the same one.
         self._fetch_lock = threading.Lock()
@@ -74,6 +75,17 @@ class LearnedGates:
     def used_bytes(self) -> int:
         """Bytes of the gates on the device."""
         return self._used_bytes
+
+    @property
+    def num_evictions(self) -> int:
+        """Gates that have left the device so far."""
+        return self._num_evictions
+
+    def is_loaded(self, plan: RoutingPlan) -> bool:
+        """Whether a plan's gate is on the device, or the plan needs none."""
+        gate_id = _gate_id_of(plan)
+        with self._lock:
+            return gate_id is None or gate_id in self._entries
 
     def load(self, plan: RoutingPlan) -> None:
         """Bring a plan's gate to the device if it has one that is not there. May block; from any thread.
@@ -153,6 +165,7 @@ class LearnedGates:
             if self._used_bytes + num_bytes <= self._capacity_bytes:
                 break
             self._used_bytes -= self._entries.pop(other).gate.num_bytes
+            self._num_evictions += 1
         if self._used_bytes + num_bytes > self._capacity_bytes:
             raise Exhausted(
                 f"Gate {gate_id} has no room while running requests use others.",

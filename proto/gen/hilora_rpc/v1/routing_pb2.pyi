@@ -87,6 +87,50 @@ ROC_BASIS_TRAINED: RocBasis.ValueType  # 2
 """The factors as they were trained."""
 Global___RocBasis: _TypeAlias = RocBasis  # noqa: Y015
 
+class _GateRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GateRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GateRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GATE_RULE_UNSPECIFIED: _GateRule.ValueType  # 0
+    """The same as GATE_RULE_ROCS."""
+    GATE_RULE_ROCS: _GateRule.ValueType  # 1
+    """The ROCs of largest score act, with a factor that is constant per adapter."""
+    GATE_RULE_ARROW: _GateRule.ValueType  # 2
+    """Adapters weighted by the product with their first right singular vector; basis SVD."""
+    GATE_RULE_SPECTR: _GateRule.ValueType  # 3
+    """Adapters weighted by the length of their output; basis SVD."""
+    GATE_RULE_SEQR: _GateRule.ValueType  # 4
+    """The adapter of longest output alone; basis SVD."""
+    GATE_RULE_PHATGOOSE: _GateRule.ValueType  # 5
+    """Adapters weighted by a learned vector each."""
+    GATE_RULE_RAMOLE: _GateRule.ValueType  # 6
+    """Adapters weighted by learned attention over their outputs."""
+    GATE_RULE_SMORA: _GateRule.ValueType  # 7
+    """ROCs weighted by a learned row each; basis TRAINED."""
+
+class GateRule(_GateRule, metaclass=_GateRuleEnumTypeWrapper):
+    """By what rule a token's factor of each ROC is found."""
+
+GATE_RULE_UNSPECIFIED: GateRule.ValueType  # 0
+"""The same as GATE_RULE_ROCS."""
+GATE_RULE_ROCS: GateRule.ValueType  # 1
+"""The ROCs of largest score act, with a factor that is constant per adapter."""
+GATE_RULE_ARROW: GateRule.ValueType  # 2
+"""Adapters weighted by the product with their first right singular vector; basis SVD."""
+GATE_RULE_SPECTR: GateRule.ValueType  # 3
+"""Adapters weighted by the length of their output; basis SVD."""
+GATE_RULE_SEQR: GateRule.ValueType  # 4
+"""The adapter of longest output alone; basis SVD."""
+GATE_RULE_PHATGOOSE: GateRule.ValueType  # 5
+"""Adapters weighted by a learned vector each."""
+GATE_RULE_RAMOLE: GateRule.ValueType  # 6
+"""Adapters weighted by learned attention over their outputs."""
+GATE_RULE_SMORA: GateRule.ValueType  # 7
+"""ROCs weighted by a learned row each; basis TRAINED."""
+Global___GateRule: _TypeAlias = GateRule  # noqa: Y015
+
 class _RoutingMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -161,6 +205,10 @@ class GateParameters(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     BASIS_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    GATE_ID_FIELD_NUMBER: _builtins.int
     score: Global___RocScore.ValueType
     """How ROCs are compared."""
     scope: Global___GateScope.ValueType
@@ -169,6 +217,14 @@ class GateParameters(_message.Message):
     """Which form of the components to load."""
     eta: _builtins.float
     """Factor of the sum of the kept ROCs."""
+    rule: Global___GateRule.ValueType
+    """Which rule."""
+    top_k: _builtins.int
+    """Adapters that a token keeps, under GATE_RULE_SMORA: ROCs. 0 keeps all; GATE_RULE_ROCS and GATE_RULE_SEQR ignore it."""
+    temperature: _builtins.float
+    """Divides the scores before their softmax; above 0. 1 where it is left out."""
+    gate_id: _builtins.str
+    """Identity of a learned rule's gate, "name@hash-head"; set by learned rules and by no others."""
     def __init__(
         self,
         *,
@@ -176,12 +232,23 @@ class GateParameters(_message.Message):
         scope: Global___GateScope.ValueType = ...,
         basis: Global___RocBasis.ValueType = ...,
         eta: _builtins.float = ...,
+        rule: Global___GateRule.ValueType = ...,
+        top_k: _builtins.int = ...,
+        temperature: _builtins.float | None = ...,
+        gate_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gate_id", b"_gate_id", "_temperature", b"_temperature", "gate_id", b"gate_id", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "eta", b"eta", "scope", b"scope", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gate_id", b"_gate_id", "_temperature", b"_temperature", "basis", b"basis", "eta", b"eta", "gate_id", b"gate_id", "rule", b"rule", "scope", b"scope", "score", b"score", "temperature", b"temperature", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__gate_id: _TypeAlias = _typing.Literal["gate_id"]  # noqa: Y015
+    _WhichOneofArgType__gate_id: _TypeAlias = _typing.Literal["_gate_id", b"_gate_id"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gate_id) -> _WhichOneofReturnType__gate_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
 
 Global___GateParameters: _TypeAlias = GateParameters  # noqa: Y015
 

@@ -69,3 +69,18 @@ class TestModules:
             TransformersBaseModel(str(tmp_path), name="base", cache_folder=tmp_path).modules()
 
         assert raised.value.code == "base_model_unreadable"
+
+
+class TestEncoderDecoderModels:
+    def test_layers_of_both_halves_are_listed(self, tmp_path):
+        from transformers import T5Config
+
+        folder = tmp_path / "t5"
+        T5Config(d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2, vocab_size=40).save_pretrained(folder)
+
+        modules = TransformersBaseModel(str(folder), name="t5", cache_folder=tmp_path / "cache").modules()
+
+        assert modules["encoder.block.0.layer.0.SelfAttention.q"] == (8, 16)
+        assert modules["decoder.block.0.layer.1.EncDecAttention.v"] == (8, 16)
+        assert modules["decoder.block.0.layer.2.DenseReluDense.wo"] == (16, 24)
+        assert not any("relative_attention_bias" in path for path in modules)

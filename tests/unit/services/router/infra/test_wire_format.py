@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hilora.adapter import RocBasis
 from hilora.errors import Unavailable
-from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingMode, RoutingPlan
+from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingMode, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
 from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta
 from services.router.infra import wire_format
@@ -84,6 +84,8 @@ class TestPlan:
             scope=routing_pb2.GATE_SCOPE_GLOBAL,
             basis=routing_pb2.ROC_BASIS_TRAINED,
             eta=0.75,
+            rule=routing_pb2.GATE_RULE_ROCS,
+            temperature=1.0,
         )
         assert message.budgets[0] == routing_pb2.RocBudget(
             adapter_id="a@1", adapter_name="a", lora_rank=4, num_rocs=2, weight=0.5
@@ -97,6 +99,17 @@ class TestPlan:
         assert routing_pb2.RocScore.Name(gate.score) == f"ROC_SCORE_{score.name}"
         assert routing_pb2.GateScope.Name(gate.scope) == f"GATE_SCOPE_{scope.name}"
         assert routing_pb2.RocBasis.Name(gate.basis) == f"ROC_BASIS_{basis.name}"
+
+    @pytest.mark.parametrize("rule", GateRule)
+    def test_every_gate_rule_has_a_wire_value(self, rule):
+        gate_id = "g@1" if rule.is_learned else None
+        gate = GateParameters(
+            rule=rule, basis=rule.required_basis or RocBasis.SVD, top_k=2, temperature=0.5, gate_id=gate_id
+        )
+        message = wire_format.plan_to_wire(RoutingPlan(gate=gate)).gate
+        assert routing_pb2.GateRule.Name(message.rule) == f"GATE_RULE_{rule.name}"
+        assert (message.top_k, message.temperature) == (2, 0.5)
+        assert message.HasField("gate_id") == rule.is_learned
 
     def test_every_mode_has_a_wire_value(self):
         assert set(wire_format.MODES_FROM_WIRE.values()) == set(RoutingMode)

@@ -12,8 +12,10 @@ from services.worker.engine.config import EngineConfig
 from services.worker.engine.kv_cache import KvCache, build_kv_cache
 from services.worker.engine.paged_kv_cache import PagedKvCache
 from services.worker.engine.slot_kv_cache import SlotKvCache
+from tests.builders.engine import make_engine
 from tests.builders.kv import FULL, LAYOUTS, Sequences, make_cache
-from tests.builders.models import load_tiny
+from tests.builders.logits import LogitRecorder, assert_close, full_forward_logits, random_prompt, run_prompts
+from tests.builders.models import load_tiny, make_model
 
 
 @pytest.fixture(params=LAYOUTS[:2])
@@ -127,6 +129,20 @@ def test_books_and_shared_content_are_right_after_every_step(layout, seed) -> No
                 sequences.end(owner, is_reusable=rng.random() < 0.7)
                 cache.check_integrity()
     assert num_shared > 20
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_type_computes_as_the_model_does_by_itself(layout, dtype) -> None:
+    engine = make_engine(load_tiny(dtype=dtype), max_num_batched_tokens=16, kv_layout=layout)
+    recorder = LogitRecorder(engine)
+    prompts = {f"r{length}": random_prompt(length, length) for length in (5, 20, 33)}
+    done = run_prompts(engine, prompts, {})
+    reference = make_model(dtype=dtype)
+    for name, prompt in prompts.items():
+        expected = full_forward_logits(reference, prompt, done[name].token_ids)
+        assert recorder.of(name).dtype is dtype
+        assert_close(recorder.of(name), expected, 16 * torch.finfo(dtype).eps)
 
 
 class TestLayout:

@@ -1,4 +1,4 @@
-"""Any order of submits, aborts, faults and retirements keeps the books right, after every single step."""
+"""Any order of submits, aborts, preemptions, faults, timeouts and retirements keeps the books right, after every step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ import pytest
 
 from hilora.errors import HiloraError, QueueFull, RegistryUnavailable
 from hilora.routing_plan import GateScope
+from services.worker.engine.engine import Engine
+from services.worker.engine.events import Failed, Started
 from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 
 _NUM_ADAPTERS = 8
+_PAGE_BYTES = 4096
+"""16 positions of the tiny model in float32."""
+_LAYOUTS = {
+    "slots": {},
+    "kept slots": {"enable_prefix_cache": True},
+    # Longest requests take two pages; three of them do not fit.
+    "pages": {"kv_layout": "pages", "kv_cache_bytes": 6 * _PAGE_BYTES, "max_model_len": 40},
+    "kept pages": {
+        "kv_layout": "pages",
+        "kv_cache_bytes": 6 * _PAGE_BYTES,
+        "max_model_len": 40,
+        "enable_prefix_cache": True,
+        "max_preemptions": 1,
+    },
+    "impatient": {"max_queue_seconds": 0.05, "kv_layout": "pages", "kv_cache_bytes": 7 * _PAGE_BYTES},
+}
+_CODES = {"registry_unavailable", "non_finite_logits", "generation_failed"}
 
 
 def _random_plan(rng: random.Random):
@@ -22,9 +41,7 @@ def _random_plan(rng: random.Random):
     return make_plan(*((f"a{idx}", 3, rng.randint(0, 3), rng.random()) for idx in members), scope=scope)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_books_are_right_after_every_step(seed) -> None:
-    rng = random.Random(seed)
+def _faulty_engine(rng: random.Random, **config) -> Engine:
     loaded = load_tiny()
     shapes = linear_shapes(loaded.model)
     source = InMemoryComponentSource(
@@ -34,23 +51,52 @@ def test_books_are_right_after_every_step(seed) -> None:
         rocs.b_RO[:] = float("nan")
     source.faults["a6"] = RegistryUnavailable("away")
     # Room for about four adapters of eight, three slots, chunks of nine tokens: everything is scarce.
-    engine = make_engine(
-        loaded,
-        source,
-        max_num_seqs=3,
-        max_num_batched_tokens=9,
-        max_waiting=6,
-        roc_pool_bytes=45_000,
-    )
+    limits = {
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 9,
+        "max_waiting": 6,
+        "roc_pool_bytes": 45_000,
+        "max_model_len": 48,
+    }
+    engine = make_engine(loaded, source, **{**limits, **config})
+    execute = engine._runner.execute
+
+    def faulty(batch):
+        if rng.random() < 0.03:
+            raise RuntimeError("a kernel failed")
+        return execute(batch)
+
+    engine._runner.execute = faulty
+    return engine
+
+
+def _random_request(rng: random.Random, step: int) -> dict:
+    # Few prompts, so that prefixes are shared.
+    prompt = random.Random(rng.randint(0, 5))
+    return {
+        "prompt": [prompt.randint(3, 95) for _ in range(rng.randint(1, 25))],
+        "plan": _random_plan(rng),
+        "priority": rng.choice([0, 0, 0, -1, 2]),
+        "max_tokens": rng.randint(1, 14),
+        "temperature": rng.choice([0.0, 1.0]),
+        "seed": step,
+        "prompt_logprobs": rng.choice([None, None, None, 1]),
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("config", _LAYOUTS.values(), ids=_LAYOUTS)
+def test_books_are_right_after_every_step(config, seed) -> None:
+    rng = random.Random(seed)
+    engine = _faulty_engine(rng, **config)
     recorders: dict[str, Recorder] = {}
     for step in range(250):
         action = rng.random()
         if action < 0.35:
             name = f"r{step}"
-            prompt = [rng.randint(3, 95) for _ in range(rng.randint(1, 25))]
-            sampling = {"max_tokens": rng.randint(1, 6), "temperature": rng.choice([0.0, 1.0]), "seed": step}
+            request = _random_request(rng, step)
             try:
-                recorders[name] = submit(engine, name, prompt, plan=_random_plan(rng), **sampling)
+                recorders[name] = submit(engine, name, request.pop("prompt"), **request)
             except QueueFull:
                 assert engine.stats().num_waiting >= 6
         elif action < 0.45 and recorders:
@@ -61,17 +107,20 @@ def test_books_are_right_after_every_step(seed) -> None:
         engine.check_integrity()
     run_until_done(engine, *recorders.values(), max_steps=3000)
     engine.check_integrity()
+    _check_ends(engine, recorders)
+    assert engine.stats().counters.num_preemptions > 0
+    engine.stop(drain_seconds=0)
+
+
+def _check_ends(engine: Engine, recorders: dict[str, Recorder]) -> None:
     assert {recorder.num_terminal for recorder in recorders.values()} == {1}
+    for recorder in recorders.values():
+        assert sum(isinstance(event, Started) for event in recorder.events) <= 1
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0)
     totals = stats.counters
     ended = totals.num_requests_finished + totals.num_requests_failed + totals.num_requests_aborted
     assert ended == len(recorders)
-    errors = [
-        recorder.events[-1].error
-        for recorder in recorders.values()
-        if not hasattr(recorder.events[-1], "finish_reason")
-    ]
+    errors = [event.error for recorder in recorders.values() for event in recorder.events if isinstance(event, Failed)]
     assert all(isinstance(error, HiloraError) for error in errors)
-    assert {error.code for error in errors} <= {"registry_unavailable", "non_finite_logits"}
-    engine.stop(drain_seconds=0)
+    assert {error.code for error in errors} <= _CODES | ({"queue_timeout"} if totals.num_queue_timeouts else set())

@@ -1,0 +1,145 @@
+"""`hilora bench`: how fast the engine is on this machine, and the pages that say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hilora.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(help="Measure the engine against its base and against others.", no_args_is_help=True)
+
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")
+]
+
+
+@app.callback()
+def bench() -> None:
+    """Measure the engine against its base and against others."""
+
+
+@app.command("engine")
+def engine_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON to standard output.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The figures of batches 8 and 32 only, in a few minutes.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="One figure by key; may be repeated. [default: all]")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="qwen2.5-0.5b, llama-1024x12, or all.")] = "all",
+    shape: Annotated[str | None, typer.Option("--shape", hidden=True)] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each comparison.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, adapters, plans and prompts.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads of torch. [default: torch's own choice]")
+    ] = None,
+    profile: Annotated[bool, typer.Option(help="Say where the time of a decode step goes.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", dir_okay=False, help="Write the report to this file as well.")
+    ] = None,
+    plot: PlotOption = None,
+) -> None:
+    """Compare HiLoRA with its base and its peers on this machine's CPU; every ratio is taken within one run."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from transformers.utils import logging as transformers_logging
+
+    from hilora_lab.bench.engine_bench import BENCH_MODELS, BenchOrder, run_engine_bench
+    from hilora_lab.bench.model_shape import find_shape
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    names = BENCH_MODELS if shape is None and model == "all" else (find_shape(shape or model).name,)
+    order = BenchOrder(
+        models=names, is_quick=quick, only=tuple(only or ()), seed=seed, num_rounds=rounds, has_breakdown=profile
+    )
+    threads_before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console) as progress:
+            bars: dict[str, TaskID] = {}
+
+            def on_progress(title: str, done: int, total: int) -> None:
+                if title not in bars:
+                    bars[title] = progress.add_task(title, total=total)
+                progress.update(bars[title], completed=done)
+
+            report = run_engine_bench(order, on_progress=on_progress)
+    finally:
+        torch.set_num_threads(threads_before)
+    content = json.dumps(report, indent=1)
+    if out is not None:
+        out.write_text(f"{content}\n")
+    _draw(report, plot)
+    if as_json:
+        typer.echo(content)
+    console.print(ratio_table(report))
+
+
+@app.command("report")
+def report_command(
+    source: Annotated[
+        Path, typer.Option("--json", exists=True, dir_okay=False, help="What `hilora bench engine --out` wrote.")
+    ],
+    update: Annotated[
+        Path | None,
+        typer.Option("--update", exists=True, dir_okay=False, help="Put the tables between this page's markers."),
+    ] = None,
+    plot: PlotOption = None,
+) -> None:
+    """Turn a saved report into tables, to standard output or into a page."""
+    from hilora_lab.bench.document import as_markdown, insert_generated
+
+    report = _read(source)
+    text = as_markdown(report)
+    if update is None:
+        typer.echo(text)
+    else:
+        update.write_text(insert_generated(update.read_text(encoding="utf-8"), text), encoding="utf-8")
+    _draw(report, plot)
+
+
+def ratio_table(report: dict[str, Any]) -> Table:
+    """The ratios of a report beside their goals."""
+    from rich.table import Table
+
+    table = Table("figure", "model", "goal", title="HiLoRA's engine")
+    for heading in ("median", "least", "most", "n"):
+        table.add_column(heading, justify="right")
+    for key, summary in report["ratios"].items():
+        figure = report["figures"][key]
+        colour = "green" if figure["is_met"] else "red"
+        values = (f"[{colour}]{summary['median']:.3f}[/]", f"{summary['min']:.3f}", f"{summary['max']:.3f}")
+        table.add_row(figure["title"], figure["model"], figure["goal"], *values, str(summary["n"]))
+    return table
+
+
+def _read(source: Path) -> dict[str, Any]:
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(
+            f"{source} is not JSON.",
+            code="malformed_report",
+            remedy="Give what `hilora bench engine --out` wrote.",
+            place="json",
+        ) from error
+
+
+def _draw(report: dict[str, Any], plot: Path | None) -> None:
+    if plot is not None:
+        from hilora_lab.bench.plot import draw_report
+
+        draw_report(report, plot)
