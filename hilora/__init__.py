@@ -3,7 +3,8 @@
 Read bottom-up: `errors`, `adapter`, `routing_plan` are the vocabulary; `peft_format` and `decomposition` turn a
 checkpoint into rank-one components, and `target_layer` says where a model can take them; `covariance`, `gaussian`,
 `pooled_gaussian`, `empirical_bayes` and `calibration` score texts; `candidate_selection`, `budget_allocation` and
-`sequence_routing` make a plan of the scores; `token_gating` applies the plan to tokens, and `reference` does so slowly.
+`sequence_routing` make a plan of the scores; `token_gating` applies the plan to tokens, `adaptive_gating` and
+`learned_gate` are the rules by which tokens choose among adapters; `reference` and `reference_adaptive` do so slowly.
 `docs/algorithm.md` has the equations.
 
 The names below are imported when they are used: `hilora.errors` alone must not cost the start of torch.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
     from hilora.errors import HiloraError
     from hilora.gaussian import AdapterGaussian, CovarianceFamily, fit_gaussian
+    from hilora.learned_gate import GateTensors, LearnedGate, gate_from_tensors, gate_tensors
     from hilora.peft_format import (
         PeftLoraConfig,
         check_against_base,
@@ -63,7 +65,9 @@ __all__ = [
     "GateParameters",
     "GateRule",
     "GateScope",
+    "GateTensors",
     "HiloraError",
+    "LearnedGate",
     "LoRAAdapter",
     "LoRAFactors",
     "ModuleGate",
@@ -92,7 +96,9 @@ __all__ = [
     "fit_gaussian",
     "fit_pooled",
     "fit_pooled_eb",
+    "gate_from_tensors",
     "gate_rocs",
+    "gate_tensors",
     "module_gate",
     "parse_peft_config",
     "read_peft_adapter",
@@ -127,6 +133,12 @@ _NAMES_OF_MODULE = {
         "AdapterGaussian",
         "CovarianceFamily",
         "fit_gaussian",
+    ),
+    "learned_gate": (
+        "GateTensors",
+        "LearnedGate",
+        "gate_from_tensors",
+        "gate_tensors",
     ),
     "peft_format": (
         "PeftLoraConfig",

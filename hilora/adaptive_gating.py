@@ -75,7 +75,9 @@ def standardized(vectors_LD: torch.Tensor) -> torch.Tensor:
 
 def deviations(x_TD: torch.Tensor) -> torch.Tensor:
     """Standard deviation of each row's entries around their mean, `[T]`."""
-    return exact(x_TD).std(dim=-1, correction=0)
+    centred_TD = exact(x_TD) - exact(x_TD).mean(dim=-1, keepdim=True)
+    # Several times faster than torch.std, whose single pass cannot be vectorised.
+    return torch.linalg.vector_norm(centred_TD, dim=-1) / math.sqrt(x_TD.shape[-1])
 
 
 def ramole_keys(b_RO: torch.Tensor, router_b_OG: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,8 @@ def engine_command(
     plot: PlotOption = None,
 ) -> None:
     """Compare HiLoRA with its base and its peers on this machine's CPU; every ratio is taken within one run."""
+    import warnings
+
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -68,7 +70,9 @@ def engine_command(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=console) as progress:
+        with warnings.catch_warnings(), Progress(*columns, console=console) as progress:
+            # The peers' libraries warn about each other.
+            warnings.simplefilter("ignore", FutureWarning)
             bars: dict[str, TaskID] = {}
 
             def on_progress(title: str, done: int, total: int) -> None:

@@ -17,7 +17,7 @@ from hilora_lab.bench.session import BenchSession
 
 _PREFILL_BATCH = 8
 _IDLE_BATCH = 8
-_IDLE_ROUNDS_FACTOR = 4
+_IDLE_ROUNDS_FACTOR = 2
 """A difference of a percent needs more rounds to be seen."""
 _SLOTS_PER_ROW = 6
 """A request copies the prefix it shares: each variant's prompts take up twice their slots, and none may be evicted."""
@@ -86,7 +86,7 @@ def measure_idle(session: BenchSession, wanted: Collection[str]) -> Measured:
 
 def _decode_turn(session: BenchSession, drive: EngineDrive, size: int, *, has_plans: bool) -> Callable[[int], float]:
     requests: Sequence[BenchRequest] = session.requests(session.prompts(size), has_plans=has_plans)
-    return lambda _: drive.complete(requests, new_tokens=session.sizes.new_tokens).decode_seconds
+    return lambda _: drive.complete(requests, new_tokens=session.sizes.decode_tokens).decode_seconds
 
 
 def _milliseconds(seconds: Sequence[float]) -> dict[str, float | int]:

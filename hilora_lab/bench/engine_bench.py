@@ -31,12 +31,13 @@ _GROUPS: tuple[Callable[[BenchSession, Collection[str]], Measured], ...] = (
 """Each measures those of its figures that are wanted."""
 
 BENCH_MODELS = ("qwen2.5-0.5b", "llama-1024x12")
-"""Models of a whole run; what both measure is reported from the first."""
+"""Models of a run; what both measure is reported from the first."""
 
 _ON_ONE_MODEL = frozenset({"vs_peft_arrow", "vs_transformers_cb_768", "pool_2000_vs_20", "cold_adapter_p99_itl"})
-"""Figures that take long on the larger model; a whole run measures them on the smaller one."""
-_QUICK = ("hilora_vs_base_decode_b8", "hilora_vs_base_decode_b32", "vs_generate_b8")
-_QUICK_ON_SMALLER = (*_QUICK, "vs_generate_b32", "vs_peft_mixed_batch", "idle_lora_vs_no_lora")
+"""Figures that take long on the larger model; a whole run measures them on the last one."""
+_QUICK = frozenset({"hilora_vs_base_decode_b8", "hilora_vs_base_decode_b32"})
+_QUICK_ON_SMALLER = _QUICK | {"vs_generate_b8", "vs_generate_b32"}
+_QUICK_DECODE_TOKENS = 17
 _PROFILED_BATCHES = (1, 8, 32)
 
 
@@ -55,6 +56,7 @@ class BenchOrder:
     seed: int = 0
     num_rounds: int = 5
     has_breakdown: bool = True
+    """Whether to say where the time of decode steps goes; a quick run has no time for it."""
 
     def __post_init__(self) -> None:
         unknown = [key for key in self.only if key not in FIGURES]
@@ -70,17 +72,17 @@ class BenchOrder:
         """The figures to measure on a model."""
         if self.only:
             return frozenset(self.only)
-        is_smaller_of_two = len(self.models) > 1 and model == self.models[-1]
+        is_last = model == self.models[-1]
         if self.is_quick:
-            return frozenset(_QUICK_ON_SMALLER if is_smaller_of_two or len(self.models) == 1 else _QUICK)
-        if is_smaller_of_two or len(self.models) == 1:
-            return frozenset(FIGURES)
-        return frozenset(FIGURES) - _ON_ONE_MODEL
+            return _QUICK_ON_SMALLER if is_last else _QUICK
+        return frozenset(FIGURES) if is_last else frozenset(FIGURES) - _ON_ONE_MODEL
 
     def sizes_for(self, model: str) -> BenchSizes:
         """How much is measured of a model."""
-        sizes = TINY_SIZES if model == "tiny" else BenchSizes()
-        return replace(sizes, num_rounds=self.num_rounds)
+        if model == "tiny":
+            return replace(TINY_SIZES, num_rounds=self.num_rounds)
+        sizes = BenchSizes(num_rounds=self.num_rounds)
+        return replace(sizes, decode_tokens=_QUICK_DECODE_TOKENS) if self.is_quick else sizes
 
 
 def run_engine_bench(order: BenchOrder, *, on_progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def run_engine_bench(order: BenchOrder, *, on_progress: Progress = lambda *_: No
             found.add(measure(session, order.keys_for(model)))
             gc.collect()
         by_model[model] = found
-        if order.has_breakdown:
+        if order.has_breakdown and not order.is_quick:
             on_progress(f"{model}: profile", 0, 1)
             breakdowns[model] = _breakdowns(session)
             on_progress(f"{model}: profile", 1, 1)

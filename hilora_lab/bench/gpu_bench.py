@@ -141,7 +141,9 @@ def _measure(
         batch_size=size,
         context_len=order.prompt_len + order.new_tokens // 2,
         num_candidate_rows=num_rows,
-        num_active_rows=min(num_rows, size * order.active_rocs),
+        num_active_rows=_expected_union(num_rows, order.active_rocs, size)
+        if popularity == "resident_pool"
+        else size * order.active_rocs,
     )
     return {
         "popularity": popularity,
@@ -152,6 +154,11 @@ def _measure(
         "step_ms_base": summarise([1e3 * value for value in seconds["base"]]).as_json(),
         "step_ms_hilora": summarise([1e3 * value for value in seconds["hilora"]]).as_json(),
     }
+
+
+def _expected_union(num_rows: int, num_drawn: int, size: int) -> int:
+    """Different rows among `size` draws of `num_drawn` out of `num_rows`."""
+    return round(num_rows * (1.0 - (1.0 - min(1.0, num_drawn / num_rows)) ** size))
 
 
 def _turn_of(drive: EngineDrive, new_tokens: int) -> Callable[[Sequence[BenchRequest]], Callable[[int], float]]:

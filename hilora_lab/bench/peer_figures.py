@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 
+from hilora_lab.bench.engine_drive import EngineDrive
 from hilora_lab.bench.figure import Measured
 from hilora_lab.bench.pairing import ratios, summarise
 from hilora_lab.bench.peers import (
@@ -57,18 +58,11 @@ def measure_continuous_batching(session: BenchSession, wanted: Collection[str]) 
         ) as peer,
         closing(session.drive(max_num_seqs=_LONG_BATCH, max_model_len=max_len)) as drive,
     ):
-
-        def ours(round_idx: int) -> float:
-            prompts = session.prompts(_LONG_BATCH, length=sizes.long_prompt_len, round_idx=round_idx)
-            requests = session.requests(prompts, has_plans=True)
-            return drive.complete(requests, new_tokens=sizes.long_new_tokens).tokens_per_second
-
-        def theirs(round_idx: int) -> float:
-            prompts = session.prompts(_LONG_BATCH, length=sizes.long_prompt_len, round_idx=round_idx)
-            return peer(prompts, sizes.long_new_tokens)
-
+        turn = _turns(
+            session, num_prompts=_LONG_BATCH, prompt_len=sizes.long_prompt_len, new_tokens=sizes.long_new_tokens
+        )
         title = f"continuous batching, {sizes.long_prompt_len} tokens"
-        speeds = session.take_turns(title, {"hilora": ours, "transformers_cb": theirs})
+        speeds = session.take_turns(title, {"hilora": turn(_ours(session, drive)), "transformers_cb": turn(peer)})
     found.ratios["vs_transformers_cb_768"] = summarise(ratios(speeds["hilora"], speeds["transformers_cb"]))
     for name, values in speeds.items():
         found.extras[f"tokens_per_second_{name}_long_b{_LONG_BATCH}"] = summarise(values).as_json()
@@ -77,20 +71,35 @@ def measure_continuous_batching(session: BenchSession, wanted: Collection[str]) 
 
 def _against(session: BenchSession, size: int, peers: dict[str, Peer]) -> Measured:
     found = Measured()
-    new_tokens = session.sizes.new_tokens
+    sizes = session.sizes
     with closing(session.drive(max_num_seqs=size)) as drive:
-
-        def ours(round_idx: int) -> float:
-            requests = session.requests(session.prompts(size, round_idx=round_idx), has_plans=True)
-            return drive.complete(requests, new_tokens=new_tokens).tokens_per_second
-
-        def turn_of(peer: Peer) -> Callable[[int], float]:
-            return lambda round_idx: peer(session.prompts(size, round_idx=round_idx), new_tokens)
-
-        turns: dict[str, Callable[[int], float]] = {key: turn_of(peer) for key, peer in peers.items()}
-        speeds = session.take_turns(f"end to end, batch {size}", {"hilora": ours, **turns})
+        turn = _turns(session, num_prompts=size, prompt_len=sizes.prompt_len, new_tokens=sizes.new_tokens)
+        turns = {"hilora": turn(_ours(session, drive)), **{key: turn(peer) for key, peer in peers.items()}}
+        speeds = session.take_turns(f"end to end, batch {size}", turns)
     found.extras[f"tokens_per_second_hilora_b{size}"] = summarise(speeds["hilora"]).as_json()
     for key in peers:
         found.ratios[key] = summarise(ratios(speeds["hilora"], speeds[key]))
         found.extras[f"tokens_per_second_{key.removeprefix('vs_')}"] = summarise(speeds[key]).as_json()
     return found
+
+
+def _ours(session: BenchSession, drive: EngineDrive) -> Peer:
+    """Our engine as one of the peers, every request with a plan of its own."""
+    return lambda prompts, new_tokens: (
+        drive.complete(session.requests(prompts, has_plans=True), new_tokens=new_tokens).tokens_per_second
+    )
+
+
+def _turns(
+    session: BenchSession, *, num_prompts: int, prompt_len: int, new_tokens: int
+) -> Callable[[Peer], Callable[[int], float]]:
+    """Makes a peer's turn: prompts that are new in every round, and the same for all peers."""
+
+    def of_peer(peer: Peer) -> Callable[[int], float]:
+        def run(round_idx: int) -> float:
+            size, tokens = session.size_of_round(round_idx, num_prompts=num_prompts, new_tokens=new_tokens)
+            return peer(session.prompts(size, length=prompt_len, round_idx=round_idx), tokens)
+
+        return run
+
+    return of_peer

@@ -33,6 +33,8 @@ class BenchSizes:
     """Rounds that count, and so ratios of each figure."""
     prompt_len: int = 128
     new_tokens: int = 32
+    decode_tokens: int = 32
+    """New tokens where only decode steps are measured."""
     chunk_tokens: int = 1024
     """Tokens of one step at most."""
     long_prompt_len: int = 768
@@ -50,11 +52,14 @@ class BenchSizes:
 
 
 _SHORT_PROMPT = (3, 4, 5)
+_WARMUP_PROMPTS = 2
+_WARMUP_TOKENS = 2
 
 TINY_SIZES = BenchSizes(
     num_rounds=5,
     prompt_len=12,
     new_tokens=4,
+    decode_tokens=4,
     chunk_tokens=256,
     long_prompt_len=24,
     long_new_tokens=3,
@@ -91,7 +96,7 @@ class BenchSession:
         needs is resident before anything is measured."""
         settings: dict[str, Any] = {
             "max_num_seqs": 32,
-            "max_model_len": self.sizes.prompt_len + self.sizes.new_tokens,
+            "max_model_len": self.sizes.prompt_len + max(self.sizes.new_tokens, self.sizes.decode_tokens),
             "max_num_batched_tokens": self.sizes.chunk_tokens,
             "roc_pool_bytes": 2 * len(self.workload.adapters) * adapter_bytes(self.features()),
             **config,
@@ -124,6 +129,10 @@ class BenchSession:
             BenchRequest(prompt=prompt, plan=plans[(first_plan + idx) % len(plans)] if has_plans else RoutingPlan())
             for idx, prompt in enumerate(prompts)
         ]
+
+    def size_of_round(self, round_idx: int, *, num_prompts: int, new_tokens: int) -> tuple[int, int]:
+        """Prompts and new tokens of a round from end to end: all of them, or next to nothing to warm up."""
+        return (num_prompts, new_tokens) if round_idx >= 0 else (_WARMUP_PROMPTS, _WARMUP_TOKENS)
 
     def take_turns(
         self, title: str, variants: Mapping[str, Callable[[int], float]], *, num_rounds: int | None = None

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hilora.adapter import RocBasis
-from hilora.errors import Conflict, Exhausted, HiloraError, QueueFull, Unavailable
+from hilora.errors import Conflict, HiloraError, Unavailable
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.completion import Completion
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.event_stream import EventStream
 from services.worker.engine.events import EventSink, Failed
 from services.worker.engine.kv_places import KvPlaces
+from services.worker.engine.queue_limits import QueueLimits
 from services.worker.engine.request import ActiveRequest, EngineRequest, RequestState
 from services.worker.engine.request_checks import check_request
 from services.worker.engine.request_lifecycle import RequestLifecycle
@@ -34,7 +35,7 @@ from services.worker.engine.step_executor import StepExecutor, as_failure
 from services.worker.engine.watchdog import Watchdog
 from services.worker.lora.pool_entries import RocKey
 from services.worker.lora.pool_stats import FreedBytes
-from services.worker.lora.residency import Residency, TicketState
+from services.worker.lora.residency import Residency
 from services.worker.models.loader import LoadedModel
 from services.worker.ports import ComponentSource, GateSource
 
@@ -42,8 +43,6 @@ _log = logging.getLogger(__name__)
 
 _IDLE_WAIT_SECONDS = 0.5
 """Upper bound of one sleep; work wakes the thread at once."""
-_RETRY_SHARE = 0.5
-"""Who finds the queue full comes back when so much of it has gone: later, slots could stand empty."""
 
 
 class Engine:
@@ -91,6 +90,7 @@ class Engine:
             on_end=self._forget,
         )
         self._rate = ServiceRate()
+        self._limits = QueueLimits(config, self._rate)
         self._watchdog = Watchdog(
             max_step_seconds=config.max_step_seconds, on_stuck=self._give_up_waiting, on_recovery=self._recover
         )
@@ -145,13 +145,7 @@ class Engine:
                     remedy="Choose an id of its own for each request.",
                     place="request_id",
                 )
-            num_waiting = len(self._inbox) + self._scheduler.num_waiting
-            if num_waiting >= self._config.max_waiting:
-                raise QueueFull(
-                    f"{num_waiting} requests are waiting already.",
-                    retry_after_seconds=self._rate.seconds_until(num_waiting * _RETRY_SHARE),
-                    remedy="Try again after the time that is told, or add workers.",
-                )
+            self._limits.check_room(len(self._inbox) + self._scheduler.num_waiting)
             self._in_flight[request.request_id] = active
             self._inbox.append(active)
 
@@ -318,33 +312,20 @@ class Engine:
             self._requests.abort(active)
 
     def _end_hopeless(self) -> None:
-        """End the requests that wait for what will not come."""
-        limit, now = self._config.max_queue_seconds, time.monotonic()
+        now, num_waiting = time.monotonic(), self._scheduler.num_waiting
         for active in self._scheduler.waiting():
-            if active.ticket is not None and active.ticket.state is TicketState.FAILED:
-                assert active.ticket.error is not None
-                self._requests.fail(active, active.ticket.error)
-            elif limit is not None and active.admitted_at is None and now - active.submitted_at > limit:
-                self._counters.num_queue_timeouts += 1
-                self._requests.fail(active, self._queue_timeout(active))
-
-    def _queue_timeout(self, active: ActiveRequest) -> Exhausted:
-        is_ready = active.ticket is not None and active.ticket.is_ready
-        return Exhausted(
-            f"The request did not begin to run within {self._config.max_queue_seconds} s: "
-            + ("other requests held all places." if is_ready else "its adapters were not on the device yet."),
-            code="queue_timeout",
-            retry_after_seconds=self._rate.seconds_until(self._scheduler.num_waiting * _RETRY_SHARE),
-            remedy="Try again after the time that is told, or add workers.",
-        )
+            if (error := self._limits.verdict(active, num_waiting=num_waiting, now=now)) is not None:
+                self._counters.num_queue_timeouts += error.code == "queue_timeout"
+                self._requests.fail(active, error)
 
     def _forget(self, active: ActiveRequest) -> None:
+        """A request holds nothing any more, but for its learned gate."""
         if active.admitted_at is None:
             self._rate.note()
-        self._runner.gates.release(active.request.plan)
         with self._is_idle:
             self._in_flight.pop(active.request_id, None)
             self._is_idle.notify_all()
+        self._runner.gates.release(active.request.plan)
 
     def _give_up_waiting(self) -> None:
         """The step of now does not return: let those go elsewhere that have not begun. On the watchdog's thread."""

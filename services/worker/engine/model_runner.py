@@ -50,14 +50,19 @@ class ModelRunner:
         fix_rotary_frequencies(self._model, max_model_len=config.max_model_len)
         speed_up_small_batches(self._model)
         if config.enable_lora:
-            modules = wrap_layers(self._model, self._rocs, output_embedding=self._model.get_output_embeddings())
+            self.modules = wrap_layers(
+                self._model,
+                self._rocs,
+                output_embedding=self._model.get_output_embeddings(),
+                exchange=loaded.group,
+            )
         else:
-            modules = listed_modules(self._model)
+            self.modules = listed_modules(self._model, exchange=loaded.group)
         self.pool = RocPool(
-            modules=modules, capacity_bytes=config.roc_pool_bytes, dtype=loaded.dtype, device=loaded.device
+            modules=self.modules, capacity_bytes=config.roc_pool_bytes, dtype=loaded.dtype, device=loaded.device
         )
         self.gates = LearnedGates(
-            modules=modules,
+            modules=self.modules,
             source=gate_source,
             capacity_bytes=config.gate_bytes,
             dtype=loaded.dtype,

@@ -7,9 +7,7 @@ from services.worker.engine.config import EngineConfig
 from services.worker.engine.request import MAX_PRIORITY, EngineRequest
 
 
-def check_request(
-    request: EngineRequest, *, config: EngineConfig, vocab_size: int, has_encoder: bool = False
-) -> None:
+def check_request(request: EngineRequest, *, config: EngineConfig, vocab_size: int, has_encoder: bool = False) -> None:
     """Refuse what this engine cannot run.
 
     Raises:

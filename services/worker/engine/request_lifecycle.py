@@ -87,6 +87,8 @@ class RequestLifecycle:
         """Free everything a request holds, then send its terminal event. Only the first call counts."""
         if active.state is RequestState.FINISHED:
             return
+        if isinstance(event, Failed):
+            _forget_frames(event.error)
         has_answered = isinstance(event, Finished) and event.finish_reason is not FinishReason.ABORT
         active.advance(RequestState.FINISHED)
         self._scheduler.remove(active)
@@ -130,6 +132,14 @@ class RequestLifecycle:
             ttft_seconds=0.0 if first is None else first - active.submitted_at,
             e2e_latency_seconds=time.monotonic() - active.submitted_at,
         )
+
+
+def _forget_frames(error: BaseException) -> None:
+    """An error goes to its caller, who may keep it; the frames that it was raised in hold the whole step's tensors."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
 
 
 class _Guard:

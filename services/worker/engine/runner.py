@@ -11,6 +11,7 @@ from services.worker.engine.batch import PromptLogits
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.kv_cache import SequenceMemory
 from services.worker.engine.model_runner import ModelRunner
+from services.worker.engine.parallel_runner import LeaderRunner
 from services.worker.engine.request import ActiveRequest
 from services.worker.engine.scheduler import ScheduledWork
 from services.worker.engine.seq2seq_runner import Seq2SeqRunner
@@ -74,5 +75,7 @@ def build_runner(loaded: LoadedModel, config: EngineConfig, *, gate_source: Gate
         InvalidInput: the architecture is not supported, or memory is too small for one request.
         ValueError: `max_model_len` exceeds the positions that the model has embeddings for.
     """
+    if loaded.group is not None:
+        return LeaderRunner(loaded, config)
     runner = Seq2SeqRunner if loaded.is_encoder_decoder else ModelRunner
     return runner(loaded, config, gate_source=gate_source)

@@ -12,9 +12,16 @@ from services.worker.lora.gated_embedding import GatedEmbedding
 from services.worker.lora.gated_experts import GatedExpertRouter, GatedExperts
 from services.worker.lora.gated_linear import GatedLinear
 from services.worker.lora.roc_arena import ModuleShape
+from services.worker.lora.sharded_linear import ColumnExchange, ShardedGatedLinear
 
 
-def wrap_layers(model: nn.Module, context: RocContext, *, output_embedding: nn.Module | None) -> list[ModuleShape]:
+def wrap_layers(
+    model: nn.Module,
+    context: RocContext,
+    *,
+    output_embedding: nn.Module | None,
+    exchange: ColumnExchange | None = None,
+) -> list[ModuleShape]:
     """Replace every layer of a model that ROCs can be added to by a gated one.
 
     Weights stay where they are: an output embedding that shares the input embedding's weight still does.
@@ -23,22 +30,24 @@ def wrap_layers(model: nn.Module, context: RocContext, *, output_embedding: nn.M
         model: changed in place.
         context: shared by all of the layers.
         output_embedding: the layer that makes the logits.
+        exchange: the processes that the model is sharded over, if it is. Its experts cannot be targeted then.
 
     Returns:
         The modules that ROCs may target, in the order of their module indices.
     """
     shapes: list[ModuleShape] = []
-    for layer in target_layers(model):
-        gated = _gated(layer, len(shapes), context, is_output_embedding=layer.module is output_embedding)
+    for layer in _targets(model, exchange):
+        is_output_embedding = layer.module is output_embedding
+        gated = _gated(layer, len(shapes), context, is_output_embedding=is_output_embedding, exchange=exchange)
         parent_path, _, name = layer.path.rpartition(".")
         setattr(model.get_submodule(parent_path), name, gated)
         shapes.extend(_shapes_of(layer))
     return shapes
 
 
-def listed_modules(model: nn.Module) -> list[ModuleShape]:
+def listed_modules(model: nn.Module, *, exchange: ColumnExchange | None = None) -> list[ModuleShape]:
     """What `wrap_layers` would return, with the model left as it is."""
-    return [shape for layer in target_layers(model) for shape in _shapes_of(layer)]
+    return [shape for layer in _targets(model, exchange) for shape in _shapes_of(layer)]
 
 
 def capturable_modules(model: nn.Module) -> frozenset[int] | None:
@@ -61,8 +70,33 @@ def _shapes_of(layer: TargetLayer) -> list[ModuleShape]:
     ]
 
 
-def _gated(layer: TargetLayer, module_idx: int, context: RocContext, *, is_output_embedding: bool) -> nn.Module:
+def _targets(model: nn.Module, exchange: ColumnExchange | None) -> list[TargetLayer]:
+    layers = target_layers(model)
+    if exchange is None:
+        return layers
+    return [layer for layer in layers if layer.kind in {LayerKind.LINEAR, LayerKind.EMBEDDING}]
+
+
+def _gated(
+    layer: TargetLayer,
+    module_idx: int,
+    context: RocContext,
+    *,
+    is_output_embedding: bool,
+    exchange: ColumnExchange | None,
+) -> nn.Module:
     match layer.kind:
+        case LayerKind.LINEAR if exchange is not None:
+            num_out, num_in = layer.features[layer.path]
+            return ShardedGatedLinear(
+                layer.module,
+                module_idx=module_idx,
+                context=context,
+                is_output_embedding=is_output_embedding,
+                in_features=num_in,
+                out_features=num_out,
+                exchange=exchange,
+            )
         case LayerKind.LINEAR:
             return GatedLinear(
                 layer.module, module_idx=module_idx, context=context, is_output_embedding=is_output_embedding

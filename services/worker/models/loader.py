@@ -11,6 +11,7 @@ import torch
 from hilora.errors import InvalidInput
 from services.worker.models.base_revision import base_revision_of
 from services.worker.models.quantization import quantization_config_of
+from services.worker.models.tensor_parallel import ParallelGroup, sharding_options
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _COMPUTE_DTYPES = frozenset(_DTYPES.values())
@@ -29,6 +30,9 @@ class LoadedModel:
     """Tokens that end an answer."""
     base_revision: str = ""
     """Equal for two loads exactly if they compute the same keys and values; see `base_revision`."""
+
+    group: ParallelGroup | None = None
+    """The processes that the model is sharded over; None: it is whole."""
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +63,10 @@ class LoadedModel:
 
     @property
     def num_key_value_heads(self) -> int:
-        """Key-value heads of a layer; the query heads where the config names none."""
+        """Key-value heads of a layer in this process; the query heads where the config names none."""
         config = self.text_config
-        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        num_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        return num_heads if self.group is None else num_heads // self.group.size
 
     @property
     def head_dim(self) -> int:
@@ -98,6 +103,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     quantization: str | None = None,
+    group: ParallelGroup | None = None,
 ) -> LoadedModel:
     """Load a base model.
 
@@ -108,15 +114,16 @@ def load_model(
         dtype: `auto` (float32 on the CPU, bfloat16 on a GPU), `float32`, `bfloat16`, `float16`, `float64`.
         quantization: what to quantise the weights to while loading, one of `QUANTIZATIONS`; a checkpoint that is
             quantised already needs none.
+        group: the processes to shard the model over, all of which load it at the same time; None: it stays whole.
 
     Raises:
         InvalidInput: `base_model_not_loadable`, with the reason; `invalid_device`; `invalid_dtype`;
-            `invalid_quantization`; `quantization_not_installed`.
+            `invalid_quantization`; `quantization_not_installed`; `tensor_parallel_unsupported`.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    target = _resolve_device(device)
+    target = _resolve_device(device) if group is None else group.device
     if dtype != "auto" and dtype not in _DTYPES:
         raise InvalidInput(
             f"{dtype!r} is no supported dtype.",
@@ -130,7 +137,10 @@ def load_model(
         options = {"quantization_config": config, "device_map": {"": target}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
-        has_encoder = getattr(AutoConfig.from_pretrained(location), "is_encoder_decoder", False)
+        base_config = AutoConfig.from_pretrained(location)
+        if group is not None:
+            options = sharding_options(base_config, group, quantization=quantization)
+        has_encoder = getattr(base_config, "is_encoder_decoder", False)
         auto_class = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
         model, report = _load_weights(auto_class, location, compute_dtype, options)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -150,6 +160,7 @@ def load_model(
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(model, tokenizer),
         base_revision=base_revision_of(location, model, dtype=str(compute_dtype), quantization=quantization),
+        group=group,
     )
 
 

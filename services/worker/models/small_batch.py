@@ -36,9 +36,12 @@ def speed_up_small_batches(model: nn.Module) -> int:
     """
     num_changed = 0
     for module in model.modules():
-        # Subclasses (quantised layers, for one) know better what their weight is.
-        if type(module) is not nn.Linear or not is_native_usable(
-            dtype=module.weight.dtype, device=module.weight.device
+        # Subclasses (quantised layers, for one) know better what their weight is, and so does whoever gave a layer a
+        # forward pass of its own already (sharded layers have one).
+        if (
+            type(module) is not nn.Linear
+            or "forward" in vars(module)
+            or not is_native_usable(dtype=module.weight.dtype, device=module.weight.device)
         ):
             continue
         vars(module)["forward"] = SmallBatchForward(module)

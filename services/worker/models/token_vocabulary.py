@@ -38,10 +38,11 @@ class TokenVocabulary:
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)
         self._vocab_size = vocab_size
-        self._lock = threading.RLock()
+        # Held for one use of the tokenizer at a time, so that nobody waits while the whole vocabulary is read.
+        self._tokenizer_lock = threading.Lock()
+        self._reading_lock = threading.Lock()
         self._shown: dict[int, bytes] = {}
         self._text_bytes: list[bytes] | None = None
-        self._strips_first_space: bool | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -50,14 +51,13 @@ class TokenVocabulary:
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token adds to a text; the name of a special token."""
-        with self._lock:
-            if token_id not in self._shown:
-                self._shown[token_id] = self._bytes_of(token_id, skip_special_tokens=False)
-            return self._shown[token_id]
+        if token_id not in self._shown:
+            self._shown[token_id] = self._bytes_of(token_id, skip_special_tokens=False)
+        return self._shown[token_id]
 
     def text_bytes(self) -> Sequence[bytes]:
         """What each token adds to an answer; empty for special tokens. Takes seconds for a large vocabulary, once."""
-        with self._lock:
+        with self._reading_lock:
             if self._text_bytes is None:
                 self._text_bytes = self._all_text_bytes()
             return self._text_bytes
@@ -65,28 +65,26 @@ class TokenVocabulary:
     @property
     def strips_first_space(self) -> bool:
         """Whether an answer loses the space that its first token brings along."""
-        with self._lock:
-            if self._strips_first_space is None:
-                spaced = (idx for idx, text in enumerate(self.text_bytes()) if len(text) > 1 and text[:1] == b" ")
-                first = next(spaced, None)
-                self._strips_first_space = first is not None and not self._decode([first]).startswith(" ")
-            return self._strips_first_space
+        spaced = (idx for idx, text in enumerate(self.text_bytes()) if len(text) > 1 and text[:1] == b" ")
+        first = next(spaced, None)
+        return first is not None and not self._decode([first]).startswith(" ")
 
     def encode_exactly(self, text: str) -> list[int] | None:
         """The tokenizer's own tokens of a text in the middle of an answer; None where it adds or drops something."""
-        with self._lock:
-            tokens_of = self.text_bytes()
+        tokens_of = self.text_bytes()
+        with self._tokenizer_lock:
             token_ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-            is_exact = b"".join(tokens_of[token_id] for token_id in token_ids) == text.encode()
-            return token_ids if is_exact else None
+        is_exact = b"".join(tokens_of[token_id] for token_id in token_ids) == text.encode()
+        return token_ids if is_exact else None
 
     def _all_text_bytes(self) -> list[bytes]:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None or "ByteLevel" not in repr(backend.decoder):
             return [self._bytes_of(token_id, skip_special_tokens=True) for token_id in range(self._vocab_size)]
-        added = self._tokenizer.added_tokens_decoder
-        num_known = min(len(self._tokenizer), self._vocab_size)
-        pieces = self._tokenizer.convert_ids_to_tokens(list(range(num_known)))
+        with self._tokenizer_lock:
+            added = self._tokenizer.added_tokens_decoder
+            num_known = min(len(self._tokenizer), self._vocab_size)
+            pieces = self._tokenizer.convert_ids_to_tokens(list(range(num_known)))
         known = [
             self._bytes_of(token_id, skip_special_tokens=True) if token_id in added else _bytes_of_piece(piece)
             for token_id, piece in enumerate(pieces)
@@ -96,15 +94,17 @@ class TokenVocabulary:
     def _bytes_of(self, token_id: int, *, skip_special_tokens: bool) -> bytes:
         once = self._decode([token_id], skip_special_tokens=skip_special_tokens)
         if _REPLACEMENT in once:
-            found = _bytes_of_piece(self._tokenizer.convert_ids_to_tokens(token_id))
+            with self._tokenizer_lock:
+                found = _bytes_of_piece(self._tokenizer.convert_ids_to_tokens(token_id))
             return once.encode() if found is None else found
         twice = self._decode([token_id, token_id], skip_special_tokens=skip_special_tokens)
         return (twice[len(once) :] if twice.startswith(once) else once).encode()
 
     def _decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        return self._tokenizer.decode(
-            token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+        with self._tokenizer_lock:
+            return self._tokenizer.decode(
+                token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
 
 
 def _bytes_of_piece(piece: str | None) -> bytes | None:

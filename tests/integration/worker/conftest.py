@@ -128,6 +128,7 @@ class Stack:
     channel: grpc.aio.Channel
     stub: worker_pb2_grpc.WorkerServiceStub
     shapes: dict[str, tuple[int, int]]
+    gates_dir: Path
     adapter_ids: dict[str, str] = field(default_factory=dict)
 
     def plan(self, *names: str, num_rocs: int = 4, generation: int | None = None) -> routing_pb2.RoutingPlan:
@@ -191,11 +192,11 @@ def settings_of(base_folder: Path) -> Callable[..., WorkerSettings]:
 
 
 @pytest.fixture
-async def stack(settings_of, shapes) -> AsyncIterator[Stack]:
+async def stack(settings_of, shapes, tmp_path) -> AsyncIterator[Stack]:
     registry = InMemoryRegistry()
     server = await serve_registry(registry)
     adapter_ids = {name: registry.publish(name, make_adapter(shapes, seed=seed)) for seed, name in enumerate("abc")}
-    worker = build_worker(settings_of(server.address))
+    worker = build_worker(settings_of(server.address, gates_dir=tmp_path))
     await worker.start()
     channel = open_channel(worker.rpc_address)
     yield Stack(
@@ -205,6 +206,7 @@ async def stack(settings_of, shapes) -> AsyncIterator[Stack]:
         channel=channel,
         stub=worker_pb2_grpc.WorkerServiceStub(channel),
         shapes=shapes,
+        gates_dir=tmp_path,
         adapter_ids=adapter_ids,
     )
     await channel.close()

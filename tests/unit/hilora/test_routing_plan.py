@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hilora.adapter import RocBasis, adapter_id_of, check_adapter_name
 from hilora.errors import InvalidInput
-from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
+from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingPlan
 
 
 def budget(**changes) -> RocBudget:
@@ -54,6 +54,9 @@ class TestPlan:
             RoutingPlan(budgets=(budget(),), gate=GateParameters(score=RocScore.CONTRIBUTION)),
             RoutingPlan(budgets=(budget(),), gate=GateParameters(scope=GateScope.GLOBAL)),
             RoutingPlan(budgets=(budget(),), gate=GateParameters(basis=RocBasis.TRAINED)),
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(rule=GateRule.ARROW)),
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(top_k=2)),
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(temperature=0.5)),
             RoutingPlan(),
         ],
     )
@@ -63,6 +66,43 @@ class TestPlan:
     def test_the_catalogue_generation_does_not(self):
         plan = RoutingPlan(budgets=(budget(),))
         assert replace(plan, catalog_generation=9).digest == plan.digest
+
+
+class TestGate:
+    def test_the_default_rule_is_by_components(self):
+        gate = GateParameters()
+        assert (gate.rule, gate.top_k, gate.temperature, gate.gate_id) == (GateRule.ROCS, 0, 1.0, None)
+
+    @pytest.mark.parametrize(
+        ("changes", "word"),
+        [
+            ({"top_k": -1}, "top_k"),
+            ({"temperature": 0.0}, "temperature"),
+            ({"temperature": -1.0}, "temperature"),
+            ({"temperature": float("inf")}, "temperature"),
+            ({"temperature": float("nan")}, "temperature"),
+            ({"rule": GateRule.ARROW, "basis": RocBasis.TRAINED}, "basis"),
+            ({"rule": GateRule.SPECTR, "basis": RocBasis.TRAINED}, "basis"),
+            ({"rule": GateRule.SEQR, "basis": RocBasis.TRAINED}, "basis"),
+            ({"rule": GateRule.SMORA, "basis": RocBasis.SVD, "gate_id": "g@1"}, "basis"),
+            ({"rule": GateRule.PHATGOOSE}, "needs a gate_id"),
+            ({"rule": GateRule.RAMOLE, "gate_id": ""}, "needs a gate_id"),
+            ({"gate_id": "g@1"}, "no use"),
+            ({"rule": GateRule.ARROW, "gate_id": "g@1"}, "no use"),
+        ],
+    )
+    def test_contradictions_are_refused(self, changes, word):
+        with pytest.raises(ValueError, match=word):
+            GateParameters(**changes)
+
+    @pytest.mark.parametrize("rule", [GateRule.PHATGOOSE, GateRule.RAMOLE])
+    @pytest.mark.parametrize("basis", RocBasis)
+    def test_some_rules_know_both_bases_and_the_gate_is_in_the_digest(self, rule, basis):
+        plans = [
+            RoutingPlan(budgets=(budget(),), gate=GateParameters(rule=rule, basis=basis, gate_id=gate_id))
+            for gate_id in ("g@1", "g@2")
+        ]
+        assert plans[0].digest != plans[1].digest
 
 
 class TestNames:

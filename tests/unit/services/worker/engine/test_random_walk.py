@@ -1,4 +1,4 @@
-"""Any order of submits, aborts, preemptions, faults, timeouts and retirements keeps the books right, after every step."""
+"""Any order of submits, aborts, preemptions, faults, timeouts and retirements keeps the books right, step by step."""
 
 from __future__ import annotations
 

@@ -231,6 +231,28 @@ class TestSample:
             together.append(sample(torch.stack([noise[0], row, noise[1]]), [others[0], sampler, others[1]])[1].token_id)
         assert together == alone
 
+    def test_rows_treated_together_as_on_a_gpu_choose_the_same(self, monkeypatch) -> None:
+        rules = [
+            {},
+            {"top_p": 0.8},
+            {"temperature": 0.0, "presence_penalty": 1.0},
+            {"top_k": 40, "repetition_penalty": 1.2},
+            {"temperature": 0.0, "logprobs": 2},
+            {"min_p": 0.05, "logit_bias": {3: 5.0}},
+            {"top_p": 0.99, "temperature": 3.0},
+        ]
+        rows = torch.stack([_large_row(3001 + idx)[:3001] for idx in range(len(rules))])
+
+        def play() -> list[list[SampledToken]]:
+            samplers = [RequestSampler(SamplingParams(seed=4, **rule), prompt_token_ids=(1, 2)) for rule in rules]
+            return [sample(rows, samplers) for _ in range(6)]
+
+        one_by_one = play()
+        monkeypatch.setattr(
+            "services.worker.engine.sampler.row_groups", lambda num_rows, device: [slice(0, num_rows)] * (num_rows > 0)
+        )
+        assert play() == one_by_one
+
     def test_seeds_repeat_and_differ(self) -> None:
         row = _large_row(500, scale=1.0)
         first, again, other = (_draws(SamplingParams(seed=seed), row, num_draws=20) for seed in (1, 1, 2))

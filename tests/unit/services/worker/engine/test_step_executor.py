@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hilora.errors import GenerationFailed, HiloraError
+from hilora.errors import GenerationFailed, HiloraError, Unavailable
 from services.worker.engine.request import EngineRequest
 from services.worker.engine.sampling_params import SamplingParams
 from services.worker.engine.step_executor import as_failure
@@ -90,3 +90,20 @@ class TestFailures:
         failure = as_failure(ValueError("a secret"))
         assert isinstance(failure, GenerationFailed)
         assert "ValueError" in str(failure) and "secret" not in str(failure)
+
+
+def test_an_error_that_its_caller_keeps_keeps_nothing_of_the_step() -> None:
+    engine = make_engine(load_tiny())
+
+    def failing(batch):
+        try:
+            raise RuntimeError("device lost")
+        except RuntimeError as error:
+            raise Unavailable("The device is lost.") from error
+
+    engine._runner.execute = failing
+    faulty = submit(engine, "r", _PROMPT)
+    run_until_done(engine, faulty)
+    assert faulty.error.__traceback__ is None
+    assert isinstance(faulty.error.__cause__, RuntimeError)
+    assert faulty.error.__cause__.__traceback__ is None

@@ -94,7 +94,7 @@ class HungEngine:
         self.engine._runner.execute = hanging
         self.engine.start()
 
-    def _on_health(self, is_healthy: bool) -> None:
+    def _on_health(self, is_healthy: bool) -> None:  # noqa: FBT001  (a callback's one argument)
         self.health.append(is_healthy)
         (self.is_healthy if is_healthy else self.is_unhealthy).set()
 

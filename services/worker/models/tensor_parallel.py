@@ -1,0 +1,181 @@
+"""One base model over several processes, by transformers' own tensor parallel plan.
+
+Shapes: T rows, D features, n processes.
+
+torchrun starts the processes. The one of rank 0 leads: it takes requests, decides each step, and tells the others, who
+run the same forward pass with their shards. There are two channels. *Control* waits for ever, since nobody knows when
+the next request comes; it breaks as soon as the other side's process is gone. *Data*, which the layers use in a step,
+has a deadline: a process that stops in the middle of a step must not hold up the others for good.
+
+A step that failed in one process cannot be repeated by the others, who are waiting somewhere inside of it. So a group
+that fails ends its process, and whoever watches over the processes starts all of them anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from hilora.errors import InvalidInput
+
+_log = logging.getLogger(__name__)
+
+EXIT_STATUS = 70
+"""Of a process whose group failed: an internal error, as sysexits.h counts."""
+_FOR_EVER = timedelta(days=3650)
+
+
+def exit_process(error: BaseException) -> NoReturn:
+    """End this process at once, whatever its threads are waiting for."""
+    _log.critical("the group of processes that share the model failed; this one ends", exc_info=error)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(EXIT_STATUS)
+
+
+class ParallelGroup:
+    """The processes that share a model, as one of them sees them.
+
+    Args:
+        rank: of this process; 0 leads.
+        size: how many there are.
+        device: where this process's shard goes.
+        control: the channel without a deadline.
+        on_failure: what to do when the group has failed; it does not return.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        size: int,
+        device: torch.device,
+        control: Any,
+        on_failure: Callable[[BaseException], NoReturn] = exit_process,
+    ) -> None:
+        self._rank = rank
+        self._size = size
+        self.device = device
+        self._control = control
+        self._on_failure = on_failure
+
+    @property
+    def rank(self) -> int:
+        """Which process this is, from 0."""
+        return self._rank
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self._size
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process decides."""
+        return self._rank == 0
+
+    def tell(self, message: object) -> None:
+        """Leader: give every follower a message, which must be picklable."""
+        assert self.is_leader, "only the leader tells"
+        dist.broadcast_object_list([message], src=0, group=self._control)
+
+    def hear(self) -> Any:
+        """Follower: the leader's next message, however long it takes; None is its last."""
+        assert not self.is_leader, "the leader hears nobody"
+        heard: list[Any] = [None]
+        dist.broadcast_object_list(heard, src=0, group=self._control)
+        return heard[0]
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """Give the leader's values of a contiguous tensor to everybody, in place. All processes call it."""
+        dist.broadcast(tensor, src=0)
+
+    def gather_columns(self, part_TD: torch.Tensor) -> torch.Tensor:
+        """All processes' columns `[T, D / n]` side by side: `[T, D]`. All processes call it."""
+        num_rows, num_columns = part_TD.shape
+        parts_TD = part_TD.new_empty(self._size * num_rows, num_columns)
+        # The name changed in torch 2.13, and the old one warns there.
+        gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(parts_TD, part_TD.contiguous())
+        return parts_TD.view(self._size, num_rows, num_columns).transpose(0, 1).reshape(num_rows, -1)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """A step broke in the middle: the group is of no use any more."""
+        self._on_failure(error)
+
+    def leave(self) -> None:
+        """Part from the others, in peace. The leader's word lets the followers go, who then leave as well."""
+        if self.is_leader:
+            self.tell(None)
+        dist.destroy_process_group()
+
+
+def join_parallel_group(
+    *, rank: int, size: int, local_rank: int, device: str, step_timeout_seconds: float
+) -> ParallelGroup:
+    """Meet the other processes that torchrun started. Blocks until all of them have come.
+
+    Args:
+        rank: of this process.
+        size: how many there are.
+        local_rank: which of this machine's processes it is, and so which of its GPUs it takes.
+        device: `auto`, `cpu` or `cuda`.
+        step_timeout_seconds: how long a process waits for another one inside a step.
+
+    Raises:
+        InvalidInput: `invalid_device`: a certain GPU was asked for, though each process has one of its own.
+    """
+    if device not in {"auto", "cpu", "cuda"}:
+        raise InvalidInput(
+            f"{device} was asked for, but {size} processes share the model, each on a device of its own.",
+            code="invalid_device",
+            remedy="Use auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among the GPUs.",
+            place="device",
+        )
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    target = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(target)
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(seconds=step_timeout_seconds))
+    control: Any = dist.new_group(backend="gloo", timeout=_FOR_EVER)
+    return ParallelGroup(rank=rank, size=size, device=target, control=control)
+
+
+def sharding_options(config: Any, group: ParallelGroup, *, quantization: str | None) -> dict[str, Any]:
+    """What `from_pretrained` takes so that each process loads its own shard.
+
+    Args:
+        config: the model's.
+        group: the processes.
+        quantization: what the weights are to be quantised to while loading.
+
+    Raises:
+        InvalidInput: `tensor_parallel_unsupported`: the heads cannot be divided among them, or the weights would have
+            to be divided and quantised at once.
+    """
+    from transformers.distributed import DistributedConfig
+
+    if quantization is not None:
+        raise InvalidInput(
+            f"A base that is quantised while loading ({quantization}) cannot be divided among processes.",
+            code="tensor_parallel_unsupported",
+            remedy="Leave quantization out, or start one process.",
+            place="quantization",
+        )
+    text_config = config.get_text_config()
+    num_heads = int(text_config.num_attention_heads)
+    num_key_value_heads = int(getattr(text_config, "num_key_value_heads", None) or num_heads)
+    if num_heads % group.size or num_key_value_heads % group.size:
+        raise InvalidInput(
+            f"{num_heads} heads, {num_key_value_heads} of keys and values, cannot be divided among {group.size}.",
+            code="tensor_parallel_unsupported",
+            remedy="Start as many processes as divide both numbers.",
+            place="base_model",
+        )
+    return {"distributed_config": DistributedConfig(tp_size=group.size)}
