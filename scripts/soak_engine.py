@@ -21,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long, roughly (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of load and faults (default: 0)")
+    parser.add_argument("--kv-layout", choices=["slots", "pages"], default="pages", help="(default: pages)")
     parser.add_argument("--verbose", action="store_true", help="show the engine's log, full of what was planted")
     options = parser.parse_args()
     # The tests are no installed package: they are found in the checkout.
@@ -31,7 +32,7 @@ def main() -> int:
         logging.disable(logging.CRITICAL)
     # A model this small is slower on several threads.
     torch.set_num_threads(1)
-    report = EngineSoak(seed=options.seed, seconds=options.seconds).run()
+    report = EngineSoak(seed=options.seed, seconds=options.seconds, kv_layout=options.kv_layout).run()
     print(json.dumps(vars(report), indent=2))
     return 1 if report.problems else 0
 

@@ -55,8 +55,9 @@ def insert_generated(document: str, generated: str) -> str:
 
 def _machine(report: Report) -> str:
     machine, workload = report["machine"], report["workload"]
+    run = "Single figures" if workload["only"] else "Quick run" if workload["is_quick"] else "Whole run"
     return (
-        f"Commit `{machine['commit']}`, {machine['cpu']}, {machine['num_cpus']} CPUs, "
+        f"{run} at commit `{machine['commit']}`, {machine['cpu']}, {machine['num_cpus']} CPUs, "
         f"{machine['num_threads']} threads, load before the start {machine['load_before']:g}; "
         f"Python {machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}, "
         f"peft {machine['peft']}; {workload['dtype']}, seed {workload['seed']}, "

@@ -124,6 +124,7 @@ def run_engine_bench(order: BenchOrder, *, on_progress: Progress = lambda *_: No
             "dtype": "float32",
             "seed": order.seed,
             "is_quick": order.is_quick,
+            "only": list(order.only),
             "sizes": {model: asdict(order.sizes_for(model)) for model in order.models},
         },
         **_ratios(by_model, order.models),

@@ -40,6 +40,8 @@ POPULARITIES: tuple[Popularity, ...] = ("resident_pool", "all_distinct")
 _NUM_HOST_ADAPTERS = 4
 """Different contents; on the device every adapter has rows of its own, whatever they hold."""
 
+_LOADING_SECONDS = 900.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuBenchOrder:
@@ -125,6 +127,8 @@ def _measure(
         max_model_len=order.prompt_len + order.new_tokens,
         max_num_batched_tokens=max(2048, size * 2),
         roc_pool_bytes=num_bytes + num_bytes // 8,
+        # Many gigabytes go to the device before the first step.
+        component_timeout_seconds=_LOADING_SECONDS,
     )
     with closing(EngineDrive(loaded=twin_of(loaded), source=_SharedAdapters(features, order), config=config)) as drive:
         prompts = random_prompts(size, length=order.prompt_len, vocab_size=loaded.vocab_size, seed=order.seed)

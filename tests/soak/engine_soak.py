@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hilora.adapter import RocBasis
 from hilora.errors import HiloraError, QueueFull
@@ -29,6 +29,8 @@ from tests.builders.engine import make_plan
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 from tests.soak.faults import FaultyClient, FaultyKernels, FaultySource, make_poisonous
 
+_PAGE_BYTES = 4096
+"""16 positions of the tiny model in float32."""
 _NUM_ADAPTERS = 24
 _NUM_POISONOUS = 2
 _NUM_CLIENTS = 3
@@ -61,9 +63,10 @@ class EngineSoak:
     Args:
         seed: of load and faults; threads make each run different all the same.
         seconds: how long, roughly.
+        kv_layout: of the KV cache; pages run out, slots are only taken by more urgent requests.
     """
 
-    def __init__(self, *, seed: int, seconds: float) -> None:
+    def __init__(self, *, seed: int, seconds: float, kv_layout: Literal["slots", "pages"] = "pages") -> None:
         self._seconds = seconds
         self._rng = random.Random(seed)
         self._threads_before = set(threading.enumerate())
@@ -80,8 +83,8 @@ class EngineSoak:
             max_waiting=20,
             max_queue_seconds=20.0,
             priority_ageing_seconds=0.5,
-            kv_layout="pages",
-            kv_cache_bytes=14 * 4096,
+            kv_layout=kv_layout,
+            kv_cache_bytes=14 * _PAGE_BYTES if kv_layout == "pages" else None,
             enable_prefix_cache=True,
             # Room for about a third of the adapters.
             roc_pool_bytes=100_000,

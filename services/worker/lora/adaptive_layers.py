@@ -105,8 +105,9 @@ def _scores_of(
         case GateRule.PHATGOOSE:
             return _phatgoose(plan, learned)
         case GateRule.SMORA:
-            rows_RD = torch.cat([_gate_of(plan, idx, learned, size) for idx, size in enumerate(num_rocs)])
-            return lambda _, inputs: exact(inputs.products(rows_RD))
+            # Stacked in every step: a copy kept for each plan would be as large as the adapters themselves.
+            rows = [_gate_of(plan, idx, learned, size) for idx, size in enumerate(num_rocs)]
+            return lambda _, inputs: exact(inputs.products(torch.cat(rows)))
         case GateRule.ROCS:
             raise ValueError("rule rocs does not choose among adapters")
 
@@ -118,9 +119,9 @@ def _arrow(num_rocs: tuple[int, ...], rows_R: torch.Tensor, arena: RocArena) -> 
 
 
 def _phatgoose(plan: RoutingPlan, learned: GateTensors | None) -> _Scores:
-    vectors_LD = torch.stack([_gate_of(plan, idx, learned) for idx in range(len(plan.budgets))])
+    vectors = [_gate_of(plan, idx, learned) for idx in range(len(plan.budgets))]
     return lambda _, inputs: phatgoose_scores(
-        inputs.products(vectors_LD), deviations_T=inputs.deviations(), num_features=vectors_LD.shape[1]
+        inputs.products(torch.stack(vectors)), deviations_T=inputs.deviations(), num_features=len(vectors[0])
     )
 
 

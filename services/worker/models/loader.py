@@ -11,7 +11,7 @@ import torch
 from hilora.errors import InvalidInput
 from services.worker.models.base_revision import base_revision_of
 from services.worker.models.quantization import quantization_config_of
-from services.worker.models.tensor_parallel import ParallelGroup, sharding_options
+from services.worker.models.tensor_parallel import ParallelGroup, num_local_key_value_heads, sharding_options
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _COMPUTE_DTYPES = frozenset(_DTYPES.values())
@@ -66,7 +66,7 @@ class LoadedModel:
         """Key-value heads of a layer in this process; the query heads where the config names none."""
         config = self.text_config
         num_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-        return num_heads if self.group is None else num_heads // self.group.size
+        return num_heads if self.group is None else num_local_key_value_heads(self.model, num_heads, self.group)
 
     @property
     def head_dim(self) -> int:
@@ -139,7 +139,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(location)
         base_config = AutoConfig.from_pretrained(location)
         if group is not None:
-            options = sharding_options(base_config, group, quantization=quantization)
+            options = sharding_options(group, quantization=quantization)
         has_encoder = getattr(base_config, "is_encoder_decoder", False)
         auto_class = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
         model, report = _load_weights(auto_class, location, compute_dtype, options)

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 EXIT_STATUS = 70
 """Of a process whose group failed: an internal error, as sysexits.h counts."""
+_KEY_PROJECTIONS = (".k_proj", ".qkv_proj", ".query_key_value")
+"""Layers that make keys, by their names in transformers' plans."""
 _FOR_EVER = timedelta(days=3650)
 
 
@@ -147,17 +149,15 @@ def join_parallel_group(
     return ParallelGroup(rank=rank, size=size, device=target, control=control)
 
 
-def sharding_options(config: Any, group: ParallelGroup, *, quantization: str | None) -> dict[str, Any]:
+def sharding_options(group: ParallelGroup, *, quantization: str | None) -> dict[str, Any]:
     """What `from_pretrained` takes so that each process loads its own shard.
 
     Args:
-        config: the model's.
         group: the processes.
         quantization: what the weights are to be quantised to while loading.
 
     Raises:
-        InvalidInput: `tensor_parallel_unsupported`: the heads cannot be divided among them, or the weights would have
-            to be divided and quantised at once.
+        InvalidInput: `tensor_parallel_unsupported`: the weights would have to be divided and quantised at once.
     """
     from transformers.distributed import DistributedConfig
 
@@ -168,14 +168,30 @@ def sharding_options(config: Any, group: ParallelGroup, *, quantization: str | N
             remedy="Leave quantization out, or start one process.",
             place="quantization",
         )
-    text_config = config.get_text_config()
-    num_heads = int(text_config.num_attention_heads)
-    num_key_value_heads = int(getattr(text_config, "num_key_value_heads", None) or num_heads)
-    if num_heads % group.size or num_key_value_heads % group.size:
+    return {"distributed_config": DistributedConfig(tp_size=group.size)}
+
+
+def num_local_key_value_heads(model: Any, num_heads: int, group: ParallelGroup) -> int:
+    """How many of a layer's key-value heads this process computes.
+
+    Args:
+        model: sharded.
+        num_heads: those of the whole layer.
+        group: the processes.
+
+    Raises:
+        InvalidInput: `tensor_parallel_unsupported`: they cannot have equally many.
+    """
+    styles: dict[str, str] = model.tp_plan
+    has_shards = any(path.endswith(_KEY_PROJECTIONS) and style == "colwise" for path, style in styles.items())
+    if not has_shards:
+        # The plan gathers what such a layer puts out before it is cut into heads.
+        return num_heads
+    if num_heads % group.size:
         raise InvalidInput(
-            f"{num_heads} heads, {num_key_value_heads} of keys and values, cannot be divided among {group.size}.",
+            f"{num_heads} key-value heads cannot be divided among {group.size} processes.",
             code="tensor_parallel_unsupported",
-            remedy="Start as many processes as divide both numbers.",
+            remedy=f"Start as many processes as divide {num_heads}.",
             place="base_model",
         )
-    return {"distributed_config": DistributedConfig(tp_size=group.size)}
+    return num_heads // group.size

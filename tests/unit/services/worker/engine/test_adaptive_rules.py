@@ -39,9 +39,13 @@ _RANKS = {"a": 3, "b": 2, "c": 4}
 class BothBases(InMemoryComponentSource):
     """Adapters in the basis that is asked for, in float64."""
 
+    def __init__(self, adapters: dict[str, DecomposedAdapter]) -> None:
+        super().__init__(adapters)
+        self._singular = {adapter_id: in_svd_basis(adapter) for adapter_id, adapter in adapters.items()}
+
     def fetch(self, adapter_id: str, basis: RocBasis) -> DecomposedAdapter:
         adapter = super().fetch(adapter_id, basis)
-        return in_svd_basis(adapter) if basis is RocBasis.SVD else adapter
+        return self._singular[adapter_id] if basis is RocBasis.SVD else adapter
 
 
 @cache
