@@ -231,7 +231,9 @@ def attach_seq2seq_attention(model: nn.Module, *, max_len: int) -> Seq2SeqAttent
 
     AttentionInterface.register(ATTENTION_NAME, _attend)
     parts: Any = model
-    parts.set_attn_implementation(ATTENTION_NAME)
+    for half in (parts.encoder, parts.decoder):
+        # Each has a config of its own, which older releases do not reach from the whole.
+        half.set_attn_implementation(ATTENTION_NAME)
     context = Seq2SeqAttentionContext()
     for layer_idx, block in enumerate(parts.encoder.block):
         _tell(block.layer[0].SelfAttention, AttentionLayer(context=context, layer_idx=layer_idx))

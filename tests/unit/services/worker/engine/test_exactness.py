@@ -10,6 +10,7 @@ import torch
 from hilora.routing_plan import GateScope, RocScore, RoutingPlan
 from services.worker.engine.engine import Engine
 from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, run_until_done, submit
+from tests.builders.logits import LogitRecorder
 from tests.builders.models import ARCHITECTURES, apply_dense, linear_shapes, load_tiny, make_adapter, make_model
 
 _RANK = 4
@@ -19,27 +20,6 @@ _TOLERANCE = dict.fromkeys(ARCHITECTURES, 1e-9) | {"gemma2": 5e-6}
 
 def _prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(3, 96, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-class LogitRecorder:
-    """Keeps the logits of every sampled token, by request and position."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.logits: dict[tuple[str, int], torch.Tensor] = {}
-        runner = engine._runner
-        execute = runner.execute
-
-        def recording(batch):
-            logits = execute(batch)
-            for active, row in zip(batch.sampling, logits, strict=True):
-                self.logits[active.request_id, active.num_tokens - 1] = row.clone()
-            return logits
-
-        runner.execute = recording
-
-    def of(self, request_id: str) -> torch.Tensor:
-        """`[positions, V]` in order."""
-        return torch.stack([row for (owner, _), row in sorted(self.logits.items()) if owner == request_id])
 
 
 @cache
