@@ -12,7 +12,7 @@ import grpc
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
-from services.worker.engine.config import EngineConfig
+from services.worker.base_setup import engine_config, join_group, load_base
 from services.worker.engine.engine import Engine
 from services.worker.engine.grammar import GrammarCompiler
 from services.worker.entrypoints.rpc import SERVICE_NAME, WorkerServicer
@@ -23,15 +23,14 @@ from services.worker.infra.component_client import ComponentClient
 from services.worker.infra.component_files import ComponentFiles
 from services.worker.infra.gate_files import GateFiles
 from services.worker.lora.pool_stats import FreedBytes
-from services.worker.models.loader import LoadedModel, load_model, public_name_of
+from services.worker.models.loader import LoadedModel, public_name_of
 from services.worker.models.prompt_encoder import PromptEncoder
+from services.worker.models.tensor_parallel import ParallelGroup
 from services.worker.models.token_vocabulary import TokenVocabulary
-from services.worker.settings import WorkerSettings
+from services.worker.settings import ProcessPlace, WorkerSettings
 
 _log = get_logger(__name__)
 
-_MAX_DEFAULT_MODEL_LEN = 4096
-"""A model's own context can be longer than memory; more than this has to be asked for."""
 _STREAM_GRACE_SECONDS = 2.0
 """After the drain, for last events to reach their clients."""
 
@@ -42,8 +41,9 @@ class WorkerService:
     The port answers at once; health says SERVING when the model is loaded and a first catalogue snapshot has arrived.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, place: ProcessPlace) -> None:
         self._settings = settings
+        self._place = place
         base_model = settings.base_model_name or public_name_of(settings.base_model)
         self._servicer = WorkerServicer(worker_id=f"worker-{secrets.token_hex(4)}", base_model=base_model)
         self._server = RpcServer(
@@ -55,6 +55,7 @@ class WorkerService:
         self._channel: grpc.aio.Channel | None = None
         self._follower: CatalogFollower | None = None
         self._engine: Engine | None = None
+        self._group: ParallelGroup | None = None
         self._client: ComponentClient | None = None
         self._cache: ComponentCache | None = None
         self._announcement: asyncio.Task[None] | None = None
@@ -96,6 +97,7 @@ class WorkerService:
             loaded, self._cache, self._engine = await asyncio.to_thread(
                 self._load, self._client, self._follower, self._health_callback(asyncio.get_running_loop())
             )
+            self._group = loaded.group
             self._engine.start()
             for adapter_name in settings.pinned_adapters:
                 if (adapter_id := self._follower.id_of(adapter_name)) is not None:
@@ -130,6 +132,10 @@ class WorkerService:
             # The engine's last events travel through this loop, so it must not be blocked here.
             await asyncio.to_thread(self._engine.stop, drain_seconds=grace_seconds)
             self._engine = None
+        if self._group is not None:
+            await asyncio.to_thread(self._group.release)
+            self._group.leave()
+            self._group = None
         await self._server.stop(grace_seconds=min(grace_seconds, _STREAM_GRACE_SECONDS))
         if self._follower is not None:
             await self._follower.stop(grace_seconds=0)
@@ -142,36 +148,9 @@ class WorkerService:
         self, client: ComponentClient, follower: CatalogFollower, on_health: Callable[[bool], None]
     ) -> tuple[LoadedModel, ComponentCache, Engine]:
         settings = self._settings
-        if settings.num_threads is not None:
-            import torch
-
-            torch.set_num_threads(settings.num_threads)
-        loaded = load_model(
-            settings.base_model,
-            name=settings.base_model_name,
-            device=settings.device,
-            dtype=settings.dtype,
-            quantization=settings.quantization,
-        )
-        config = EngineConfig(
-            max_num_seqs=settings.max_num_seqs,
-            max_model_len=settings.max_model_len or min(loaded.max_position_embeddings, _MAX_DEFAULT_MODEL_LEN),
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            max_waiting=settings.max_waiting,
-            max_prompt_tokens_beside_decodes=settings.max_prompt_tokens_beside_decodes,
-            max_queue_seconds=settings.max_queue_seconds,
-            priority_ageing_seconds=settings.priority_ageing_seconds,
-            max_preemptions=settings.max_preemptions,
-            max_step_seconds=settings.max_step_seconds,
-            kv_layout=settings.kv_layout,
-            kv_cache_bytes=settings.kv_cache_bytes,
-            enable_prefix_cache=settings.enable_prefix_cache,
-            roc_pool_bytes=settings.roc_pool_bytes,
-            gate_bytes=settings.gate_bytes,
-            num_loader_threads=settings.num_loader_threads,
-            component_timeout_seconds=settings.component_timeout_seconds,
-            max_placing_seconds=settings.max_placing_seconds,
-        )
+        group = join_group(settings, self._place)
+        loaded = load_base(settings, group)
+        config = engine_config(settings, loaded)
         cache = ComponentCache(
             client, capacity_bytes=settings.host_cache_bytes, dtype=loaded.dtype, is_current=follower.has_adapter
         )
@@ -184,6 +163,7 @@ class WorkerService:
             dtype=str(loaded.dtype),
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
+            num_processes=1 if group is None else group.size,
         )
         return loaded, cache, engine
 
@@ -235,6 +215,11 @@ def _disk_tier(settings: WorkerSettings) -> ComponentFiles | None:
     return ComponentFiles(settings.disk_cache_dir, capacity_bytes=settings.disk_cache_bytes)
 
 
-def build_worker(settings: WorkerSettings) -> WorkerService:
-    """A worker that is ready to be started."""
-    return WorkerService(settings)
+def build_worker(settings: WorkerSettings, place: ProcessPlace | None = None) -> WorkerService:
+    """A worker that is ready to be started.
+
+    Args:
+        settings: what an operator has set.
+        place: the process's place among those that share the model, which has to be the leader's; None: it is alone.
+    """
+    return WorkerService(settings, place or ProcessPlace.alone())

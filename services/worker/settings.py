@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hilora.adapter import RocBasis
 from services.common.settings_base import ServiceSettings
@@ -89,3 +89,21 @@ class WorkerSettings(ServiceSettings):
     """After SIGTERM, how long requests in flight may go on."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
+
+
+class ProcessPlace(BaseSettings):
+    """This process's place among those that share a model, in the words of torchrun, which starts them."""
+
+    model_config = SettingsConfigDict(env_prefix="", extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+    rank: int = Field(default=0, ge=0)
+    """`RANK`: its number; 0 opens the door, the others follow."""
+    world_size: int = Field(default=1, ge=1)
+    """`WORLD_SIZE`: how many there are."""
+    local_rank: int = Field(default=0, ge=0)
+    """`LOCAL_RANK`: its number on this machine, and that of its GPU."""
+
+    @classmethod
+    def alone(cls) -> ProcessPlace:
+        """The place of a process that has a model to itself, whatever the environment says."""
+        return cls(rank=0, world_size=1, local_rank=0)

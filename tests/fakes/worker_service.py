@@ -31,6 +31,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.max_model_len = max_model_len
         self.max_num_seqs = 8
         self.is_draining = False
+        self.is_stuck = False
         self.fails_with: HiloraError | None = None
         self.fails_after_tokens = 0
         self.ends_without_finish = False
@@ -98,6 +99,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
             max_num_seqs=self.max_num_seqs,
             max_model_len=self.max_model_len,
             is_draining=self.is_draining,
+            is_stuck=self.is_stuck,
         )
 
 

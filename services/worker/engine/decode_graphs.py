@@ -11,6 +11,7 @@ buffers and padding are tested where there is no GPU.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,13 +21,14 @@ import torch
 from services.worker.engine.batch import StepBatch
 from services.worker.engine.paged_kv_cache import PagedKvCache
 from services.worker.lora.batch_plan import RocContext
+from services.worker.lora.roc_arena import RocArena
 from services.worker.lora.triton_form import TritonBuffers, TritonSegment
 from services.worker.models.attention import AttentionContext
 from services.worker.models.paged_attention import PagedAttentionStep
 from services.worker.models.static_decode import StaticDecodeStep
 
 _MAX_GRAPHS = 64
-"""Graphs that are kept; beyond that, all go: the pool's tensors have been replaced many times since."""
+"""Graphs that are kept, those used last."""
 
 
 class GraphRecorder(Protocol):
@@ -52,9 +54,23 @@ class CudaGraphRecorder:
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Loader threads go on allocating and copying meanwhile; that is none of the capture's business.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = work()
         return output, graph.replay
+
+
+@dataclass(frozen=True, slots=True)
+class _Same:
+    """Equal to itself alone, and keeps what it holds alive."""
+
+    arena: RocArena
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.arena is other.arena
+
+    def __hash__(self) -> int:
+        return id(self.arena)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +117,7 @@ class DecodeGraphs:
         self._sizes = graph_sizes(max_num_seqs)
         self._recorder = recorder
         self._device = device
-        self._graphs: dict[tuple[object, ...], _Captured] = {}
+        self._graphs: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
 
     @property
     def num_graphs(self) -> int:
@@ -131,19 +147,19 @@ class DecodeGraphs:
         if graph.rocs is not None and segment is not None:
             segment.load_into(graph.rocs)
         graph.replay()
-        # A copy: the buffer belongs to the next replay.
-        return graph.logits_BV[batch.logit_rows_S].clone()
+        # Indexing copies: the buffer belongs to the next replay.
+        return graph.logits_BV[batch.logit_rows_S]
 
     def _graph(self, size: int, segment: TritonSegment | None) -> _Captured:
         key: tuple[object, ...] = (size,)
         if segment is not None:
             # Graphs hold addresses: those of an arena that was replaced belong to nobody now.
-            key = (size, segment.shape, segment.targeted, segment.arena_addresses())
-        graph = self._graphs.get(key)
-        if graph is None:
-            if len(self._graphs) >= _MAX_GRAPHS:
-                self._graphs.clear()
-            graph = self._graphs[key] = self._capture(size, segment)
+            # The arenas themselves are in the key, so that no later one can come to lie where they lay.
+            key = (size, segment.shape, segment.targeted, tuple(_Same(arena) for arena in segment.arenas))
+        graph = self._graphs.pop(key, None) or self._capture(size, segment)
+        self._graphs[key] = graph
+        while len(self._graphs) > _MAX_GRAPHS:
+            self._graphs.popitem(last=False)
         return graph
 
     def _capture(self, size: int, segment: TritonSegment | None) -> _Captured:

@@ -66,8 +66,9 @@ class LeaderRunner(ModelRunner):
 
     def execute(self, batch: StepBatch) -> torch.Tensor:
         """See `ModelRunner`; only the batch that was built last."""
-        assert self._last is not None and self._last[0] is batch, "followers know of the last batch only"
-        layout = self._last[1]
+        last, layout = self._last or (None, None)
+        assert layout is not None, "nothing was built"
+        assert last is batch, "only the batch that was built last can be told"
         plans = (*layout.decode_plans, *(plan for _, _, plan in layout.chunk_plans))
         message = LockstepMessage(
             kv_calls=self._journal.take_calls(),
@@ -104,13 +105,12 @@ class Follower:
         self._mirror = PoolFollower(self._runner.pool, self._runner.modules, dtype=loaded.dtype, device=loaded.device)
 
     def run(self) -> None:
-        """Follow until the leader lets go. A failure of the group, the leader's end among them, ends the process."""
+        """Obey until the leader lets go. A failure of the group, the leader's end among them, ends the process."""
         try:
             while (message := self._group.hear()) is not None:
                 self._obey(message)
         except BaseException as error:
             self._group.fail(error)
-        self._group.leave()
 
     def _obey(self, message: LockstepMessage) -> None:
         self._replay.repeat(message.kv_calls)

@@ -34,15 +34,21 @@ def is_native_usable(*, dtype: torch.dtype, device: torch.device) -> bool:
 
 def linear(x: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
     """`x W^T + bias`, by the kernel where it is usable, the rows are few and nobody asks for gradients."""
-    num_rows = x.numel() // x.shape[-1]
+    num_rows = x.numel() // max(1, x.shape[-1])
     if (
         num_rows > MAX_ROWS
         or not is_native_usable(dtype=x.dtype, device=x.device)
-        or weight_OD.dtype is not x.dtype
+        or not _is_plain(weight_OD)
+        or not (bias_O is None or _is_plain(bias_O))
         or (torch.is_grad_enabled() and (weight_OD.requires_grad or x.requires_grad))
     ):
         return functional.linear(x, weight_OD, bias_O)
     return small_linear(x, weight_OD, bias_O)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the kernel can take its address: float32 on the CPU, elements next to each other."""
+    return tensor.dtype is torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def small_linear(x: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:

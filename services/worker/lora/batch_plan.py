@@ -38,6 +38,8 @@ MAX_UNION_COLUMNS = 512
 """Components of a step up to which one product with all of them beats a pack per row."""
 _MAX_CACHED_PLANS = 1024
 """Plans whose tables are kept; a table is a few kilobytes."""
+_MAX_CACHED_GATES = 64
+"""Plans whose tensors for prompt chunks are kept in the torch form; some 1.5 kilobytes a layer."""
 _MAX_CACHED_LAYOUTS = 4
 """Row layouts whose segments are kept: decode-only steps alternate with steps that also read prompts."""
 
@@ -160,6 +162,8 @@ class StepRocs:
 
     def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
         """Add every segment's ROC output of an embedding to `y` `[T, O]` in place."""
+        if not self.is_targeted(module_idx):
+            return
         for segment in self._token_segments:
             segment.add_embedding(module_idx, token_ids_T[segment.rows], y_TO[segment.rows])
 
@@ -271,7 +275,7 @@ class StepRocsBuilder:
         segments: list[Segment] = []
         if by_components and self._form == "native":
             segments.append(NativeSegment(self._step_table(by_components), self._pool))
-        elif by_components and self._form == "triton":
+        elif by_components and self._form == "triton" and self._fits_triton(by_components):
             from services.worker.lora.triton_form import TritonSegment
 
             table = self._step_table(by_components)
@@ -281,6 +285,11 @@ class StepRocsBuilder:
         for rows, plan in _joined([run for run in runs if run.plan.gate.rule is not GateRule.ROCS]):
             segments.append(AdaptiveSegment(rows, self._adaptive_plans.of(plan), self._pool))
         return segments
+
+    def _fits_triton(self, runs: Sequence[_Run]) -> bool:
+        from services.worker.lora.triton_form import MAX_CONTEST_SLOTS
+
+        return all(max(self._plan_table(run.plan).group_sizes) <= MAX_CONTEST_SLOTS for run in runs)
 
     def _torch_segments(self, runs: Sequence[_Run]) -> list[Segment]:
         # Single rows one after another, from row 0: the decode rows. Everything else is a chunk.
@@ -326,6 +335,8 @@ class StepRocsBuilder:
             self._layout_version = self._pool.layout_version
         placements = self._placements.get(plan.digest)
         if placements is None:
+            if len(self._placements) >= _MAX_CACHED_PLANS:
+                self._placements.clear()
             placements = tuple(self._pool.placement(key) for key in self._plan_table(plan).keys)
             self._placements[plan.digest] = placements
         return placements
@@ -337,7 +348,7 @@ class StepRocsBuilder:
             table = StepTable([self._plan_table(plan)], np.zeros(1, dtype=np.int32), self._pool)
             gates = TokenGates(table, self._pool, dtype=self._dtype, device=self._device)
         self._chunk_gates[key] = gates
-        while len(self._chunk_gates) > _MAX_CACHED_PLANS:
+        while len(self._chunk_gates) > _MAX_CACHED_GATES:
             self._chunk_gates.popitem(last=False)
         return gates
 

@@ -1,7 +1,7 @@
 """From plans to index tables: which components a token's gate chooses from, and by what rule. Numbers only, no tensors.
 
-Shapes: M linear layers, P slots of a plan (its adapters' components side by side), G gate groups of a plan, U columns
-of a step (the components of all its adapters side by side), T tokens.
+Shapes: M layers, N of them targeted by a step, P slots of a plan (its adapters' components side by side), G gate groups
+of a plan, U columns of a step (the components of all its adapters side by side), T tokens.
 
 A plan with scope `per_adapter` has one group per adapter, one with scope `global` a single group over all of them. A
 slot names a column, a column has a row of the pool in every layer; so everything but rows and budgets is the same for
@@ -82,15 +82,18 @@ class StepTable:
         self.plans = tuple(plans)
         self.token_plans = token_plans
         self.keys = tuple(dict.fromkeys(key for plan in plans for key in plan.keys))
-        rows = [pool.rows(key) for key in self.keys]
-        self.rows_MU = np.ascontiguousarray(np.concatenate(rows, axis=1), dtype=np.int32)
-        """Row of the pool behind each column in each layer; 0, the zero row, for padding."""
+        is_targeted_M = np.logical_or.reduce([plan.is_targeted_M for plan in plans])
+        self.targets_N = np.flatnonzero(is_targeted_M)
+        """The layers that any adapter has components in, by module index: of a mixture's thousands, few."""
+        self.place_of = {int(module_idx): place for place, module_idx in enumerate(self.targets_N)}
+        """Where a targeted layer stands among them."""
+        rows = [pool.rows(key)[self.targets_N] for key in self.keys]
+        self.rows_NU = np.ascontiguousarray(np.concatenate(rows, axis=1), dtype=np.int32)
+        """Row of the pool behind each column in each targeted layer; 0, the zero row, for padding."""
         self.ranks = tuple(of_key.shape[1] for of_key in rows)
         """Columns of each key."""
         starts = np.cumsum((0, *self.ranks))
         self.first_columns = dict(zip(self.keys, starts[:-1].tolist(), strict=True))
-        self.is_targeted_M: np.ndarray = np.any(self.rows_MU, axis=1)
-        """Whether any adapter has components in the layer."""
 
     @property
     def num_tokens(self) -> int:
@@ -100,7 +103,7 @@ class StepTable:
     @property
     def num_columns(self) -> int:
         """U."""
-        return int(self.rows_MU.shape[1])
+        return int(self.rows_NU.shape[1])
 
     def columns_of(self, plan: PlanTable) -> np.ndarray:
         """The column behind each of a plan's slots, int64 `[P]`."""

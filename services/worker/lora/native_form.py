@@ -32,33 +32,48 @@ class NativeSegment:
         self._pool = pool
         self._plans = _PlanArrays(table, pool)
         tokens = _TokenArrays(table, table.token_plans)
-        modules = [self._plans.module(module_idx) for module_idx in range(len(table.rows_MU))]
+        modules = [self._plans.module(module_idx) for module_idx in table.targets_N.tolist()]
         self._kernel = _kernel_table(self._plans, tokens, modules)
         self._selection: tuple[torch.Tensor, _TokenArrays] | None = None
 
     def add(self, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor) -> None:
-        """See `Segment`."""
-        if x_TD.stride(1) != 1:
-            x_TD = x_TD.contiguous()
-        self._kernel.apply(module_idx, x_TD.data_ptr(), x_TD.stride(0), y_TO.data_ptr(), y_TO.stride(0))
+        """See `Segment`.
+
+        Raises:
+            ValueError: rows, widths or types are not what the tables were made for: the kernel takes addresses.
+        """
+        place = self._table.place_of.get(module_idx)
+        if place is not None:
+            self._apply(self._kernel, place, module_idx, x_TD, y_TO, self._table.num_tokens)
 
     def add_selected(self, module_idx: int, x_KD: torch.Tensor, row_idx_K: torch.Tensor, y_KO: torch.Tensor) -> None:
         """See `Segment`. Indices beyond the segment are rows without ROCs."""
-        module = self._plans.module(module_idx)
-        if module is None:
+        if module_idx not in self._table.place_of:
             return
         # The projections of an expert are asked for one after another with one selection.
         if self._selection is None or self._selection[0] is not row_idx_K:
             self._selection = (row_idx_K, _TokenArrays(self._table, self._chosen_plans(row_idx_K.numpy())))
-        x_KD = x_KD.contiguous()
-        kernel = _kernel_table(self._plans, self._selection[1], [module])
-        kernel.apply(0, x_KD.data_ptr(), x_KD.stride(0), y_KO.data_ptr(), y_KO.stride(0))
+        kernel = _kernel_table(self._plans, self._selection[1], [self._plans.module(module_idx)])
+        self._apply(kernel, 0, module_idx, x_KD, y_KO, len(row_idx_K))
 
     def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See `Segment`."""
-        TokenGates(self._table, self._pool, dtype=y_TO.dtype, device=y_TO.device).add_embedding(
-            module_idx, token_ids_T, y_TO
-        )
+        if module_idx in self._table.place_of:
+            gates = TokenGates(self._table, self._pool, dtype=y_TO.dtype, device=y_TO.device)
+            gates.add_embedding(module_idx, token_ids_T, y_TO)
+
+    def _apply(
+        self, kernel: Any, place: int, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor, num_rows: int
+    ) -> None:
+        arena = self._pool.arena(module_idx)
+        expected = ((num_rows, arena.a_ND.shape[1]), (num_rows, arena.b_NO.shape[1]))
+        if (x_TD.shape, y_TO.shape) != expected or x_TD.dtype is not torch.float32 or y_TO.dtype is not torch.float32:
+            raise ValueError(f"the step's tables are for float32 of {expected}, not {x_TD.shape} and {y_TO.shape}")
+        if x_TD.stride(1) != 1:
+            x_TD = x_TD.contiguous()
+        if y_TO.stride(1) != 1:
+            raise ValueError("the kernel adds to rows whose elements lie next to each other")
+        kernel.apply(place, x_TD.data_ptr(), x_TD.stride(0), y_TO.data_ptr(), y_TO.stride(0))
 
     def _chosen_plans(self, row_idx_K: np.ndarray) -> np.ndarray:
         token_plans = self._table.token_plans
@@ -72,7 +87,8 @@ class _PlanArrays:
     def __init__(self, table: StepTable, pool: RocPool) -> None:
         self._table = table
         self._pool = pool
-        self._budgets_MG = np.ascontiguousarray(np.concatenate([plan.budgets_MG for plan in table.plans], axis=1))
+        budgets = [plan.budgets_MG[table.targets_N] for plan in table.plans]
+        self._budgets_NG = np.ascontiguousarray(np.concatenate(budgets, axis=1))
         group_sizes = [size for plan in table.plans for size in plan.group_sizes]
         self.max_slots = max(group_sizes)
         self.arrays = (
@@ -87,18 +103,17 @@ class _PlanArrays:
         self.owners: dict[int, object] = {}
         """The arenas that addresses lead to, kept while this is: the pool may replace them by others."""
 
-    def module(self, module_idx: int) -> tuple[int, int, int, int, int, int, int] | None:
-        """Addresses and sizes of a layer; None if no adapter of the step has components there."""
-        if not self._table.is_targeted_M[module_idx]:
-            return None
+    def module(self, module_idx: int) -> tuple[int, int, int, int, int, int, int]:
+        """Addresses and sizes of a layer that the step targets."""
+        place = self._table.place_of[module_idx]
         arena = self._pool.arena(module_idx)
         self.owners[id(arena)] = arena
         return (
             arena.a_ND.data_ptr(),
             arena.b_NO.data_ptr(),
             arena.b_norms_N.data_ptr(),
-            self._table.rows_MU.ctypes.data + module_idx * self._table.rows_MU.strides[0],
-            self._budgets_MG.ctypes.data + module_idx * self._budgets_MG.strides[0],
+            self._table.rows_NU.ctypes.data + place * self._table.rows_NU.strides[0],
+            self._budgets_NG.ctypes.data + place * self._budgets_NG.strides[0],
             arena.a_ND.shape[1],
             arena.b_NO.shape[1],
         )

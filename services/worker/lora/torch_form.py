@@ -101,12 +101,13 @@ class TokenGates:
 
     def _made(self, module_idx: int) -> GateTable | None:
         table = self._table
-        if not table.is_targeted_M[module_idx]:
+        place = table.place_of.get(module_idx)
+        if place is None:
             return None
         budgets_LG = np.zeros(self._columns_LGS.shape[:2], dtype=np.int64)
         for plan_idx, plan in enumerate(table.plans):
             budgets_LG[plan_idx, : len(plan.group_sizes)] = plan.budgets_MG[module_idx]
-        rows_U = np.append(table.rows_MU[module_idx], 0).astype(np.int64)
+        rows_U = np.append(table.rows_NU[place], 0).astype(np.int64)
         rows_LGS = rows_U[self._columns_LGS]
         is_full = not (budgets_LG < (rows_LGS != 0).sum(axis=2)).any()
         key = (budgets_LG.tobytes(), is_full)
@@ -174,7 +175,7 @@ class UnionSegment:
         arena = self._pool.arena(module_idx)
         a_UD = self._a.get(module_idx)
         if a_UD is None:
-            rows_U = np.append(self._table.rows_MU[module_idx], 0).astype(np.int64)
+            rows_U = np.append(self._table.rows_NU[self._table.place_of[module_idx]], 0).astype(np.int64)
             a_UD = self._a[module_idx] = arena.a_ND.index_select(0, torch.from_numpy(rows_U).to(x_TD.device))
         h_TU = torch_ops.roc_shrink(x_TD, a_UD)
         h_TGS = h_TU.gather(1, table.columns_TGS.flatten(1)).view(table.columns_TGS.shape)

@@ -1,6 +1,7 @@
 """A step's ROC work as two GPU kernels per linear layer.
 
-Shapes: T rows of the step, L plans, G groups, S slots of a group, M layers, I items, K selected rows.
+Shapes: T rows of the step, L plans, G groups, S slots of a group, N layers that the step targets, I items, K selected
+rows.
 
 All tables are made once per row layout and go to the device in a few copies; a step then launches kernels and nothing
 else. Rows of one plan in a prompt chunk are cut into items of 16; each decode row is an item of its own, ordered by
@@ -10,15 +11,19 @@ plan, so that neighbours share rows of the pool in the cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from services.worker.kernels.triton_ops import MIN_GROUP_SLOTS, ItemBuffers, LayerBuffers, roc_expand, roc_shrink_gate
 from services.worker.lora.gate_tables import StepTable
+from services.worker.lora.roc_arena import RocArena
 from services.worker.lora.roc_pool import RocPool
 from services.worker.lora.torch_form import TokenGates
 
+MAX_CONTEST_SLOTS = 256
+"""Slots that one program can hold while they compete; plans with larger contests take the torch form."""
 _CHUNK_ROWS = 16
 """Rows of one item of a prompt chunk."""
 
@@ -36,9 +41,8 @@ class TritonBuffers:
 
     Args:
         num_rows: rows of the graph; those beyond a step's own do nothing.
-        num_modules: M.
         shape: G and S.
-        targeted: layers that any adapter on the device has components in.
+        place_of: where each targeted layer stands among the targeted ones.
         pool: where the rows are.
         device: the model's.
     """
@@ -47,24 +51,23 @@ class TritonBuffers:
         self,
         *,
         num_rows: int,
-        num_modules: int,
         shape: tuple[int, int],
-        targeted: frozenset[int],
+        place_of: dict[int, int],
         pool: RocPool,
         device: torch.device,
     ) -> None:
         def int32(*sizes: int) -> torch.Tensor:
             return torch.zeros(sizes, dtype=torch.int32, device=device)
 
-        self.rows_MLGS = int32(num_modules, num_rows, *shape)
-        self.budgets_MLG = int32(num_modules, num_rows, shape[0])
+        self.rows_NLGS = int32(len(place_of), num_rows, *shape)
+        self.budgets_NLG = int32(len(place_of), num_rows, shape[0])
         self.factors_LGS = torch.zeros(num_rows, *shape, device=device)
         self.is_by_norm_L = int32(num_rows)
         self.plans_I = int32(num_rows)
         self.num_rows_I = int32(num_rows)
         self._first_rows_I = torch.arange(num_rows, dtype=torch.int32, device=device)
         self._gains_TGS = torch.zeros(num_rows, *shape, device=device)
-        self._targeted = targeted
+        self._place_of = place_of
         self._pool = pool
 
     def add(
@@ -79,7 +82,8 @@ class TritonBuffers:
         """Stands in for `StepRocs` while a graph is captured. Graphs do not serve adapters of the output embedding, nor
         layers that see a selection of the tokens: which ones is not known before.
         """
-        if is_output_embedding or module_idx not in self._targeted:
+        place = self._place_of.get(module_idx)
+        if is_output_embedding or place is None:
             return
         assert token_idx_T is None, "layers that select tokens cannot be captured"
         arena = self._pool.arena(module_idx)
@@ -90,7 +94,7 @@ class TritonBuffers:
             factors_LGS=self.factors_LGS,
             is_by_norm_L=self.is_by_norm_L,
         )
-        layer = LayerBuffers(rows_LGS=self.rows_MLGS[module_idx], budgets_LG=self.budgets_MLG[module_idx])
+        layer = LayerBuffers(rows_LGS=self.rows_NLGS[place], budgets_LG=self.budgets_NLG[place])
         roc_shrink_gate(x_TD, arena.a_ND, arena.b_norms_N, items, layer, self._gains_TGS, block_tokens=1)
         roc_expand(self._gains_TGS, arena.b_NO, items, layer, y_TO, block_tokens=1)
 
@@ -99,11 +103,11 @@ class TritonBuffers:
 
     def is_targeted(self, module_idx: int) -> bool:
         """See `StepRocs`."""
-        return module_idx in self._targeted
+        return module_idx in self._place_of
 
     def has_targets(self, module_idxs: slice) -> bool:
         """See `StepRocs`."""
-        return any(module_idxs.start <= module_idx < module_idxs.stop for module_idx in self._targeted)
+        return any(module_idxs.start <= module_idx < module_idxs.stop for module_idx in self._place_of)
 
 
 class TritonSegment:
@@ -126,17 +130,17 @@ class TritonSegment:
         num_slots = max(MIN_GROUP_SLOTS, _power_of_two(max(max(plan.group_sizes) for plan in table.plans)))
         columns_LGS = np.full((len(table.plans), num_groups, num_slots), table.num_columns, dtype=np.int64)
         factors_LGS = np.zeros(columns_LGS.shape, dtype=np.float32)
-        budgets_MLG = np.zeros((len(table.rows_MU), len(table.plans), num_groups), dtype=np.int32)
+        budgets_NLG = np.zeros((len(table.targets_N), len(table.plans), num_groups), dtype=np.int32)
         for plan_idx, plan in enumerate(table.plans):
             columns, first = table.columns_of(plan), 0
             for group_idx, size in enumerate(plan.group_sizes):
                 columns_LGS[plan_idx, group_idx, :size] = columns[first : first + size]
                 factors_LGS[plan_idx, group_idx, :size] = plan.factors_P[first : first + size]
                 first += size
-            budgets_MLG[:, plan_idx, : len(plan.group_sizes)] = plan.budgets_MG
-        rows_MU = np.concatenate([table.rows_MU, np.zeros((len(table.rows_MU), 1), dtype=np.int32)], axis=1)
-        self._rows_MLGS = self._tensor(rows_MU[:, columns_LGS])
-        self._budgets_MLG = self._tensor(budgets_MLG)
+            budgets_NLG[:, plan_idx, : len(plan.group_sizes)] = plan.budgets_MG[table.targets_N]
+        rows_NU = np.concatenate([table.rows_NU, np.zeros((len(table.targets_N), 1), dtype=np.int32)], axis=1)
+        self._rows_NLGS = self._tensor(rows_NU[:, columns_LGS])
+        self._budgets_NLG = self._tensor(budgets_NLG)
         self._factors_LGS = self._tensor(factors_LGS)
         self._is_by_norm_L = self._tensor(np.array([plan.is_by_norm for plan in table.plans], dtype=np.int32))
         self._token_plans_T = self._tensor(table.token_plans.astype(np.int32))
@@ -158,27 +162,27 @@ class TritonSegment:
 
     def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See `Segment`."""
-        TokenGates(self._table, self._pool, dtype=self._dtype, device=self._device).add_embedding(
-            module_idx, token_ids_T, y_TO
-        )
+        if module_idx in self._table.place_of:
+            gates = TokenGates(self._table, self._pool, dtype=self._dtype, device=self._device)
+            gates.add_embedding(module_idx, token_ids_T, y_TO)
 
-    @property
+    @cached_property
     def targeted(self) -> frozenset[int]:
         """Layers that any adapter of the step has components in."""
-        return frozenset(np.flatnonzero(self._table.is_targeted_M).tolist())
+        return frozenset(self._table.place_of)
 
-    def arena_addresses(self) -> tuple[int, ...]:
-        """Where the rows of the targeted layers lie: what a captured graph depends on."""
-        arenas = (self._pool.arena(module_idx) for module_idx in self.targeted)
-        return tuple(address for arena in arenas for address in (arena.a_ND.data_ptr(), arena.b_NO.data_ptr()))
+    @cached_property
+    def arenas(self) -> tuple[RocArena, ...]:
+        """The rows of the targeted layers: what a captured graph holds the addresses of. This segment is not used any
+        more once the pool has replaced one of them."""
+        return tuple(self._pool.arena(module_idx) for module_idx in self._table.place_of)
 
     def static_buffers(self, num_rows: int) -> TritonBuffers:
         """Buffers for steps of up to `num_rows` rows with this one's shape and layers."""
         return TritonBuffers(
             num_rows=num_rows,
-            num_modules=len(self._table.rows_MU),
             shape=self.shape,
-            targeted=self.targeted,
+            place_of=self._table.place_of,
             pool=self._pool,
             device=self._device,
         )
@@ -186,14 +190,14 @@ class TritonSegment:
     @property
     def shape(self) -> tuple[int, int]:
         """G and S: with the number of rows, all that the launches of a decode-only step depend on."""
-        _, _, num_groups, num_slots = self._rows_MLGS.shape
+        _, _, num_groups, num_slots = self._rows_NLGS.shape
         return num_groups, num_slots
 
     def load_into(self, buffers: TritonBuffers) -> None:
         """Copy the tables of a decode-only step into buffers that a captured graph reads."""
-        num_rows, num_plans = self._table.num_tokens, self._rows_MLGS.shape[1]
-        buffers.rows_MLGS[:, :num_plans] = self._rows_MLGS
-        buffers.budgets_MLG[:, :num_plans] = self._budgets_MLG
+        num_rows, num_plans = self._table.num_tokens, self._rows_NLGS.shape[1]
+        buffers.rows_NLGS[:, :num_plans] = self._rows_NLGS
+        buffers.budgets_NLG[:, :num_plans] = self._budgets_NLG
         buffers.factors_LGS[:num_plans] = self._factors_LGS
         buffers.is_by_norm_L[:num_plans] = self._is_by_norm_L
         buffers.plans_I[:num_rows] = self._token_plans_T
@@ -208,12 +212,13 @@ class TritonSegment:
         items: list[_Items],
         gains_TGS: torch.Tensor,
     ) -> None:
-        if not self._table.is_targeted_M[module_idx]:
+        place = self._table.place_of.get(module_idx)
+        if place is None:
             return
         if x_TD.stride(1) != 1:
             x_TD = x_TD.contiguous()
         arena = self._pool.arena(module_idx)
-        layer = LayerBuffers(rows_LGS=self._rows_MLGS[module_idx], budgets_LG=self._budgets_MLG[module_idx])
+        layer = LayerBuffers(rows_LGS=self._rows_NLGS[place], budgets_LG=self._budgets_NLG[place])
         for of_size in items:
             roc_shrink_gate(
                 x_TD,

@@ -111,10 +111,12 @@ class ParallelGroup:
         """A step broke in the middle: the group is of no use any more."""
         self._on_failure(error)
 
+    def release(self) -> None:
+        """Leader: tell the followers that nothing more comes."""
+        self.tell(None)
+
     def leave(self) -> None:
-        """Part from the others, in peace. The leader's word lets the followers go, who then leave as well."""
-        if self.is_leader:
-            self.tell(None)
+        """Give up the channels, after the leader has released the followers."""
         dist.destroy_process_group()
 
 

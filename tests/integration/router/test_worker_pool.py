@@ -148,13 +148,14 @@ class TestPlacement:
                 await run(pool, order(request_id=str(number)))
             assert min(len(worker.service.requests) for worker in workers) >= 1
 
-    async def test_a_draining_worker_gets_nothing(self):
-        async with running(2) as (pool, (draining, other)):
-            draining.service.is_draining = True
+    @pytest.mark.parametrize("state", ["is_draining", "is_stuck"])
+    async def test_a_worker_that_takes_no_requests_gets_none(self, state):
+        async with running(2) as (pool, (away, other)):
+            setattr(away.service, state, True)
             await asyncio.gather(*(client.poll() for client in pool._clients))
             for number in range(6):
                 await run(pool, order(request_id=str(number)))
-            assert not draining.service.requests
+            assert not away.service.requests
             assert len(other.service.requests) == 6
 
 

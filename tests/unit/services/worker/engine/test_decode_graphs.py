@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from services.worker.engine.decode_graphs import DecodeGraphs, graph_sizes
 from services.worker.engine.engine import Engine
 from services.worker.engine.paged_kv_cache import PagedKvCache
 from services.worker.lora import batch_plan
+from services.worker.lora.roc_arena import ArenaStrategy, RocArena
+from services.worker.lora.roc_pool import RocPool
 from services.worker.lora.wrapping import capturable_modules
 from services.worker.models.varlen_attention import adapt_varlen_attention
 from tests.builders.engine import InMemoryComponentSource, make_plan, run_until_done, submit
@@ -32,9 +35,12 @@ class RepeatingRecorder:
     def __call__(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         output = work()
         contexts: list[tuple[Any, Any]] = [(context, context.step) for context in self.contexts]
+        captured = self._arenas(contexts[0][1])
 
         def replay() -> None:
             self.num_replays += 1
+            # A real graph holds addresses: it would read these arenas even if the pool had replaced them.
+            assert all(one is other for one, other in zip(captured, self._arenas(contexts[0][1]), strict=True))
             for context, step in contexts:
                 context.step = step
             output.copy_(work())
@@ -44,6 +50,10 @@ class RepeatingRecorder:
         return output, replay
 
     contexts: tuple[Any, ...] = ()
+
+    @staticmethod
+    def _arenas(rocs: Any) -> list[RocArena]:
+        return [] if rocs is None else [rocs._pool.arena(module_idx) for module_idx in rocs._place_of]
 
 
 def _kernel(query: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
@@ -74,6 +84,9 @@ class Setup:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, has_graphs: bool) -> None:
         monkeypatch.setattr(batch_plan, "_chosen_form", lambda *_: "triton")
+        # As on a GPU: arenas are replaced by larger ones as adapters arrive.
+        growing = functools.partial(RocPool, strategy=ArenaStrategy.GROWING)
+        monkeypatch.setattr("services.worker.engine.model_runner.RocPool", growing)
         loaded = load_tiny("llama")
         shapes = linear_shapes(loaded.model)
         head_shapes = {"lm_head": (32, 96)}
@@ -170,3 +183,15 @@ def test_an_adapter_of_the_output_embedding_runs_without_a_graph(monkeypatch) ->
 )
 def test_sizes(max_num_seqs, sizes) -> None:
     assert graph_sizes(max_num_seqs) == sizes
+
+
+def test_graphs_of_replaced_arenas_are_not_replayed(monkeypatch) -> None:
+    captured = Setup(monkeypatch, has_graphs=True)
+    assert captured.graphs is not None
+    before = captured.answers([_PLANS[4]])
+    first = captured.graphs.num_graphs
+    # Two more adapters: the arenas grow.
+    captured.answers([_PLANS[1]])
+    again = captured.answers([_PLANS[4]])
+    assert again == before
+    assert captured.graphs.num_graphs > first + 1

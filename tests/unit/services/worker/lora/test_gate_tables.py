@@ -65,10 +65,12 @@ class TestStepTable:
         table = _step(pool, make_plan(("a", 4, 2, 1.0), ("b", 2, 1, 1.0)), make_plan(("b", 2, 2, 1.0)))
         assert table.num_columns == 6
         assert table.columns_of(table.plans[1]).tolist() == [4, 5]
-        assert np.array_equal(table.rows_MU[:, 4:], pool.rows(_key("b")))
+        assert np.array_equal(table.rows_NU[:, 4:], pool.rows(_key("b")))
 
-    def test_a_layer_that_no_adapter_targets_is_known(self, pool) -> None:
-        assert _step(pool, make_plan(("c", 6, 2, 1.0))).is_targeted_M.tolist() == [True, False, True]
+    def test_layers_that_no_adapter_targets_take_no_room(self, pool) -> None:
+        table = _step(pool, make_plan(("c", 6, 2, 1.0)))
+        assert table.place_of == {0: 0, 2: 1}
+        assert np.array_equal(table.rows_NU, pool.rows(_key("c"))[[0, 2]])
 
 
 class TestTokenGates:
