@@ -50,19 +50,15 @@ def measure_breakdown(session: BenchSession, *, batch_size: int, has_plans: bool
     """Milliseconds of one decode step by part, in the order of `PARTS`."""
     profile = cProfile.Profile()
     with closing(session.drive(max_num_seqs=batch_size)) as drive:
-        num_started = 0
-        for request in session.requests(session.prompts(batch_size), has_plans=has_plans):
-            drive.submit(request, new_tokens=session.sizes.new_tokens)
-        while num_started < batch_size:
-            num_started += drive.step()[1]
-        num_steps = min(_NUM_STEPS, session.sizes.new_tokens - 2)
-        for _ in range(num_steps):
+        requests = session.requests(session.prompts(batch_size), has_plans=has_plans)
+        drive.start(requests, new_tokens=session.sizes.new_tokens)
+        for _ in range(_NUM_STEPS):
             profile.enable()
             drive.step()
             profile.disable()
         drive.abort_all()
     rows = cast("Mapping[_Function, _Row]", vars(pstats.Stats(profile))["stats"])
-    return {part: round(1e3 * seconds / num_steps, 3) for part, seconds in seconds_by_part(rows).items()}
+    return {part: round(1e3 * seconds / _NUM_STEPS, 3) for part, seconds in seconds_by_part(rows).items()}
 
 
 def seconds_by_part(rows: Mapping[_Function, _Row]) -> dict[str, float]:

@@ -84,11 +84,7 @@ def _p99_seconds(session: BenchSession, drive: EngineDrive, arrival: Callable[[]
     sizes = session.sizes
     streams = session.requests(session.prompts(sizes.cold_streams), has_plans=True)
     # Enough tokens that no stream ends before the last arrival has.
-    for request in streams:
-        drive.submit(request, new_tokens=2 * sizes.cold_steps)
-    is_running = 0
-    while is_running < sizes.cold_streams:
-        is_running += drive.step()[1]
+    drive.start(streams, new_tokens=2 * sizes.cold_steps)
     intervals: list[float] = []
     last = time.perf_counter()
     for step_idx in range(sizes.cold_steps):

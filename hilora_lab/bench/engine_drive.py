@@ -100,6 +100,14 @@ class EngineDrive:
             num_tokens=self.num_generated - before,
         )
 
+    def start(self, requests: Sequence[BenchRequest], *, new_tokens: int) -> None:
+        """Send the requests at once and run until all of them decode; they need more tokens than that takes."""
+        for request in requests:
+            self.submit(request, new_tokens=new_tokens)
+        # The step that ends the last prompt is the first that gives everybody a token.
+        while self.step()[1] < len(requests):
+            assert len(self._open_ids) >= len(requests), "a request ended before all of them decoded"
+
     def submit(self, request: BenchRequest, *, new_tokens: int) -> None:
         """Send one request, greedy and without an end of its own."""
         request_id = f"request-{next(self._ids)}"

@@ -67,6 +67,17 @@ class TestComplete:
             drive.complete(requests_of(base, workload), new_tokens=2)
 
 
+def test_started_requests_all_decode(base):
+    workload = build_workload(base.model, num_adapters=4)
+    # One prompt a step: the first requests have several tokens before the last one has its first.
+    with closing(make_drive(base, workload, max_num_batched_tokens=10)) as drive:
+        drive.start(requests_of(base, workload), new_tokens=20)
+
+        assert drive.step()[1] == 3
+        assert drive.step()[1] == 3
+        drive.abort_all()
+
+
 def test_aborting_ends_everything_and_leaves_the_engine_usable(base):
     workload = build_workload(base.model, num_adapters=4)
     with closing(make_drive(base, workload)) as drive:
