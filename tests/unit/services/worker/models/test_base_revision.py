@@ -57,9 +57,7 @@ class TestFolders:
 
 class TestHub:
     def _model(self, commit: str | None, config: str = "{}") -> SimpleNamespace:
-        return SimpleNamespace(
-            config=SimpleNamespace(_commit_hash=commit, to_json_string=lambda *, use_diff: config)
-        )
+        return SimpleNamespace(config=SimpleNamespace(_commit_hash=commit, to_json_string=lambda *, use_diff: config))
 
     def _revision(self, model: SimpleNamespace, location: str = "owner/name") -> str:
         return base_revision_of(location, model, dtype="float32", quantization=None)
