@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from hilora.adapter import DecomposedAdapter, RocBasis
-from services.worker.infra.packed_components import PackedComponents, packed, packed_bytes
+from services.worker.infra.packed_components import Layouts, PackedComponents, packed, packed_bytes
 from services.worker.lora.eviction import FrequencyEviction
 from services.worker.ports import ComponentSource
 
@@ -54,7 +54,7 @@ class ComponentCache:
         self._dtype = dtype
         self._is_current = is_current
         self._adapters: dict[_Key, PackedComponents] = {}
-        self._layouts: dict[tuple[tuple[str, int, int, int], ...], tuple[tuple[str, int, int, int], ...]] = {}
+        self._layouts = Layouts()
         self._eviction = FrequencyEviction()
         self._used_bytes = 0
         self._num_hits = 0
@@ -83,19 +83,19 @@ class ComponentCache:
         """See `ComponentSource`."""
         key = (adapter_id, basis)
         with self._lock:
-            self._eviction.mark_used(key)
             held = self._adapters.get(key)
             if held is None:
                 self._num_misses += 1
             else:
                 self._num_hits += 1
+                self._eviction.mark_used(key)
         if held is not None:
             return held.unpacked()
         # Outside the lock: one slow download must not keep the others waiting.
         adapter = self._source.fetch(adapter_id, basis)
         if packed_bytes(adapter, self._dtype) > self._capacity_bytes:
             return adapter
-        components = packed(adapter, self._dtype, self._layouts)
+        components = packed(adapter, self._dtype)
         with self._lock:
             self._keep(key, components)
         return components.unpacked()
@@ -117,7 +117,11 @@ class ComponentCache:
 
     def _keep(self, key: _Key, components: PackedComponents) -> None:
         # Asked with the lock held: whoever removes the adapter from the catalogue comes here afterwards.
-        if key in self._adapters or not self._is_current(key[0]):
+        if not self._is_current(key[0]):
+            return
+        # Not before: what fails, is too large or has left would count as held for ever.
+        self._eviction.mark_used(key)
+        if key in self._adapters:
             return
         for victim in self._eviction.by_value(self._adapters) if self._must_evict(components) else ():
             self._drop(victim)
@@ -125,7 +129,7 @@ class ComponentCache:
             self._num_evictions += 1
             if not self._must_evict(components):
                 break
-        self._adapters[key] = components
+        self._adapters[key] = components.sharing(self._layouts)
         self._used_bytes += components.num_bytes
 
     def _must_evict(self, components: PackedComponents) -> bool:

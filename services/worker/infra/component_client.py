@@ -109,14 +109,14 @@ def parse_components(content: bytes, *, basis: RocBasis, adapter_id: str) -> Dec
     """Read a components file from memory.
 
     Raises:
-        InvalidAdapter: `malformed_components`: not safetensors, or not the tensors promised.
+        InvalidAdapter: `malformed_components`: not safetensors, or not the tensors promised, or none, or not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         tensors = load(content)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of the format that torch does not have
         raise _malformed(adapter_id, str(error)) from error
     modules: dict[str, RankOneComponents] = {}
     for name, a_RD in tensors.items():
@@ -129,9 +129,11 @@ def parse_components(content: bytes, *, basis: RocBasis, adapter_id: str) -> Dec
         is_pair = a_RD.ndim == b_RO.ndim == 2 and a_RD.shape[0] == b_RO.shape[0]
         if not is_pair or a_RD.dtype != torch.float32 or b_RO.dtype != torch.float32:
             raise _malformed(adapter_id, f"{module_path} is not a pair of float32 matrices with equal row numbers")
+        if not (a_RD.isfinite().all() and b_RO.isfinite().all()):
+            raise _malformed(adapter_id, f"{module_path} has values that are not finite")
         modules[module_path] = RankOneComponents(a_RD=a_RD, b_RO=b_RO)
-    if not modules:
-        raise _malformed(adapter_id, "it has no tensors")
+    if not any(rocs.a_RD.numel() + rocs.b_RO.numel() for rocs in modules.values()):
+        raise _malformed(adapter_id, "it has no components")
     return DecomposedAdapter(basis=basis, modules=modules)
 
 

@@ -2,7 +2,8 @@
 memory is small, does not ask the registry for what it had.
 
 Several processes may share a folder. A file appears complete or not at all, is checked whenever it is read, and may
-vanish at any time; a folder that cannot be used makes the tier useless, never a request fail.
+vanish at any time; a folder that cannot be used makes the tier useless, never a request fail. Whatever else lies in the
+folder is left alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import threading
 import time
@@ -22,6 +24,7 @@ _log = get_logger(__name__)
 
 _SUFFIX = ".safetensors"
 _PART_SUFFIX = ".part"
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _STALE_PART_SECONDS = 3600.0
 """An unfinished file this old was left by a process that ended."""
 
@@ -54,6 +57,8 @@ class ComponentFiles:
         self._num_evictions = 0
         self._num_damaged = 0
         self._lock = threading.Lock()
+        # Apart from the counters': a reader must not wait for the disk behind a writer.
+        self._writing = threading.Lock()
 
     def stats(self) -> DiskTierStats:
         """Totals now."""
@@ -73,9 +78,11 @@ class ComponentFiles:
     def read(self, sha256: str) -> bytes | None:
         """The content with that checksum, or None."""
         path = self._path(sha256)
+        if path is None:
+            self._count(num_misses=1)
+            return None
         try:
             content = path.read_bytes()
-            os.utime(path)
         except FileNotFoundError:
             self._count(num_misses=1)
             return None
@@ -89,23 +96,33 @@ class ComponentFiles:
                 path.unlink()
             self._count(num_misses=1, num_damaged=1)
             return None
+        # Forbidden where the file is another user's, who then does not see that it is in use.
+        with contextlib.suppress(OSError):
+            os.utime(path)
         self._count(num_hits=1)
         return content
 
     def write(self, sha256: str, content: bytes) -> None:
         """Keep content that was found to have that checksum."""
-        if len(content) > self._capacity_bytes:
+        path = self._path(sha256)
+        if path is None or len(content) > self._capacity_bytes:
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(len(content))
-            self._write(self._path(sha256), content)
+            # Two threads that made room at the same time would both take it.
+            with self._writing:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._clear_parts()
+                self._make_room(len(content))
+                self._write(path, content)
+                # Another process may have taken the same room: whoever comes last sees all files.
+                self._make_room(0)
         except OSError as error:
             _log.warning("disk_tier_unwritable", folder=str(self._folder), error=str(error))
 
     def forget(self, sha256: str) -> int:
         """Remove a file that is of no use any more; returns its bytes."""
-        return self._unlink(self._path(sha256))
+        path = self._path(sha256)
+        return 0 if path is None else self._unlink(path)
 
     def check_integrity(self) -> None:
         """AssertionError unless every file is what its name promises, within the capacity."""
@@ -113,8 +130,10 @@ class ComponentFiles:
             assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem, f"{path} is damaged"
         assert self.used_bytes() <= self._capacity_bytes, "more bytes than the folder may hold"
 
-    def _path(self, sha256: str) -> Path:
-        return self._folder / f"{sha256}{_SUFFIX}"
+    def _path(self, sha256: str) -> Path | None:
+        """Where a file belongs; None if that is no checksum. It comes from the catalogue, over the network: as part of
+        a path it could name any file of this machine."""
+        return self._folder / f"{sha256}{_SUFFIX}" if _CHECKSUM.fullmatch(sha256) else None
 
     def _count(self, *, num_hits: int = 0, num_misses: int = 0, num_evictions: int = 0, num_damaged: int = 0) -> None:
         with self._lock:
@@ -153,6 +172,8 @@ class ComponentFiles:
             self._unlink(path)
             self._count(num_evictions=1)
             surplus -= size
+
+    def _clear_parts(self) -> None:
         for part in self._folder.glob(f"*{_PART_SUFFIX}"):
             with contextlib.suppress(OSError):
                 if part.stat().st_mtime < time.time() - _STALE_PART_SECONDS:
@@ -170,6 +191,8 @@ class ComponentFiles:
         """Path, bytes and time of the last use of each file."""
         files: list[tuple[Path, int, float]] = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
+            if not _CHECKSUM.fullmatch(path.stem):
+                continue
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 files.append((path, status.st_size, status.st_mtime))

@@ -26,10 +26,10 @@ class HostCopy:
     sizes: ComponentSizes
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class _Fetch:
     loading: Future[HostCopy]
-    tickets: list[ResidencyTicket] = field(default_factory=list[ResidencyTicket])
+    tickets: set[ResidencyTicket] = field(default_factory=set[ResidencyTicket])
 
 
 class ComponentFetches:
@@ -54,33 +54,39 @@ class ComponentFetches:
         self._sizes_of = sizes_of
         self._on_progress = on_progress
         self._threads: LoaderThreads[HostCopy] = LoaderThreads(num_threads, name="roc-fetch")
+        # What new tickets may join.
         self._fetches: dict[RocKey, _Fetch] = {}
+        # Hung ones, for those who are on them already: they may come yet.
+        self._written_off: set[_Fetch] = set()
+        self._fetches_of: dict[ResidencyTicket, dict[RocKey, _Fetch]] = {}
 
     @property
     def held_bytes(self) -> int:
         """Device bytes of what is in host memory for waiting tickets, whether the host tier keeps it or not."""
-        done = [fetch.loading for fetch in self._fetches.values() if fetch.loading.done()]
+        fetches = (*self._fetches.values(), *self._written_off)
+        done = [fetch.loading for fetch in fetches if fetch.loading.done() and not fetch.loading.cancelled()]
         return sum(loading.result().sizes.num_bytes for loading in done if loading.exception() is None)
 
     def join(self, ticket: ResidencyTicket, key: RocKey) -> None:
         """Let a ticket wait for a key, starting its fetch if nobody else has."""
+        own = self._fetches_of.setdefault(ticket, {})
+        if key in own:
+            return
         fetch = self._fetches.get(key)
         if fetch is None:
             fetch = self._fetches[key] = _Fetch(loading=self._threads.submit(self._load, key))
             fetch.loading.add_done_callback(lambda _: self._on_progress())
-        if ticket not in fetch.tickets:
-            fetch.tickets.append(ticket)
+        fetch.tickets.add(ticket)
+        own[key] = fetch
 
     def leave(self, ticket: ResidencyTicket) -> None:
         """Let a ticket wait for nothing more; what nobody waits for is let go of."""
-        for key in ticket.keys:
-            fetch = self._fetches.get(key)
-            if fetch is not None and ticket in fetch.tickets:
-                fetch.tickets.remove(ticket)
-                if not fetch.tickets:
-                    # The host tier keeps its own copy within its own limit.
-                    fetch.loading.cancel()
-                    del self._fetches[key]
+        for key, fetch in self._fetches_of.pop(ticket, {}).items():
+            fetch.tickets.remove(ticket)
+            if not fetch.tickets:
+                # The host tier keeps its own copy within its own limit.
+                fetch.loading.cancel()
+                self._remove(key, fetch)
 
     def is_done(self, ticket: ResidencyTicket) -> bool:
         """Whether everything that a ticket waits for is in host memory.
@@ -99,11 +105,15 @@ class ComponentFetches:
         return {key: fetch.loading.result() for key, fetch in self._of(ticket).items()}
 
     def give_up(self, ticket: ResidencyTicket, *, after_seconds: float) -> Unavailable:
-        """Write off the fetches that a ticket still waits for, so that those behind them go on; returns its error."""
-        late = [key for key, fetch in self._of(ticket).items() if not fetch.loading.done()]
-        for key in late:
+        """Write off the fetches that a ticket still waits for, so that those behind them go on, and the next ticket
+        begins anew; returns its error."""
+        late = {key: fetch for key, fetch in self._of(ticket).items() if not fetch.loading.done()}
+        for key, fetch in late.items():
             _log.warning("the components of %s did not come within %g seconds", key.adapter_id, after_seconds)
-            self._threads.write_off(self._fetches[key].loading)
+            # One that has not begun does not hang: it is as good as a new one.
+            if self._threads.write_off(fetch.loading):
+                self._remove(key, fetch)
+                self._written_off.add(fetch)
         names = ", ".join(key.adapter_id for key in late)
         return Unavailable(
             f"The components of {names} did not come within {after_seconds:g} seconds.",
@@ -118,16 +128,19 @@ class ComponentFetches:
 
     def check_integrity(self, pending: set[int]) -> None:
         """AssertionError if a fetch is kept for nobody, or for tickets other than these (by `id`)."""
-        for key, fetch in self._fetches.items():
-            assert fetch.tickets, f"nobody waits for {key}"
-            assert all(id(ticket) in pending for ticket in fetch.tickets), f"a closed ticket waits for {key}"
+        for fetch in (*self._fetches.values(), *self._written_off):
+            assert fetch.tickets, "a fetch is kept that nobody waits for"
+            assert all(fetch in self._of(ticket).values() for ticket in fetch.tickets), "a fetch has a ticket too many"
+        assert all(id(ticket) in pending for ticket in self._fetches_of), "a closed ticket waits for a fetch"
 
     def _of(self, ticket: ResidencyTicket) -> dict[RocKey, _Fetch]:
-        return {
-            key: fetch
-            for key in ticket.keys
-            if (fetch := self._fetches.get(key)) is not None and ticket in fetch.tickets
-        }
+        return self._fetches_of.get(ticket, {})
+
+    def _remove(self, key: RocKey, fetch: _Fetch) -> None:
+        self._written_off.discard(fetch)
+        # Perhaps another one has taken the place of one that was written off.
+        if self._fetches.get(key) is fetch:
+            del self._fetches[key]
 
     def _load(self, key: RocKey) -> HostCopy:
         adapter = self._source.fetch(key.adapter_id, key.basis)

@@ -63,15 +63,20 @@ class LoaderThreads(Generic[_ResultT]):
             self._has_task.notify()
         return future
 
-    def write_off(self, future: Future[_ResultT]) -> None:
-        """Let a task that hangs no longer count: another thread takes its place, and its own ends when it returns."""
+    def write_off(self, future: Future[_ResultT]) -> bool:
+        """Let a task that hangs no longer count: another thread takes its place, and its own ends when it returns.
+
+        Returns:
+            False for a task that is not running: it has not begun, or has ended.
+        """
         with self._has_task:
             thread = self._running.pop(future, None)
             if thread is None:
-                return
+                return False
             self._threads.discard(thread)
             if self._tasks:
                 self._start_thread()
+            return True
 
     def shutdown(self) -> None:
         """Run nothing more. Tasks that run are not waited for."""
@@ -108,6 +113,7 @@ class LoaderThreads(Generic[_ResultT]):
                         return
                 future, task = self._tasks.popleft()
                 if not future.set_running_or_notify_cancel():
+                    del future, task
                     continue
                 self._running[future] = thread
             try:
@@ -116,10 +122,13 @@ class LoaderThreads(Generic[_ResultT]):
                 future.set_exception(error)
             else:
                 future.set_result(result)
+                del result
             with self._has_task:
                 self._running.pop(future, None)
                 if thread not in self._threads:
                     return
+            # An adapter's size: not to be kept while there is nothing to do.
+            del future, task
 
 
 _all_loaders: weakref.WeakSet[LoaderThreads[Any]] = weakref.WeakSet()
@@ -130,8 +139,10 @@ def _end_threads() -> None:
     loaders = tuple(_all_loaders)
     for loader in loaders:
         loader.shutdown()
+    # One deadline for all: most have nothing to end, and their shares would be lost to the one that has.
+    deadline = time.monotonic() + _EXIT_SECONDS
     for loader in loaders:
-        loader.join(timeout_seconds=_EXIT_SECONDS / len(loaders))
+        loader.join(timeout_seconds=max(0.0, deadline - time.monotonic()))
 
 
 def _give_way() -> None:

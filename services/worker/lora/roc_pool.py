@@ -323,20 +323,30 @@ class RocPool:
         num_bytes = sum(size.num_bytes for size in sizes)
         if self.used_bytes - self._entries.evictable_bytes + num_bytes > self._capacity_bytes:
             return False
-        if self.used_bytes + num_bytes > self._capacity_bytes:
-            for victim in self._eviction.by_value(self._entries.evictable_keys):
-                self._drop(victim, is_gone=False)
-                self._num_evictions += 1
-                if self.used_bytes + num_bytes <= self._capacity_bytes:
-                    break
+        victims = self._victims(self.used_bytes + num_bytes - self._capacity_bytes)
         rows_C = self._arenas.rows_by_arena(sizes)
-        if not self._arenas.must_replace(rows_C):
-            return True
-        if self._entries.is_writing:
-            # A loader thread is writing to the tensors of now; its end is a change, and this is tried again.
+        freed_C = self._arenas.rows_by_arena(victims.values())
+        if self._entries.is_writing and self._arenas.must_replace(rows_C - freed_C):
+            # A loader thread is writing to the tensors of now; its end is a change, and this is tried again. Nobody is
+            # evicted before that, as until then it would be for nothing.
             return False
-        self._rearrange(self._arenas.replace(rows_C))
+        for victim in victims:
+            self._drop(victim, is_gone=False)
+            self._num_evictions += 1
+        if self._arenas.must_replace(rows_C):
+            self._rearrange(self._arenas.replace(rows_C))
         return True
+
+    def _victims(self, surplus: int) -> dict[RocKey, ComponentSizes]:
+        """The adapters to evict for so many bytes."""
+        victims: dict[RocKey, ComponentSizes] = {}
+        for key in self._eviction.by_value(self._entries.evictable_keys) if surplus > 0 else ():
+            entry = self._entries[key]
+            victims[key] = ComponentSizes(num_bytes=entry.num_bytes, module_ranks=entry.module_ranks)
+            surplus -= entry.num_bytes
+            if surplus <= 0:
+                break
+        return victims
 
     def _rearrange(self, moves: RowMoves | None) -> None:
         """Enter that tensors were replaced and, perhaps, rows moved."""

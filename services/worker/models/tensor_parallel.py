@@ -161,7 +161,7 @@ def sharding_options(group: ParallelGroup, *, quantization: str | None) -> dict[
     Raises:
         InvalidInput: `tensor_parallel_unsupported`: the weights would have to be divided and quantised at once.
     """
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed import DistributedConfig  # pyright: ignore[reportPrivateImportUsage]
 
     if quantization is not None:
         raise InvalidInput(
