@@ -2,10 +2,10 @@
 
 What is derived from a base (a prompt's keys and values above all) may be reused only by the same base. Two loads of the
 same base have the same revision. The revision of a base from the hub is its commit, and a cache filled by hand has only
-the config. That of a folder is a digest of its config and, for each weight file, of the name, the size and eight samples
-of a megabyte, the first and the last among them: whatever changes the weights throughout, such as a full fine-tune or
-another rounding, is another base. An edit of the same size that touches only what lies between the samples (a few
-layers, a few rows of an embedding) is not noticed: give such a base another name for one of its files.
+the config. That of a folder is a digest of its config and, for each weight file, of the name, the size and eight
+samples of a megabyte, the first and the last among them: whatever changes the weights throughout, such as a full
+fine-tune or another rounding, is another base. An edit of the same size that touches only what lies between the samples
+(a few layers, a few rows of an embedding) is not noticed: add an entry to the `config.json` of such a base.
 """
 
 from __future__ import annotations

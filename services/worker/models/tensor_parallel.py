@@ -3,9 +3,9 @@
 Shapes: T rows, D features, n processes.
 
 torchrun starts the processes. The one of rank 0 leads: it takes requests, decides each step, and tells the others, who
-run the same forward pass with their shards. There are two channels. *Control* waits for ever, since nobody knows when
-the next request comes; it breaks as soon as the other side's process is gone. *Data*, which the layers use in a step,
-has a deadline: a process that stops in the middle of a step must not hold up the others for good.
+run the same forward pass with their shards. There are two channels. On *control*, followers wait for ever, since nobody
+knows when the next request comes; it breaks as soon as the leader is gone. Whatever else one process waits for another
+one, on *data* within a step or for being heard, has a deadline: one that stops must not hold up the others for good.
 
 A step that failed in one process cannot be repeated by the others, who are waiting somewhere inside of it. So a group
 that fails ends its process, and whoever watches over the processes starts all of them anew.
@@ -48,7 +48,7 @@ class ParallelGroup:
         rank: of this process; 0 leads.
         size: how many there are.
         device: where this process's shard goes.
-        control: the channel without a deadline.
+        control: the channel on which the leader speaks.
         on_failure: what to do when the group has failed; it does not return.
     """
 
@@ -113,7 +113,10 @@ class ParallelGroup:
 
     def release(self) -> None:
         """Leader: tell the followers that nothing more comes."""
-        self.tell(None)
+        try:
+            self.tell(None)
+        except RuntimeError as error:
+            self.fail(error)
 
     def leave(self) -> None:
         """Give up the channels, after the leader has released the followers."""
@@ -130,7 +133,7 @@ def join_parallel_group(
         size: how many there are.
         local_rank: which of this machine's processes it is, and so which of its GPUs it takes.
         device: `auto`, `cpu` or `cuda`.
-        step_timeout_seconds: how long a process waits for another one inside a step.
+        step_timeout_seconds: how long a process waits for another one inside a step, and the leader for being heard.
 
     Raises:
         InvalidInput: `invalid_device`: a certain GPU was asked for, though each process has one of its own.
@@ -146,8 +149,9 @@ def join_parallel_group(
     target = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(target)
-    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(seconds=step_timeout_seconds))
-    control: Any = dist.new_group(backend="gloo", timeout=_FOR_EVER)
+    deadline = timedelta(seconds=step_timeout_seconds)
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=deadline)
+    control: Any = dist.new_group(backend="gloo", timeout=deadline if rank == 0 else _FOR_EVER)
     return ParallelGroup(rank=rank, size=size, device=target, control=control)
 
 

@@ -36,6 +36,18 @@ def _tensors(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"m.roc_a": torch.ones(2, 6), "m.roc_b": torch.ones(2, 4), **changes}
 
 
+def _raw(dtype: str, num_bytes: int) -> bytes:
+    """Safetensors of a type that torch cannot write."""
+    entry = {"dtype": dtype, "shape": [2, 2]}
+    header = json.dumps(
+        {
+            "m.roc_a": {**entry, "data_offsets": [0, num_bytes]},
+            "m.roc_b": {**entry, "data_offsets": [num_bytes, 2 * num_bytes]},
+        }
+    ).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(2 * num_bytes)
+
+
 class TestParse:
     def test_pairs_become_components(self) -> None:
         adapter = make_adapter(_SHAPES, rank=3)
@@ -63,6 +75,11 @@ class TestParse:
             save(_tensors(**{"m.roc_b": torch.ones(8)})),
             save(_tensors(**{"m.roc_a": torch.ones(2, 6, dtype=torch.int64)})),
             struct.pack("<Q", 2) + json.dumps({}).encode(),
+            _raw("F8_E8M0", 4),
+            _raw("F4", 2),
+            save({"m.roc_a": torch.ones(0, 6), "m.roc_b": torch.ones(0, 4)}),
+            save(_tensors(**{"m.roc_a": torch.full((2, 6), float("nan"))})),
+            save(_tensors(**{"m.roc_b": torch.full((2, 4), float("inf"))})),
         ],
     )
     def test_anything_else_is_refused(self, content) -> None:
@@ -139,6 +156,27 @@ class TestCache:
         cache.check_integrity()
         cache.fetch("a", RocBasis.SVD)
         assert source.num_fetches == 2
+
+    def test_only_what_is_kept_counts_as_held(self) -> None:
+        source = InMemoryComponentSource({"a": make_adapter(_SHAPES, rank=2), "large": make_adapter(_SHAPES, rank=9)})
+        source.adapters["gone"] = source.adapters["a"]
+        num_bytes = 4 * 2 * sum(d + o for d, o in _SHAPES.values())
+        cache = ComponentCache(source, capacity_bytes=num_bytes, is_current=lambda adapter_id: adapter_id != "gone")
+        source.faults["failing"] = RegistryUnavailable("away")
+        for name in ("a", "large", "gone"):
+            cache.fetch(name, RocBasis.SVD)
+        with pytest.raises(RegistryUnavailable):
+            cache.fetch("failing", RocBasis.SVD)
+        assert set(cache._eviction._held) == set(cache._eviction._uses) == {("a", RocBasis.SVD)}
+
+    def test_layouts_are_shared_and_leave_with_their_adapters(self) -> None:
+        source = InMemoryComponentSource({str(rank): make_adapter(_SHAPES, rank=rank) for rank in range(1, 9)})
+        source.adapters["8 too"] = source.adapters["8"]
+        cache = ComponentCache(source, capacity_bytes=2 * 4 * 8 * sum(d + o for d, o in _SHAPES.values()))
+        for name in source.adapters:
+            cache.fetch(name, RocBasis.SVD)
+        held = list(cache._adapters.values())
+        assert len(cache._layouts) == len({id(components.layout) for components in held}) < len(held)
 
     def test_a_failure_is_not_remembered(self) -> None:
         cache, source = self._cache(2)

@@ -71,6 +71,56 @@ class TestComponentFiles:
         ComponentFiles(tmp_path, capacity_bytes=1000).write(*_content(1))
         assert sorted(path.suffix for path in tmp_path.iterdir()) == [".part", ".safetensors"]
 
+    @pytest.mark.parametrize("name", ["../model", "model", "", "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"])
+    def test_what_is_no_checksum_touches_nothing(self, tmp_path: Path, name) -> None:
+        (tmp_path / "tier").mkdir()
+        bystanders = [tmp_path / "model.safetensors", tmp_path / "tier" / "model.safetensors"]
+        for path in bystanders:
+            path.write_bytes(b"precious")
+        files = ComponentFiles(tmp_path / "tier", capacity_bytes=100)
+        assert (files.read(name), files.forget(name)) == (None, 0)
+        files.write(name, b"x")
+        files.write(*_content(1))
+        assert all(path.read_bytes() == b"precious" for path in bystanders)
+        assert (files.used_bytes(), files.stats().num_misses) == (100, 1)
+        files.check_integrity()
+
+    def test_a_file_of_another_user_is_a_hit(self, tmp_path: Path, monkeypatch) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        files = ComponentFiles(tmp_path, capacity_bytes=1000)
+        files.write(*_content(1))
+        monkeypatch.setattr(os, "utime", refuse)
+        assert files.read(_content(1)[0]) == _content(1)[1]
+        assert (files.stats().num_hits, files.stats().num_misses) == (1, 0)
+
+    def test_threads_that_write_at_once_stay_within_the_capacity(self, tmp_path: Path, monkeypatch) -> None:
+        files = ComponentFiles(tmp_path, capacity_bytes=150)
+        fsync = os.fsync
+
+        def slow_fsync(descriptor: int) -> None:
+            time.sleep(0.02)
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", slow_fsync)
+        with ThreadPoolExecutor(4) as executor:
+            list(executor.map(lambda number: files.write(*_content(number)), range(4)))
+        assert files.used_bytes() == 100
+
+    def test_room_that_another_process_took_meanwhile_is_made_again(self, tmp_path: Path, monkeypatch) -> None:
+        files, other = (ComponentFiles(tmp_path, capacity_bytes=150) for _ in range(2))
+        replace = Path.replace
+
+        def late_replace(part: Path, target: Path) -> None:
+            monkeypatch.setattr(Path, "replace", replace)
+            other.write(*_content(2))
+            replace(part, target)
+
+        monkeypatch.setattr(Path, "replace", late_replace)
+        files.write(*_content(1))
+        assert files.used_bytes() == 100
+
     def test_many_writers_and_readers_of_one_folder(self, tmp_path: Path) -> None:
         workers = [ComponentFiles(tmp_path, capacity_bytes=450) for _ in range(4)]
 

@@ -3,9 +3,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
+import weakref
 
 import pytest
 
+from services.worker.lora import loader_threads
 from services.worker.lora.loader_threads import LoaderThreads
 
 
@@ -67,6 +70,37 @@ class TestLoaderThreads:
         gate.set()
         assert running.result(timeout=10)
         threads.join(timeout_seconds=10)
+
+    def test_at_the_end_of_the_process_one_has_the_time_of_all(self, monkeypatch) -> None:
+        loaders, has_begun = [LoaderThreads[None](1, name="test") for _ in range(20)], threading.Event()
+
+        def work() -> None:
+            has_begun.set()
+            time.sleep(0.5)
+
+        running = loaders[-1].submit(work)
+        assert has_begun.wait(10)
+        monkeypatch.setattr(loader_threads, "_all_loaders", loaders)
+        loader_threads._end_threads()
+        assert running.done()
+
+    def test_an_idle_thread_keeps_neither_task_nor_result(self) -> None:
+        class Large:
+            """Something that can be watched."""
+
+        def work(argument: Large) -> Large:
+            assert argument
+            return Large()
+
+        threads, argument = LoaderThreads[Large](1, name="test"), Large()
+        future = threads.submit(work, argument)
+        watched = [weakref.ref(argument), weakref.ref(future.result(timeout=10))]
+        del argument, future
+        deadline = time.monotonic() + 2
+        while any(reference() is not None for reference in watched) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [reference() for reference in watched] == [None, None]
+        threads.shutdown()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="priorities by thread are Linux's")
     def test_they_give_way_to_the_thread_that_submits(self) -> None:

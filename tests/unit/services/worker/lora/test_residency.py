@@ -159,6 +159,43 @@ class TestDeadlines:
         world.source.gate.set()
         world.poll_until(lambda: again.is_ready)
 
+    def test_a_hung_fetch_is_replaced_though_others_still_wait_for_it(self, world) -> None:
+        world.source.gate.clear()
+        hung = world.open("a")
+        world.poll_until(lambda: world.source.num_fetches == 1)
+        world.now = 20.0
+        on_it_too = world.open("a")
+        world.now = 31.0
+        world.poll()
+        assert (hung.state, on_it_too.state) == (TicketState.FAILED, TicketState.FETCHING)
+        again = world.open("a")
+        world.poll_until(lambda: world.source.num_fetches == 2)
+        world.now = 52.0
+        world.poll()
+        assert (on_it_too.state, again.state) == (TicketState.FAILED, TicketState.FETCHING)
+        world.source.gate.set()
+        world.poll_until(lambda: again.is_ready)
+
+    def test_a_hung_fetch_that_comes_after_all_serves_those_who_are_on_it(self, world) -> None:
+        world.source.gate.clear()
+        world.open("a")
+        world.poll_until(lambda: world.source.num_fetches == 1)
+        world.now = 20.0
+        on_it_too = world.open("a")
+        world.now = 31.0
+        world.poll()
+        world.source.gate.set()
+        world.poll_until(lambda: on_it_too.is_ready)
+        assert world.source.num_fetches == 1
+
+    def test_after_a_shutdown_tickets_may_still_be_opened(self, world) -> None:
+        world.source.gate.clear()
+        for name in "abc":
+            world.open(name)
+        world.residency.shutdown()
+        late = world.open("d")
+        world.poll_until(lambda: late.state is TicketState.FAILED)
+
 
 class TestFairness:
     def test_overlapping_requests_for_residents_do_not_starve_a_cold_one(self, world) -> None:

@@ -129,6 +129,35 @@ class TestRows:
         assert pool.num_changes > before
         assert could or pool.try_acquire([_key("b")], {_key("b"): sizes})
 
+    def test_nobody_is_evicted_before_the_tensors_can_be_replaced(self, strategy) -> None:
+        shapes = {"q": (6, 4), "up": (6, 10)}
+        pool = _pool(10)
+        q_rows = pool.capacity_bytes // (4 * (6 + 4 + 1))
+        assert _load(pool, "old", make_adapter({"q": shapes["q"]}, rank=q_rows // 2))
+        pool.release([_key("old")])
+        writing = make_adapter({"q": shapes["q"]}, rank=q_rows // 4)
+        assert pool.try_acquire([_key("writing")], {_key("writing"): pool.sizes_of(writing, adapter_id="x")})
+        # Rows that `old` could never give: tensors of the other shape have to grow.
+        new = make_adapter({"up": shapes["up"]}, rank=pool.capacity_bytes // 2 // (4 * (6 + 10 + 1)))
+        sizes = {_key("new"): pool.sizes_of(new, adapter_id="x")}
+        could = pool.try_acquire([_key("new")], sizes)
+        assert could == (strategy is ArenaStrategy.RESERVED)
+        assert pool.stats().num_evictions == could
+        pool.write(_key("writing"), writing)
+        pool.commit(_key("writing"))
+        assert could or pool.try_acquire([_key("new")], sizes)
+        assert pool.stats().num_evictions == 1
+        pool.check_integrity()
+
+    def test_rows_of_the_evicted_can_be_had_while_others_are_written(self) -> None:
+        pool, adapter = _pool(8), make_adapter(_SHAPES, rank=2)
+        for name in "abcd":
+            assert _load(pool, name, adapter)
+            pool.release([_key(name)])
+        for name in "ef":
+            assert pool.try_acquire([_key(name)], {_key(name): pool.sizes_of(adapter, adapter_id=name)})
+        assert pool.stats().num_evictions == 2
+
     def test_bytes_are_exact(self) -> None:
         pool = _pool()
         _load(pool, "a", make_adapter(_SHAPES, rank=3))

@@ -1,4 +1,4 @@
-"""A base's revision differs exactly where its keys and values would."""
+"""A base's revision differs where its config, its files' names and sizes, or samples of them do."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ class TestFolders:
         large.write_bytes(bytes(20 << 20))
         before = _revision(tmp_path / "copy")
         large.write_bytes(bytes(10 << 20) + b"\1" * (10 << 20))
+        assert _revision(tmp_path / "copy") != before
+
+    def test_edits_between_the_samples_are_told_apart_by_the_config_alone(self, base, tmp_path) -> None:
+        shutil.copytree(base, tmp_path / "copy")
+        large, config = tmp_path / "copy" / "model-2.safetensors", tmp_path / "copy" / "config.json"
+        large.write_bytes(bytes(20 << 20))
+        before = _revision(tmp_path / "copy")
+        with large.open("r+b") as stream:
+            stream.seek(3 << 19)
+            stream.write(b"edited")
+        assert _revision(tmp_path / "copy") == before
+        config.write_text(config.read_text(encoding="utf-8").replace("{", '{"edit": 1,', 1), encoding="utf-8")
         assert _revision(tmp_path / "copy") != before
 
     def test_so_are_other_types_of_the_same_files(self, base) -> None:
