@@ -41,6 +41,7 @@ class BlockTimes:
     total_seconds: float
     decode_step_seconds: tuple[float, ...]
     """Each step in which every request got one more token and none read its prompt."""
+    num_requests: int
     num_tokens: int
     """Generated in all."""
 
@@ -50,15 +51,24 @@ class BlockTimes:
         return self.num_tokens / self.total_seconds
 
     @property
+    def decode_tokens_per_second(self) -> float:
+        """Output tokens over the time of the decode steps; errors as `decode_seconds`."""
+        steps = self._decode_steps()
+        return self.num_requests * len(steps) / sum(steps)
+
+    @property
     def decode_seconds(self) -> float:
         """The middle of the decode steps.
 
         Raises:
             ValueError: the requests never decoded together.
         """
+        return median(self._decode_steps())
+
+    def _decode_steps(self) -> tuple[float, ...]:
         if not self.decode_step_seconds:
             raise ValueError("no step in which all requests decoded")
-        return median(self.decode_step_seconds)
+        return self.decode_step_seconds
 
 
 class EngineDrive:
@@ -97,6 +107,7 @@ class EngineDrive:
         return BlockTimes(
             total_seconds=time.perf_counter() - started_at,
             decode_step_seconds=tuple(decode_steps),
+            num_requests=len(requests),
             num_tokens=self.num_generated - before,
         )
 

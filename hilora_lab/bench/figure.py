@@ -42,7 +42,9 @@ _FIGURES = (
     Figure(key="vs_peft_arrow", title="HiLoRA / PEFT Arrow over 20 adapters, batch 8", goal=4.0),
     Figure(key="vs_generate_b8", title="HiLoRA / generate of the base, batch 8", goal=1.0),
     Figure(key="vs_generate_b32", title="HiLoRA / generate of the base, batch 32", goal=1.0),
-    Figure(key="vs_transformers_cb_768", title="HiLoRA / transformers continuous batching, 768 tokens", goal=5.0),
+    Figure(
+        key="vs_transformers_cb_768", title="decode, HiLoRA / transformers continuous batching, 768 tokens", goal=5.0
+    ),
     Figure(key="pool_2000_vs_20", title="throughput, 2,000 adapters / 20", goal=0.90),
     Figure(key="cold_adapter_p99_itl", title="p99 between tokens, cold / warm arrivals", goal=1.3, is_upper_limit=True),
 )

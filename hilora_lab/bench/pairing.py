@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
+"""What a turn measures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +37,12 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def take_turns(
-    variants: Mapping[str, Callable[[int], float]],
+    variants: Mapping[str, Callable[[int], T]],
     *,
     num_rounds: int,
     num_warmups: int = 1,
     on_round: Callable[[int], None] | None = None,
-) -> dict[str, list[float]]:
+) -> dict[str, list[T]]:
     """Run every variant once a round.
 
     Args:
@@ -51,7 +55,7 @@ def take_turns(
         What each variant measured, by round. Every second round goes through the variants in reverse order, so that
         none always follows the same other one.
     """
-    values: dict[str, list[float]] = {name: [] for name in variants}
+    values: dict[str, list[T]] = {name: [] for name in variants}
     for round_idx in range(-num_warmups, num_rounds):
         names = list(variants) if round_idx % 2 == 0 else list(variants)[::-1]
         for name in names:

@@ -1,7 +1,7 @@
 """What others do with the same weights and adapters: transformers' `generate` and continuous batching, PEFT.
 
 Each peer runs on modules of its own over the shared weights, as its library makes them. A call takes prompts of one
-length and answers how many tokens a second came out.
+length and answers how fast tokens came out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,20 @@ from hilora_lab.bench.model_shape import twin_of
 from services.worker.models.loader import LoadedModel
 
 Prompts = Sequence[tuple[int, ...]]
-Peer = Callable[[Prompts, int], float]
-"""Output tokens per second for prompts and a number of new tokens each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Output tokens per second."""
+
+    end_to_end: float
+    """Over the whole time, prompts included."""
+    decode: float
+    """Over the time in which every request had its first token."""
+
+
+Peer = Callable[[Prompts, int], Speed]
+"""The speed for prompts and a number of new tokens each, at least two."""
 
 _PAD_TOKEN_ID = 2
 _NUM_ARROW_EXPERTS = 3
@@ -86,20 +99,20 @@ def continuous_batching_peer(
         warmup=False,
     ) as manager:
 
-        def run(prompts: Prompts, new_tokens: int) -> float:
+        def run(prompts: Prompts, new_tokens: int) -> Speed:
             started_at = time.perf_counter()
-            manager.add_requests(inputs=[list(prompt) for prompt in prompts], max_new_tokens=new_tokens)
-            num_tokens = num_ended = 0
-            while num_ended < len(prompts):
+            manager.add_requests(
+                inputs=[list(prompt) for prompt in prompts], max_new_tokens=new_tokens, record_timestamps=True
+            )
+            times: list[list[float]] = []
+            while len(times) < len(prompts):
                 result = manager.get_result(timeout=_CB_POLL_SECONDS)
                 if result is None:
                     if not manager.is_running():
                         raise RuntimeError("transformers' continuous batching has ended before its requests")
                 elif result.is_finished():
-                    num_ended += 1
-                    num_tokens += len(result.generated_tokens)
-            _require(num_tokens, len(prompts) * new_tokens)
-            return num_tokens / (time.perf_counter() - started_at)
+                    times.append(result.timestamps)
+            return _speed(times, started_at=started_at, num_expected=len(prompts) * new_tokens)
 
         yield run
 
@@ -107,27 +120,50 @@ def continuous_batching_peer(
 def _generating(model: Any, options: Callable[[int], dict[str, Any]] = lambda _: {}) -> Peer:
     from transformers import GenerationConfig
 
-    def run(prompts: Prompts, new_tokens: int) -> float:
+    def run(prompts: Prompts, new_tokens: int) -> Speed:
         token_ids = torch.tensor(prompts)
         config = GenerationConfig(
             max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=_PAD_TOKEN_ID
         )
+        clock = _TokenClock()
         started_at = time.perf_counter()
         with torch.inference_mode():
-            output = model.generate(
+            model.generate(
                 input_ids=token_ids,
                 attention_mask=torch.ones_like(token_ids),
                 generation_config=config,
+                streamer=clock,
                 **options(len(prompts)),
             )
-        seconds = time.perf_counter() - started_at
-        num_tokens = output.numel() - token_ids.numel()
-        _require(num_tokens, len(prompts) * new_tokens)
-        return num_tokens / seconds
+        times = [clock.times] * len(prompts)
+        return _speed(times, started_at=started_at, num_expected=len(prompts) * new_tokens)
 
     return run
 
 
-def _require(num_tokens: int, expected: int) -> None:
-    if num_tokens != expected:
-        raise RuntimeError(f"a peer generated {num_tokens} tokens instead of {expected}: it is not comparable")
+class _TokenClock:
+    """A streamer for `generate` that notes when each token came, for all rows at once."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._has_prompt = False
+
+    def put(self, value: torch.Tensor) -> None:  # noqa: ARG002 -- transformers' protocol
+        if self._has_prompt:
+            self.times.append(time.perf_counter())
+        # The first call brings the prompts.
+        self._has_prompt = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def _speed(times: Sequence[Sequence[float]], *, started_at: float, num_expected: int) -> Speed:
+    """The speed of a run from the times of each request's tokens."""
+    all_times = [at for of_request in times for at in of_request]
+    if len(all_times) != num_expected:
+        raise RuntimeError(f"a peer generated {len(all_times)} tokens instead of {num_expected}: it is not comparable")
+    begin, end = max(of_request[0] for of_request in times), max(all_times)
+    return Speed(
+        end_to_end=num_expected / (end - started_at), decode=sum(at > begin for at in all_times) / (end - begin)
+    )

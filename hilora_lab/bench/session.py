@@ -10,7 +10,7 @@ from hilora.routing_plan import RoutingPlan
 from hilora_lab.bench.engine_drive import BenchRequest, EngineDrive
 from hilora_lab.bench.figure import Progress
 from hilora_lab.bench.model_shape import build_base, find_shape, twin_of
-from hilora_lab.bench.pairing import take_turns
+from hilora_lab.bench.pairing import T, take_turns
 from hilora_lab.bench.workload import (
     ALL_LINEARS,
     Features,
@@ -52,7 +52,7 @@ class BenchSizes:
 
 
 _SHORT_PROMPT = (3, 4, 5)
-_WARMUP_PROMPTS = 2
+_WARMUP_PROMPTS = 1
 _WARMUP_TOKENS = 2
 
 TINY_SIZES = BenchSizes(
@@ -135,8 +135,8 @@ class BenchSession:
         return (num_prompts, new_tokens) if round_idx >= 0 else (_WARMUP_PROMPTS, _WARMUP_TOKENS)
 
     def take_turns(
-        self, title: str, variants: Mapping[str, Callable[[int], float]], *, num_rounds: int | None = None
-    ) -> dict[str, list[float]]:
+        self, title: str, variants: Mapping[str, Callable[[int], T]], *, num_rounds: int | None = None
+    ) -> dict[str, list[T]]:
         """`pairing.take_turns` with one round to warm up, and progress."""
         num_rounds = num_rounds or self.sizes.num_rounds
         self._on_progress(title, 0, num_rounds)

@@ -40,6 +40,7 @@ class TestComplete:
         assert len(times.decode_step_seconds) == 5
         assert 0 < sum(times.decode_step_seconds) < times.total_seconds
         assert times.tokens_per_second == pytest.approx(18 / times.total_seconds)
+        assert times.decode_tokens_per_second == pytest.approx(15 / sum(times.decode_step_seconds))
 
     def test_steps_that_read_prompts_do_not_count(self, base):
         workload = build_workload(base.model, num_adapters=4)
