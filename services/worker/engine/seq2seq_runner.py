@@ -1,6 +1,6 @@
 """Runs a step's passes through an encoder-decoder model.
 
-Shapes: E prompts, L tokens of the longest, S rows to sample from, V vocabulary.
+Shapes: E prompts, L tokens of the longest, R rows of all decoder passes, S of them to sample from, V vocabulary.
 
 A new prompt goes through the encoder, and each decoder layer's cross-attention makes its keys and values of it at once:
 these layers act on the encoder's rows, all others of the decoder on its own. After that prompt and answer are in the
@@ -106,7 +106,9 @@ class Seq2SeqRunner:
             self._rocs.step = None
         if not batch.logit_rows:
             return torch.empty(0, self._vocab_size, dtype=self._dtype, device=self._device)
-        return torch.cat(logits)[list(batch.logit_rows)]
+        logits_RV = logits[0] if len(logits) == 1 else torch.cat(logits)
+        # Rows of logits are large; most steps sample from all of them.
+        return logits_RV if len(batch.logit_rows) == len(logits_RV) else logits_RV[list(batch.logit_rows)]
 
     @property
     def _vocab_size(self) -> int:

@@ -28,11 +28,11 @@ class Seq2SeqStore(Protocol):
     """Where keys and values live."""
 
     def keys(self, layer_idx: int) -> torch.Tensor:
-        """Keys of a decoder layer `[N, H, L, D]`, written in place."""
+        """Keys of a decoder layer `[N, H, L, D]`, contiguous, written in place."""
         ...
 
     def values(self, layer_idx: int) -> torch.Tensor:
-        """Values of a decoder layer `[N, H, L, D]`, written in place."""
+        """Values of a decoder layer `[N, H, L, D]`, contiguous, written in place."""
         ...
 
 
@@ -137,8 +137,11 @@ class DecoderPass:
         for place, position, length in zip(places, positions, prompt_lengths, strict=True):
             firsts[place], lengths[place] = position, length
         steps_n = torch.arange(num_tokens, device=device)
-        self._slots_B1 = torch.tensor(slots, device=device)[:, None]
-        self._positions_Bn = torch.tensor(positions, device=device)[:, None] + steps_n
+        _, num_heads, max_len, _ = store.keys(0).shape
+        # Slot, head and position as one index of rows, which is the fastest write.
+        heads_BH1 = (torch.tensor(slots)[:, None, None] * num_heads + torch.arange(num_heads)[:, None]) * max_len
+        places_B1n = torch.tensor(positions)[:, None, None] + torch.arange(num_tokens)
+        self._write_rows = (heads_BH1 + places_B1n).flatten().to(device)
         self._num_seen = max(positions) + num_tokens
         self._distances_SnL = (torch.tensor(firsts, device=device)[:, None] + steps_n)[..., None] - torch.arange(
             self._num_seen, device=device
@@ -160,8 +163,8 @@ class DecoderPass:
             columns = slice(keys.shape[2] - self._num_prompt, keys.shape[2])
             bias = self._cross_mask
         else:
-            keys[self._slots_B1, :, self._positions_Bn] = key.transpose(1, 2)
-            values[self._slots_B1, :, self._positions_Bn] = value.transpose(1, 2)
+            for kept, new in ((keys, key), (values, value)):
+                kept.view(-1, kept.shape[-1]).index_copy_(0, self._write_rows, new.reshape(-1, new.shape[-1]))
             columns = slice(0, self._num_seen)
             bias = self._bias_of(layer)
         if self._places is not None:
