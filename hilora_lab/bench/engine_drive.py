@@ -16,9 +16,9 @@ from hilora.errors import HiloraError
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import EngineEvent, Failed, Finished
-from services.worker.engine.request import EngineRequest
-from services.worker.engine.sampling_params import SamplingParams
+from services.worker.engine.output.events import EngineEvent, Failed, Finished
+from services.worker.engine.sampling.sampling_params import SamplingParams
+from services.worker.engine.scheduling.request import EngineRequest
 from services.worker.models.loader import LoadedModel
 from services.worker.ports import ComponentSource
 

@@ -14,7 +14,7 @@ from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
 from services.worker.base_setup import engine_config, join_group, load_base
 from services.worker.engine.engine import Engine
-from services.worker.engine.grammar import GrammarCompiler
+from services.worker.engine.sampling.grammar import GrammarCompiler
 from services.worker.entrypoints.rpc import SERVICE_NAME, WorkerServicer
 from services.worker.generation import Generation
 from services.worker.infra.catalog_follower import CatalogFollower
@@ -22,7 +22,7 @@ from services.worker.infra.component_cache import ComponentCache
 from services.worker.infra.component_client import ComponentClient
 from services.worker.infra.component_files import ComponentFiles
 from services.worker.infra.gate_files import GateFiles
-from services.worker.lora.pool_stats import FreedBytes
+from services.worker.lora.pool.pool_stats import FreedBytes
 from services.worker.models.loader import LoadedModel, public_name_of
 from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.models.tensor_parallel import ParallelGroup

@@ -6,7 +6,7 @@ import signal
 
 from services.common.log import get_logger
 from services.worker.base_setup import engine_config, join_group, load_base
-from services.worker.engine.parallel_runner import Follower
+from services.worker.engine.execution.parallel_runner import Follower
 from services.worker.settings import ProcessPlace, WorkerSettings
 
 _log = get_logger(__name__)

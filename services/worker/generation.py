@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from hilora.errors import Conflict, InvalidInput, StaleCatalogGeneration
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import EngineEvent, Failed, Finished, Started, TextDelta
-from services.worker.engine.grammar import GrammarCompiler, TokenMatcher
-from services.worker.engine.logprobs import PositionLogprobs, TokenLogprob
-from services.worker.engine.request import EngineRequest
-from services.worker.engine.sampling_params import SamplingParams
+from services.worker.engine.output.events import EngineEvent, Failed, Finished, Started, TextDelta
+from services.worker.engine.sampling.grammar import GrammarCompiler, TokenMatcher
+from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogprob
+from services.worker.engine.sampling.sampling_params import SamplingParams
+from services.worker.engine.scheduling.request import EngineRequest
 from services.worker.models.prompt_encoder import ChatTurn, PromptEncoder
 from services.worker.models.token_vocabulary import TokenVocabulary
 from services.worker.ports import CatalogView

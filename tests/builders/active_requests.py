@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 
 from hilora.routing_plan import RocBudget, RoutingPlan
-from services.worker.engine.completion import Completion
-from services.worker.engine.event_stream import EventStream
-from services.worker.engine.kv_handle import KvHandle
-from services.worker.engine.request import ActiveRequest, EngineRequest, RequestState
-from services.worker.engine.sampler import RequestSampler
-from services.worker.engine.sampling_params import SamplingParams
-from services.worker.engine.scheduler import ScheduledStep
-from services.worker.lora.residency import ResidencyTicket, TicketState
+from services.worker.engine.kv.kv_handle import KvHandle
+from services.worker.engine.output.completion import Completion
+from services.worker.engine.output.event_stream import EventStream
+from services.worker.engine.sampling.sampler import RequestSampler
+from services.worker.engine.sampling.sampling_params import SamplingParams
+from services.worker.engine.scheduling.request import ActiveRequest, EngineRequest, RequestState
+from services.worker.engine.scheduling.scheduler import ScheduledStep
+from services.worker.lora.pool.residency import ResidencyTicket, TicketState
 from tests.builders.models import ByteTokenizer
 
 _ids = itertools.count()

@@ -13,9 +13,9 @@ from hilora.errors import HiloraError
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import EngineEvent, Failed, Finished, TextDelta
-from services.worker.engine.request import EngineRequest
-from services.worker.engine.sampling_params import SamplingParams
+from services.worker.engine.output.events import EngineEvent, Failed, Finished, TextDelta
+from services.worker.engine.sampling.sampling_params import SamplingParams
+from services.worker.engine.scheduling.request import EngineRequest
 from services.worker.models.loader import LoadedModel
 from services.worker.ports import GateSource
 from tests.builders.components import InMemoryComponentSource

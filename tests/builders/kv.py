@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from services.worker.engine.kv_cache import KvCache, KvHandle
-from services.worker.engine.paged_kv_cache import PagedKvCache
-from services.worker.engine.slot_kv_cache import SlotKvCache
+from services.worker.engine.kv.kv_cache import KvCache, KvHandle
+from services.worker.engine.kv.paged_kv_cache import PagedKvCache
+from services.worker.engine.kv.slot_kv_cache import SlotKvCache
 from services.worker.models.attention_product import AttentionRule
 from services.worker.models.varlen_attention import adapt_varlen_attention
 

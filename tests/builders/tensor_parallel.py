@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from hilora.routing_plan import GateScope, RocScore, RoutingPlan
+from hilora.adapter import RocBasis
+from hilora.routing_plan import GateParameters, GateRule, GateScope, RocScore, RoutingPlan
 from hilora.target_layer import LayerKind, target_layers
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
-from services.worker.engine.parallel_runner import Follower
+from services.worker.engine.execution.parallel_runner import Follower
 from services.worker.models.loader import LoadedModel, load_model
 from services.worker.models.tensor_parallel import ParallelGroup, join_parallel_group
 from services.worker.settings import ProcessPlace
@@ -36,6 +38,10 @@ PLANS: dict[str, RoutingPlan] = {
     "two": make_plan(("a1", RANK, 2, 0.5), ("a2", RANK, 1, 0.5)),
     "global": make_plan(
         ("a3", RANK, 2, 0.7), ("a1", RANK, 2, 0.3), scope=GateScope.GLOBAL, score=RocScore.CONTRIBUTION
+    ),
+    "arrow": replace(
+        make_plan(("a4", RANK, RANK, 1.0), ("a5", RANK, RANK, 1.0)),
+        gate=GateParameters(rule=GateRule.ARROW, basis=RocBasis.SVD),
     ),
 }
 

@@ -22,9 +22,9 @@ from hilora.errors import HiloraError, QueueFull
 from hilora.routing_plan import GateScope, RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import Failed, Started, TextDelta
-from services.worker.engine.request import ActiveRequest, EngineRequest
-from services.worker.engine.sampling_params import SamplingParams
+from services.worker.engine.output.events import Failed, Started, TextDelta
+from services.worker.engine.sampling.sampling_params import SamplingParams
+from services.worker.engine.scheduling.request import ActiveRequest, EngineRequest
 from tests.builders.engine import make_plan
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 from tests.soak.faults import FaultyClient, FaultyKernels, FaultySource, make_poisonous

@@ -13,7 +13,7 @@ import torch
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.errors import RegistryUnavailable
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import EngineEvent, Failed, Finished, Started, TextDelta
+from services.worker.engine.output.events import EngineEvent, Failed, Finished, Started, TextDelta
 
 HANG_SECONDS = 1.5
 """Longer than the engine of a soak waits for components."""

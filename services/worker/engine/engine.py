@@ -17,25 +17,25 @@ from dataclasses import replace
 from hilora.adapter import RocBasis
 from hilora.errors import Conflict, HiloraError, Unavailable
 from hilora.routing_plan import RoutingPlan
-from services.worker.engine.completion import Completion
 from services.worker.engine.config import EngineConfig
-from services.worker.engine.event_stream import EventStream
-from services.worker.engine.events import EventSink, Failed
-from services.worker.engine.kv_places import KvPlaces
-from services.worker.engine.queue_limits import QueueLimits
-from services.worker.engine.request import ActiveRequest, EngineRequest, RequestState
-from services.worker.engine.request_checks import check_request
+from services.worker.engine.execution.runner import build_runner
+from services.worker.engine.execution.step_executor import StepExecutor, as_failure
+from services.worker.engine.output.completion import Completion
+from services.worker.engine.output.event_stream import EventStream
+from services.worker.engine.output.events import EventSink, Failed
 from services.worker.engine.request_lifecycle import RequestLifecycle
-from services.worker.engine.runner import build_runner
-from services.worker.engine.sampler import RequestSampler
-from services.worker.engine.scheduler import Scheduler
-from services.worker.engine.service_rate import ServiceRate
+from services.worker.engine.sampling.sampler import RequestSampler
+from services.worker.engine.scheduling.kv_places import KvPlaces
+from services.worker.engine.scheduling.queue_limits import QueueLimits
+from services.worker.engine.scheduling.request import ActiveRequest, EngineRequest, RequestState
+from services.worker.engine.scheduling.request_checks import check_request
+from services.worker.engine.scheduling.scheduler import Scheduler
+from services.worker.engine.scheduling.service_rate import ServiceRate
 from services.worker.engine.stats import EngineCounters, EngineStats
-from services.worker.engine.step_executor import StepExecutor, as_failure
 from services.worker.engine.watchdog import Watchdog
-from services.worker.lora.pool_entries import RocKey
-from services.worker.lora.pool_stats import FreedBytes
-from services.worker.lora.residency import Residency
+from services.worker.lora.pool.pool_entries import RocKey
+from services.worker.lora.pool.pool_stats import FreedBytes
+from services.worker.lora.pool.residency import Residency
 from services.worker.models.loader import LoadedModel
 from services.worker.ports import ComponentSource, GateSource
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 from hilora.errors import HiloraError
-from services.worker.engine.events import Failed, Finished, FinishReason, Started
-from services.worker.engine.kv_places import KvPlaces
-from services.worker.engine.request import ActiveRequest, RequestState
-from services.worker.engine.sampler import SampledToken
-from services.worker.engine.scheduler import Scheduler
+from services.worker.engine.execution.step_executor import WorkResult, as_failure
+from services.worker.engine.output.events import Failed, Finished, FinishReason, Started
+from services.worker.engine.sampling.sampler import SampledToken
+from services.worker.engine.scheduling.kv_places import KvPlaces
+from services.worker.engine.scheduling.request import ActiveRequest, RequestState
+from services.worker.engine.scheduling.scheduler import Scheduler
 from services.worker.engine.stats import EngineCounters
-from services.worker.engine.step_executor import WorkResult, as_failure
-from services.worker.lora.residency import Residency
+from services.worker.lora.pool.residency import Residency
 
 _log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.worker.engine.events import EngineEvent, Failed, Finished, FinishReason
-from services.worker.lora.pool_stats import RocPoolStats
+from services.worker.engine.output.events import EngineEvent, Failed, Finished, FinishReason
+from services.worker.lora.pool.pool_stats import RocPoolStats
 
 
 @dataclass(kw_only=True, slots=True)

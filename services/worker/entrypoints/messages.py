@@ -6,9 +6,9 @@ from hilora.adapter import RocBasis
 from hilora.errors import InvalidInput
 from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
-from services.worker.engine.events import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
-from services.worker.engine.logprobs import PositionLogprobs, TokenLogprob
-from services.worker.engine.sampling_params import Grammar, GrammarKind, SamplingParams
+from services.worker.engine.output.events import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
+from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogprob
+from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.engine.stats import EngineStats
 from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from services.worker.models.prompt_encoder import ChatTurn

@@ -11,7 +11,7 @@ import torch
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from services.worker.infra.packed_components import Layouts, PackedComponents, packed, packed_bytes
-from services.worker.lora.eviction import FrequencyEviction
+from services.worker.lora.pool.eviction import FrequencyEviction
 from services.worker.ports import ComponentSource
 
 _Key: TypeAlias = tuple[str, RocBasis]

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
-from services.worker.lora.host_memory import PageBuffer, copy_serially
+from services.worker.lora.pool.host_memory import PageBuffer, copy_serially
 
 _Places = tuple[tuple[str, int, int, int], ...]
 

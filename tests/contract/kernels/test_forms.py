@@ -11,13 +11,13 @@ import torch
 from hilora.adapter import RocBasis
 from hilora.routing_plan import GateScope, RocScore, RoutingPlan
 from services.worker.kernels.native_ops import NativeTable, is_native_usable
-from services.worker.lora import batch_plan
-from services.worker.lora.batch_plan import StepRocs, StepRocsBuilder
-from services.worker.lora.native_form import NativeSegment
-from services.worker.lora.roc_arena import ModuleShape
-from services.worker.lora.roc_pool import RocKey, RocPool
-from services.worker.lora.torch_form import ChunkSegment, PackSegment, UnionSegment
-from services.worker.lora.triton_form import TritonSegment
+from services.worker.lora.gating import batch_plan
+from services.worker.lora.gating.batch_plan import StepRocs, StepRocsBuilder
+from services.worker.lora.gating.native_form import NativeSegment
+from services.worker.lora.gating.torch_form import ChunkSegment, PackSegment, UnionSegment
+from services.worker.lora.gating.triton_form import TritonSegment
+from services.worker.lora.pool.roc_arena import ModuleShape
+from services.worker.lora.pool.roc_pool import RocKey, RocPool
 from tests.builders.engine import make_plan
 from tests.builders.models import make_adapter
 

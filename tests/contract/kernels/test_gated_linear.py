@@ -14,11 +14,11 @@ import torch
 from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
 from hilora.reference import reference_forward
 from hilora.routing_plan import GateScope, RocScore, RoutingPlan
-from services.worker.lora.batch_plan import RocContext, RocForm, StepRocsBuilder
-from services.worker.lora.gated_linear import GatedLinear
-from services.worker.lora.residency import keys_of
-from services.worker.lora.roc_arena import ModuleShape
-from services.worker.lora.roc_pool import RocKey, RocPool
+from services.worker.lora.gating.batch_plan import RocContext, RocForm, StepRocsBuilder
+from services.worker.lora.layers.gated_linear import GatedLinear
+from services.worker.lora.pool.residency import keys_of
+from services.worker.lora.pool.roc_arena import ModuleShape
+from services.worker.lora.pool.roc_pool import RocKey, RocPool
 from tests.builders.engine import make_plan
 
 _NUM_IN, _NUM_OUT, _NUM_ADAPTERS = 64, 24, 9

@@ -9,9 +9,9 @@ import torch
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.routing_plan import GateScope, RocScore, RoutingPlan
-from services.worker.lora.batch_plan import RocForm, StepRocs, StepRocsBuilder
-from services.worker.lora.roc_arena import ArenaStrategy, ModuleShape
-from services.worker.lora.roc_pool import RocKey, RocPool
+from services.worker.lora.gating.batch_plan import RocForm, StepRocs, StepRocsBuilder
+from services.worker.lora.pool.roc_arena import ArenaStrategy, ModuleShape
+from services.worker.lora.pool.roc_pool import RocKey, RocPool
 from tests.builders.engine import make_plan
 from tests.builders.models import make_adapter
 

@@ -6,7 +6,7 @@ from hilora_lab.bench.session import TINY_SIZES, BenchSession
 LINEAR = ("~", 0, "<built-in method torch._C._nn.linear>")
 COPY = ("~", 0, "<method 'index_copy_' of 'torch._C.TensorBase' objects>")
 ATTENTION = ("/x/services/worker/models/slot_attention.py", 10, "attend")
-GATED = ("/x/services/worker/lora/gated_linear.py", 5, "forward")
+GATED = ("/x/services/worker/lora/layers/gated_linear.py", 5, "forward")
 NORM = ("/x/transformers/models/llama/modeling_llama.py", 7, "forward")
 
 

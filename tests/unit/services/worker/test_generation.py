@@ -11,9 +11,9 @@ import pytest
 from hilora.errors import Conflict, GenerationFailed, InvalidInput, InvalidSamplingParams, QueueFull
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import EngineEvent, Finished, FinishReason, Started, TextDelta
-from services.worker.engine.grammar import GrammarCompiler
-from services.worker.engine.sampling_params import Grammar, GrammarKind, SamplingParams
+from services.worker.engine.output.events import EngineEvent, Finished, FinishReason, Started, TextDelta
+from services.worker.engine.sampling.grammar import GrammarCompiler
+from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.generation import Generation, GenerationRequest, TokenPrompt
 from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.models.token_vocabulary import TokenVocabulary

@@ -18,7 +18,7 @@ from hilora.reference import reference_forward
 from hilora.reference_adaptive import reference_adaptive_update
 from hilora.routing_plan import GateParameters, GateRule, RocBudget, RoutingPlan
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import Failed
+from services.worker.engine.output.events import Failed
 from tests.builders.components import InMemoryComponentSource
 from tests.builders.engine import Recorder, make_engine, run_until_done, submit
 from tests.builders.gates import (

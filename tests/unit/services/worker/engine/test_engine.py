@@ -15,8 +15,8 @@ from hilora.errors import (
     RocPoolFull,
     Unavailable,
 )
-from services.worker.engine.events import FinishReason, Started, TextDelta
-from services.worker.lora.roc_pool import RocKey
+from services.worker.engine.output.events import FinishReason, Started, TextDelta
+from services.worker.lora.pool.roc_pool import RocKey
 from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 

@@ -10,8 +10,8 @@ from hilora.errors import (
     RegistryUnavailable,
     UnknownAdapter,
 )
-from services.worker.engine.events import FinishReason, Started, TextDelta
-from services.worker.engine.request import EngineRequest
+from services.worker.engine.output.events import FinishReason, Started, TextDelta
+from services.worker.engine.scheduling.request import EngineRequest
 from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import Started
+from services.worker.engine.output.events import Started
 from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.worker.engine.events import TextDelta
+from services.worker.engine.output.events import TextDelta
 from tests.builders.engine import InMemoryComponentSource, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import apply_dense, linear_shapes, load_tiny, make_adapter, make_model
 

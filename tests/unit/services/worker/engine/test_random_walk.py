@@ -9,7 +9,7 @@ import pytest
 from hilora.errors import HiloraError, QueueFull, RegistryUnavailable
 from hilora.routing_plan import GateScope
 from services.worker.engine.engine import Engine
-from services.worker.engine.events import Failed, Started
+from services.worker.engine.output.events import Failed, Started
 from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 

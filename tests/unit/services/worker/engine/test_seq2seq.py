@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import ClassVar
 
 import pytest
 import torch
 
+from hilora.adapter import RocBasis
 from hilora.errors import InvalidInput, InvalidSamplingParams
-from hilora.routing_plan import GateScope, RocScore
+from hilora.routing_plan import GateParameters, GateRule, GateScope, RocScore
 from hilora.target_layer import target_features
 from services.worker.engine.engine import Engine
 from tests.builders.components import InMemoryComponentSource
@@ -71,6 +73,10 @@ class TestBatches:
             ("a1", _RANK, 2, 0.6), ("a3", _RANK, 2, 0.4), scope=GateScope.GLOBAL, score=RocScore.CONTRIBUTION
         ),
         "one": make_plan(("a2", _RANK, 2, 1.0)),
+        "arrow": replace(
+            make_plan(("a0", _RANK, _RANK, 1.0), ("a3", _RANK, _RANK, 1.0)),
+            gate=GateParameters(rule=GateRule.ARROW, basis=RocBasis.SVD),
+        ),
     }
 
     def test_plans_in_one_batch_equal_each_alone(self) -> None:
@@ -113,6 +119,8 @@ class TestBatches:
         undisturbed = run_prompts(_engine(), prompts, plans, max_tokens=40)
         config = {"max_num_seqs": 2, "max_num_batched_tokens": num_batched_tokens}
         engine = _engine(**config)
+        # Its adapters are there from now on, so that both requests begin together.
+        run_prompts(engine, {"first": random_prompt(3)}, {"first": self._PLANS["two"]}, max_tokens=1)
         recorders = {
             name: submit(engine, name, prompt, plan=plans.get(name), max_tokens=40) for name, prompt in prompts.items()
         }

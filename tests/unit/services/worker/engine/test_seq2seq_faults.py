@@ -7,7 +7,7 @@ import random
 import pytest
 
 from hilora.errors import HiloraError, QueueFull, RegistryUnavailable
-from services.worker.engine.events import FinishReason
+from services.worker.engine.output.events import FinishReason
 from tests.builders.components import InMemoryComponentSource
 from tests.builders.engine import Recorder, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import linear_shapes, make_adapter

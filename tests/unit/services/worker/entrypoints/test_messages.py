@@ -4,9 +4,9 @@ import pytest
 
 from hilora.errors import InvalidSamplingParams
 from hilora_rpc.v1 import worker_pb2
-from services.worker.engine.events import Finished, FinishReason, TextDelta
-from services.worker.engine.logprobs import PositionLogprobs, TokenLogprob
-from services.worker.engine.sampling_params import Grammar, GrammarKind, SamplingParams
+from services.worker.engine.output.events import Finished, FinishReason, TextDelta
+from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogprob
+from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.entrypoints.messages import generate_event, generation_request
 
 

@@ -1,0 +1,1 @@
+"""Keys and values: slots, pages, the prefix cache, and the caches of encoder-decoder models."""

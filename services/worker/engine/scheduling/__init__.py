@@ -1,0 +1,1 @@
+"""Which requests a step serves: requests and their places, queues, fairness, priorities, limits."""

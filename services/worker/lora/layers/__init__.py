@@ -1,0 +1,1 @@
+"""The layers of an unmodified model that add components, and how they are put in."""

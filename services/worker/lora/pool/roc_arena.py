@@ -1,0 +1,289 @@
+"""The arenas of one model: rows for the components of any adapter, with nothing in them but components.
+
+Layers of one shape share an arena, each component takes one row of it: a model has a handful of arenas whatever its
+depth and its number of experts, adapters of any rank and any target modules use the same rows, and nothing is padded.
+
+Shapes: M linear layers, R an adapter's largest rank, C arenas, N rows of an arena, D in-features, O out-features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+
+from hilora.adapter import DecomposedAdapter
+from hilora.errors import AdapterShapeMismatch
+from services.worker.lora.pool.arena_storage import ArenaStorage, GrowingStorage, ReservedStorage, RocArena
+from services.worker.lora.pool.row_allocator import RowAllocator
+
+__all__ = ["ArenaStrategy", "ComponentSizes", "ModuleShape", "RocArena", "RocArenas", "RowMoves"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModuleShape:
+    """A linear layer that ROCs can be added to."""
+
+    module_path: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentSizes:
+    """What an adapter's components occupy."""
+
+    num_bytes: int
+    """Of all their rows, norms included."""
+    module_ranks: tuple[int, ...]
+    """ROCs in each module, by module index; 0 where the adapter has none."""
+
+
+class ArenaStrategy(StrEnum):
+    """How arenas get their rows."""
+
+    RESERVED = "reserved"
+    """Address space at once, memory at the first write."""
+    GROWING = "growing"
+    """Tensors that are replaced by larger ones."""
+
+
+RowMoves = Sequence[np.ndarray]
+"""By arena, the new row of each old one."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _ShapeArena:
+    storage: ArenaStorage
+    row_bytes: int
+    rows: RowAllocator
+
+
+class RocArenas:
+    """The arenas of one model. Not thread-safe but for `arena` and `write`: its owner holds the lock.
+
+    Args:
+        modules: the linear layers of the model; their order gives the module indices.
+        capacity_bytes: what all rows together may occupy.
+        dtype: of the rows: the model's.
+        device: the model's.
+        strategy: None chooses: reserved in main memory, if the system grants the address space, growing elsewhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        modules: Sequence[ModuleShape],
+        capacity_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        strategy: ArenaStrategy | None = None,
+    ) -> None:
+        if not modules:
+            raise ValueError("a pool needs at least one module")
+        self._modules = tuple(modules)
+        self._module_idx = {shape.module_path: idx for idx, shape in enumerate(self._modules)}
+        self._capacity_bytes = capacity_bytes
+        self._dtype = dtype
+        self._device = device
+        shapes = list(dict.fromkeys((shape.in_features, shape.out_features) for shape in self._modules))
+        self._arena_of_M = np.array([shapes.index((shape.in_features, shape.out_features)) for shape in self._modules])
+        if strategy is None:
+            strategy = ArenaStrategy.RESERVED if device.type == "cpu" else ArenaStrategy.GROWING
+        self._strategy = strategy
+        self._arenas = self._made(shapes)
+
+    @property
+    def num_modules(self) -> int:
+        """Number of linear layers."""
+        return len(self._modules)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of memory behind rows, used or free; the zero row of each arena is not counted."""
+        return sum(arena.storage.num_backed_rows * arena.row_bytes for arena in self._arenas)
+
+    def arena(self, module_idx: int) -> RocArena:
+        """The rows that a module's components are among."""
+        return self._arenas[self._arena_of_M[module_idx]].storage.arena
+
+    def sizes_of(self, adapter: DecomposedAdapter, *, adapter_id: str) -> ComponentSizes:
+        """What the adapter will occupy.
+
+        Raises:
+            AdapterShapeMismatch: it does not fit the model: unknown module, or wrong widths.
+        """
+        ranks = [0] * len(self._modules)
+        num_bytes = 0
+        for module_path, rocs in adapter.modules.items():
+            idx = self._module_idx.get(module_path)
+            if idx is None:
+                raise AdapterShapeMismatch(
+                    f"{adapter_id} targets {module_path}, which the base model does not have as a linear layer.",
+                    code="unknown_target_module",
+                    remedy="Register the adapter against the base model that this worker serves.",
+                    place=module_path,
+                )
+            shape = self._modules[idx]
+            found = (tuple(rocs.a_RD.shape), tuple(rocs.b_RO.shape))
+            expected = ((rocs.num_rocs, shape.in_features), (rocs.num_rocs, shape.out_features))
+            if found != expected:
+                raise AdapterShapeMismatch(
+                    f"{adapter_id} has components of shapes {found} for {module_path}, which needs {expected}.",
+                    remedy="Register the adapter against the base model that this worker serves.",
+                    place=module_path,
+                )
+            ranks[idx] = rocs.num_rocs
+            num_bytes += rocs.num_rocs * self._arenas[self._arena_of_M[idx]].row_bytes
+        return ComponentSizes(num_bytes=num_bytes, module_ranks=tuple(ranks))
+
+    def rows_by_arena(self, sizes: Iterable[ComponentSizes]) -> np.ndarray:
+        """Rows that adapters need of each arena, int64 `[C]`."""
+        rows_C = np.zeros(len(self._arenas), dtype=np.int64)
+        for size in sizes:
+            np.add.at(rows_C, self._arena_of_M, np.asarray(size.module_ranks))
+        return rows_C
+
+    def must_replace(self, rows_C: np.ndarray) -> bool:
+        """Whether handing out so many rows needs other tensors than there are now."""
+        return any(
+            arena.rows.height_with(num_rows) > arena.storage.height
+            for arena, num_rows in zip(self._arenas, rows_C.tolist(), strict=True)
+        )
+
+    def replace(self, rows_C: np.ndarray) -> RowMoves | None:
+        """Replace tensors so that so many rows can be handed out. Their bytes and those in use are within the capacity.
+        Nobody may be reading or writing rows meanwhile.
+
+        Returns:
+            Where rows went to, if the space of some arena had to be given to another one; None: all rows stayed.
+        """
+        needed = [
+            max(arena.storage.height, arena.rows.height_with(num_rows))
+            for arena, num_rows in zip(self._arenas, rows_C.tolist(), strict=True)
+        ]
+        spare_bytes = self._capacity_bytes - sum(
+            (height - 1) * arena.row_bytes for arena, height in zip(self._arenas, needed, strict=True)
+        )
+        if spare_bytes < 0:
+            return self.compact(rows_C)
+        for arena, height in zip(self._arenas, needed, strict=True):
+            if height > arena.storage.height:
+                # Twice as much each time, so that all growth together copies a row once or twice.
+                num_more = min(max(0, 2 * arena.storage.height - height), spare_bytes // arena.row_bytes)
+                spare_bytes -= num_more * arena.row_bytes
+                arena.storage.resize(height + num_more, None)
+        return None
+
+    def compact(self, rows_C: np.ndarray | None = None) -> RowMoves | None:
+        """Make arenas just high enough for what they hold and so many rows more. Nobody may be reading or writing rows
+        meanwhile.
+
+        Returns:
+            Where rows went to; None where memory can be given back without that.
+        """
+        if self._strategy is ArenaStrategy.RESERVED:
+            self.discard_free_rows()
+            return None
+        more = [0] * len(self._arenas) if rows_C is None else rows_C.tolist()
+        moves: list[np.ndarray] = []
+        for arena, num_rows in zip(self._arenas, more, strict=True):
+            moves.append(arena.rows.compact())
+            arena.storage.resize(arena.rows.height_with(num_rows), moves[-1])
+        return moves
+
+    def moved(self, rows_MR: np.ndarray, moves: RowMoves) -> np.ndarray:
+        """An adapter's rows after a move."""
+        moved_MR = np.empty_like(rows_MR)
+        for arena_idx, move in enumerate(moves):
+            of_arena = self._arena_of_M == arena_idx
+            moved_MR[of_arena] = move[rows_MR[of_arena]]
+        return _read_only(moved_MR)
+
+    def take(self, sizes: ComponentSizes) -> np.ndarray:
+        """Hand out an adapter's rows, int64 `[M, R]`, read-only; 0 where a module has fewer than R."""
+        ranks_M = np.asarray(sizes.module_ranks, dtype=np.int64)
+        rows_MR = np.zeros((len(ranks_M), int(ranks_M.max(initial=0))), dtype=np.int64)
+        is_used_MR = np.arange(rows_MR.shape[1]) < ranks_M[:, None]
+        for arena_idx, arena in enumerate(self._arenas):
+            places = is_used_MR & (self._arena_of_M == arena_idx)[:, None]
+            rows = arena.rows.take(int(places.sum()))
+            arena.storage.back(rows)
+            rows_MR[places] = rows
+        if self.reserved_bytes > self._capacity_bytes:
+            self.discard_free_rows()
+        return _read_only(rows_MR)
+
+    def give_back(self, rows_MR: np.ndarray, *, must_discard: bool) -> None:
+        """Take an adapter's rows back, and their memory if they are not to be used again soon."""
+        for arena_idx, arena in enumerate(self._arenas):
+            rows = rows_MR[self._arena_of_M == arena_idx]
+            rows = rows[rows > 0]
+            arena.rows.give_back(rows)
+            if must_discard:
+                arena.storage.discard(np.sort(rows))
+
+    def discard_free_rows(self) -> int:
+        """Give the memory behind free rows back to the system, where rows can be; returns the bytes."""
+        return sum(arena.storage.discard(arena.rows.free_rows) for arena in self._arenas)
+
+    def write(self, rows_MR: np.ndarray, adapter: DecomposedAdapter) -> None:
+        """Copy components into rows that nobody reads yet."""
+        for arena_idx, arena in enumerate(self._arenas):
+            idxs = [
+                idx
+                for idx in (self._module_idx[path] for path in adapter.modules)
+                if self._arena_of_M[idx] == arena_idx
+            ]
+            if idxs:
+                parts = [adapter.modules[self._modules[idx].module_path] for idx in idxs]
+                rows = [rows_MR[idx, : part.num_rocs] for idx, part in zip(idxs, parts, strict=True)]
+                arena.storage.write(np.concatenate(rows), parts)
+
+    def check_integrity(self, all_rows_MR: Sequence[np.ndarray]) -> None:
+        """AssertionError unless these rows and the free ones are all there are, and zero rows are zero.
+
+        Args:
+            all_rows_MR: the rows of every adapter.
+        """
+        for arena_idx, arena in enumerate(self._arenas):
+            of_arena = self._arena_of_M == arena_idx
+            used = np.concatenate([np.empty(0, dtype=np.int64), *(rows[of_arena].ravel() for rows in all_rows_MR)])
+            arena.rows.check_integrity(used[used > 0])
+            assert arena.rows.height <= arena.storage.height, "more rows than the arena has"
+            tensors = arena.storage.arena
+            for rows in (tensors.a_ND, tensors.b_NO, tensors.b_norms_N):
+                assert not rows[0].any(), "row 0 is not zero"
+        assert self.reserved_bytes <= self._capacity_bytes, "more memory than the pool may have"
+
+    def _made(self, shapes: Sequence[tuple[int, int]]) -> list[_ShapeArena]:
+        try:
+            return [self._shape_arena(*shape) for shape in shapes]
+        except OSError:
+            # A limit on address space, not on memory: tensors that grow need no more than they use.
+            self._strategy = ArenaStrategy.GROWING
+            return [self._shape_arena(*shape) for shape in shapes]
+
+    def _shape_arena(self, in_features: int, out_features: int) -> _ShapeArena:
+        row_bytes = (in_features + out_features + 1) * self._dtype.itemsize
+        storage: ArenaStorage
+        if self._strategy is ArenaStrategy.RESERVED:
+            storage = ReservedStorage(
+                in_features=in_features,
+                out_features=out_features,
+                max_height=self._capacity_bytes // row_bytes + 1,
+                dtype=self._dtype,
+            )
+        else:
+            storage = GrowingStorage(
+                in_features=in_features, out_features=out_features, dtype=self._dtype, device=self._device
+            )
+        return _ShapeArena(storage=storage, row_bytes=row_bytes, rows=RowAllocator())
+
+
+def _read_only(rows_MR: np.ndarray) -> np.ndarray:
+    rows_MR.flags.writeable = False
+    return rows_MR
