@@ -30,7 +30,7 @@ _Row = tuple[int, int, float, float, dict[_Function, tuple[int, int, float, floa
 """Calls, calls that are no recursion, own seconds, seconds with what it called, and the same by caller."""
 
 _PART_BY_PATH = (
-    ("services/worker/models/small_batch", _LINEAR),
+    ("services/worker/kernels/fast_linear", _LINEAR),
     ("services/worker/models/", _ATTENTION),
     ("services/worker/lora/", _ROCS),
     ("services/worker/kernels/", _ROCS),

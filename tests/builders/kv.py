@@ -14,25 +14,30 @@ from services.worker.engine.kv.slot_kv_cache import SlotKvCache
 from services.worker.models.attention_product import AttentionRule
 from services.worker.models.varlen_attention import adapt_varlen_attention
 
-LAYOUTS = ("slots", "pages", "pages_with_kernel")
-NUM_LAYERS, NUM_KEY_HEADS, HEAD_DIM = 2, 2, 4
+LAYOUTS = ("slots", "pages", "pages_with_kernel", "slots_with_kernel")
+NUM_LAYERS, NUM_KEY_HEADS = 2, 2
 FULL = AttentionRule(scaling=0.5)
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def make_cache(
     layout: str, *, num_seqs: int = 3, max_len: int = 24, dtype: torch.dtype = torch.float64, **options: Any
 ) -> KvCache:
-    """A small cache; pages are of 4 positions, and as many as the slots would have."""
+    """A small cache; pages are of 4 positions, and as many as the slots would have.
+
+    The CPU kernel takes over where numbers are float32 and heads of a width it likes; elsewhere they are not.
+    """
+    has_cpu_kernel = layout == "slots_with_kernel"
     common: dict[str, Any] = {
         "num_layers": NUM_LAYERS,
         "num_heads": NUM_KEY_HEADS,
         "max_len": max_len,
-        "head_dim": HEAD_DIM,
-        "dtype": dtype,
+        "head_dim": 16 if has_cpu_kernel else 4,
+        "dtype": torch.float32 if has_cpu_kernel else dtype,
         "device": torch.device("cpu"),
         **options,
     }
-    if layout == "slots":
+    if layout in {"slots", "slots_with_kernel"}:
         return SlotKvCache(num_slots=num_seqs, **common)
     common.setdefault("num_pages", num_seqs * -(-max_len // 4))
     varlen = adapt_varlen_attention(varlen_reference) if layout == "pages_with_kernel" else None
@@ -105,6 +110,9 @@ class Sequences:
         self._num_heads = num_heads
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
+        assert isinstance(cache, (SlotKvCache, PagedKvCache))
+        keys = cache.keys(0)
+        self._head_dim, self._dtype = keys.shape[-1], keys.dtype
 
     def begin(self, owner: str, token_ids: Sequence[int], *, prefix_key: str | None = None) -> KvHandle:
         """Allocate memory for a sequence."""
@@ -148,7 +156,7 @@ class Sequences:
         )
         contents = [self._content(owner, self.num_written[owner] + num_tokens) for owner, num_tokens in work]
         query = torch.randn(
-            NUM_LAYERS, self._num_heads, rows[-1], HEAD_DIM, generator=self._generator, dtype=torch.float64
+            NUM_LAYERS, self._num_heads, rows[-1], self._head_dim, generator=self._generator, dtype=self._dtype
         )
         new = torch.cat([content[-count:] for content, (_, count) in zip(contents, work, strict=True)])
         key, value = new.permute(1, 2, 3, 0, 4)
@@ -158,13 +166,14 @@ class Sequences:
             self.num_written[owner] += num_tokens
             for idx in range(NUM_LAYERS):
                 keys, values = content[:, 0, idx], content[:, 1, idx]
+                tolerance = _TOLERANCE[self._dtype]
                 expected = dense_attention(query[idx, :, own].transpose(0, 1), keys, values, rule)
-                torch.testing.assert_close(found[idx][own], expected, rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(found[idx][own], expected, rtol=tolerance, atol=tolerance)
 
     def _content(self, owner: str, num_tokens: int) -> torch.Tensor:
         """`[num_tokens, 2, layers, K, D]`: keys and values of a sequence's leading tokens."""
         digest = hashlib.sha256(repr((self._seed, self._prefix_keys[owner])).encode())
-        content = torch.empty(num_tokens, 2, NUM_LAYERS, NUM_KEY_HEADS, HEAD_DIM, dtype=torch.float64)
+        content = torch.empty(num_tokens, 2, NUM_LAYERS, NUM_KEY_HEADS, self._head_dim, dtype=self._dtype)
         for idx, token in enumerate(self.tokens[owner][:num_tokens]):
             digest.update(f" {token}".encode())
             generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()[:8], "big"))

@@ -1,3 +1,18 @@
+def decode_attention(
+    shape: tuple[int, int, int, int, int, int],
+    scaling: float,
+    softcap: float,
+    q: int,
+    keys: int,
+    values: int,
+    slots: int,
+    first: int,
+    until: int,
+    out: int,
+    num_threads: int,
+    /,
+) -> None: ...
+
 class Table:
     def __init__(
         self,

@@ -3,8 +3,9 @@
 Shapes: T packed tokens of a step, N cache slots, B decode tokens, H query heads, K key-value heads, G = H / K,
 L positions of a slot, D head dimension, S slots one product reads.
 
-Decode tokens are taken together in runs of neighbouring slots (`split_runs`), each one padded product over a slice of
-the cache; a prefill chunk attends by itself to its own slot.
+Decode tokens attend by the CPU kernel where it can, each over its own slot and length. Elsewhere they are taken
+together in runs of neighbouring slots (`split_runs`), each one padded product over a slice of the cache. A prefill
+chunk attends by itself to its own slot.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from services.worker.kernels.native_ops import can_attend, decode_attention
 from services.worker.models.attention_product import AttentionRule, attention_product, position_bias, split_runs
 
 
@@ -96,8 +98,9 @@ class SlotAttentionStep:
         self._runs: tuple[_Run, ...] = ()
         self._row_of_place: torch.Tensor | None = None
         self._place_of_row: torch.Tensor | None = None
-        if slots:
-            self._plan_runs()
+        self._is_planned = False
+        self._slots_B = torch.tensor(self._slots, dtype=torch.int64)
+        self._until_B = torch.tensor(self._positions, dtype=torch.int64) + 1
 
     def attend(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: AttentionRule
@@ -169,7 +172,27 @@ class SlotAttentionStep:
     def _attend_decodes(
         self, query_BHD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: AttentionRule
     ) -> torch.Tensor:
+        if can_attend(keys):
+            reach = self._until_B if rule.window is None else self._until_B.clamp(max=rule.window)
+            return decode_attention(
+                query_BHD,
+                keys,
+                values,
+                slots_B=self._slots_B,
+                first_B=self._until_B - reach,
+                until_B=self._until_B,
+                scaling=rule.scaling,
+                softcap=rule.softcap,
+            )
+        return self._attend_runs(query_BHD, keys, values, rule)
+
+    def _attend_runs(
+        self, query_BHD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: AttentionRule
+    ) -> torch.Tensor:
         """The G heads that share a key are queries of one product."""
+        if not self._is_planned:
+            self._plan_runs()
+            self._is_planned = True
         _, num_heads, head_dim = query_BHD.shape
         if self._row_of_place is not None:
             query_BHD = query_BHD.index_select(0, self._row_of_place)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from services.worker.kernels.native_ops import MAX_ROWS, small_linear
-from services.worker.models.small_batch import speed_up_small_batches
+from services.worker.kernels.fast_linear import speed_up_linear_layers
+from services.worker.kernels.native_ops import MAX_ROWS, linear, small_linear
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 8, 31])
@@ -27,32 +27,40 @@ def test_inputs_and_weights_may_be_views() -> None:
     torch.testing.assert_close(small_linear(x, weight, None), functional.linear(x, weight), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("num_rows", [MAX_ROWS + 1, 100])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_many_rows_equal_the_general_product(num_rows, has_bias) -> None:
+    x, weight, bias = torch.randn(1, num_rows, 96), torch.randn(40, 96), torch.randn(40) if has_bias else None
+    torch.testing.assert_close(linear(x, weight, bias), functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(linear(x[:, ::2], weight, bias), linear(x, weight, bias)[:, ::2], rtol=1e-4, atol=1e-4)
+
+
 class TestModels:
     def test_plain_layers_are_changed_and_others_left(self) -> None:
         class Scaled(nn.Linear):
             pass
 
         model = nn.Sequential(nn.Linear(8, 4), Scaled(4, 4), nn.Linear(4, 2, dtype=torch.float64)).requires_grad_(False)
-        assert speed_up_small_batches(model) == 1
+        assert speed_up_linear_layers(model) == 1
         assert "forward" in vars(model[0])
         assert "forward" not in vars(model[1])
 
     def test_few_rows_and_many_rows_agree(self) -> None:
-        linear = nn.Linear(48, 24).requires_grad_(False)
+        layer = nn.Linear(48, 24).requires_grad_(False)
         x = torch.randn(MAX_ROWS + 8, 48)
-        expected = linear(x)
-        speed_up_small_batches(linear)
-        torch.testing.assert_close(linear(x), expected)
-        torch.testing.assert_close(linear(x[:3]), expected[:3], rtol=1e-4, atol=1e-5)
+        expected = layer(x)
+        speed_up_linear_layers(layer)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer(x[:3]), expected[:3], rtol=1e-4, atol=1e-5)
 
     def test_a_weight_that_is_replaced_later_is_used(self) -> None:
-        linear = nn.Linear(8, 4, bias=False).requires_grad_(False)
-        speed_up_small_batches(linear)
-        linear.weight = nn.Parameter(torch.full((4, 8), 0.5), requires_grad=False)
-        assert linear(torch.ones(1, 8)).tolist() == [[4.0] * 4]
+        layer = nn.Linear(8, 4, bias=False).requires_grad_(False)
+        speed_up_linear_layers(layer)
+        layer.weight = nn.Parameter(torch.full((4, 8), 0.5), requires_grad=False)
+        assert layer(torch.ones(1, 8)).tolist() == [[4.0] * 4]
 
     def test_gradients_flow_where_they_are_asked_for(self) -> None:
-        linear = nn.Linear(8, 4)
-        speed_up_small_batches(linear)
-        linear(torch.ones(2, 8)).sum().backward()
-        assert linear.weight.grad is not None
+        layer = nn.Linear(8, 4)
+        speed_up_linear_layers(layer)
+        layer(torch.ones(2, 8)).sum().backward()
+        assert layer.weight.grad is not None

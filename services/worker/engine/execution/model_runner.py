@@ -15,6 +15,7 @@ from services.worker.engine.execution.batch import StepBatch, build_batch
 from services.worker.engine.kv.kv_cache import build_kv_cache
 from services.worker.engine.kv.paged_kv_cache import PagedKvCache
 from services.worker.engine.scheduling.scheduler import ScheduledWork
+from services.worker.kernels.fast_linear import speed_up_linear_layers
 from services.worker.lora.gating.batch_plan import RocContext, StepRocsBuilder
 from services.worker.lora.gating.learned_gates import LearnedGates
 from services.worker.lora.layers.wrapping import capturable_modules, listed_modules, wrap_layers
@@ -22,7 +23,6 @@ from services.worker.lora.pool.roc_pool import RocPool
 from services.worker.models.attention import attach_attention
 from services.worker.models.loader import LoadedModel
 from services.worker.models.rotary import fix_rotary_frequencies
-from services.worker.models.small_batch import speed_up_small_batches
 from services.worker.ports import GateSource
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ModelRunner:
         self._rocs = RocContext()
         _check_positions(loaded, config)
         fix_rotary_frequencies(self._model, max_model_len=config.max_model_len)
-        speed_up_small_batches(self._model)
+        speed_up_linear_layers(self._model)
         if config.enable_lora:
             self.modules = wrap_layers(
                 self._model,

@@ -20,6 +20,7 @@ from services.worker.engine.execution.seq2seq_batch import DecoderWork, EncoderW
 from services.worker.engine.kv.kv_cache import num_slots_within
 from services.worker.engine.kv.seq2seq_kv_cache import Seq2SeqKvCache
 from services.worker.engine.scheduling.scheduler import ScheduledWork
+from services.worker.kernels.fast_linear import speed_up_linear_layers
 from services.worker.lora.gating.batch_plan import RocContext, StepRocsBuilder
 from services.worker.lora.gating.learned_gates import LearnedGates
 from services.worker.lora.layers.wrapping import listed_modules, wrap_layers
@@ -32,7 +33,6 @@ from services.worker.models.seq2seq_attention import (
     attach_seq2seq_attention,
     write_prompts,
 )
-from services.worker.models.small_batch import speed_up_small_batches
 from services.worker.ports import GateSource
 
 SEQ2SEQ_MODEL_TYPES = ("t5", "mt5", "umt5")
@@ -58,7 +58,7 @@ class Seq2SeqRunner:
         self._dtype = loaded.dtype
         self._device = loaded.device
         self._rocs = RocContext()
-        speed_up_small_batches(self._model)
+        speed_up_linear_layers(self._model)
         if config.enable_lora:
             modules = wrap_layers(self._model, self._rocs, output_embedding=self._model.get_output_embeddings())
         else:

@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 
+#include "decode_attention.h"
 #include "roc_kernel.h"
 #include "small_linear.h"
 
@@ -139,7 +140,29 @@ static PyObject *call_small_linear(PyObject *self, PyObject *const *args, Py_ssi
     Py_RETURN_NONE;
 }
 
+/* decode_attention(shape, scaling, softcap, q, keys, values, slots, first, until, out, num_threads): `shape` holds the six
+   sizes of AttentionShape; addresses of float32 data and of int64 indices. */
+static PyObject *call_decode_attention(PyObject *self, PyObject *args) {
+    (void)self;
+    AttentionShape shape;
+    unsigned long long p[7];
+    int num_threads;
+    if (!PyArg_ParseTuple(args, "(LLLLLL)ffKKKKKKKi", &shape.num_tokens, &shape.num_heads, &shape.num_kv_heads,
+                          &shape.head_dim, &shape.slot_stride, &shape.head_stride, &shape.scaling, &shape.softcap, &p[0],
+                          &p[1], &p[2], &p[3], &p[4], &p[5], &p[6], &num_threads))
+        return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = decode_attention(&shape, (const float *)p[0], (const float *)p[1], (const float *)p[2],
+                              (const int64_t *)p[3], (const int64_t *)p[4], (const int64_t *)p[5], (float *)p[6],
+                              num_threads < 1 ? 1 : num_threads);
+    Py_END_ALLOW_THREADS
+    if (status != 0) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"decode_attention", call_decode_attention, METH_VARARGS, "Attention of single tokens, each over its own slot."},
     {"small_linear", (PyCFunction)(void (*)(void))call_small_linear, METH_FASTCALL, "A linear layer for a few tokens."},
     {NULL, NULL, 0, NULL},
 };

@@ -13,19 +13,22 @@
 
 CLONED static void linear_rows(const float *x, int64_t x_stride, int64_t num_tokens, const float *w, const float *bias,
                                int64_t width, int64_t from, int64_t until, float *y, int64_t y_stride) {
+    const int64_t num_tiles = tile_count(num_tokens);
     for (int64_t o = from; o < until; o += ROW_TILE) {
         const int num_rows = (int)(until - o < ROW_TILE ? until - o : ROW_TILE);
         const float *rows[ROW_TILE];
         for (int j = 0; j < num_rows; j++) rows[j] = w + (o + j) * width;
-        for (int64_t token = 0; token < num_tokens; token += TOKEN_TILE) {
-            const int size = (int)(num_tokens - token < TOKEN_TILE ? num_tokens - token : TOKEN_TILE);
+        for (int64_t tile = 0; tile < num_tiles; tile++) {
+            const int64_t token = num_tokens * tile / num_tiles;
+            const int size = (int)(num_tokens * (tile + 1) / num_tiles - token);
             const float *inputs[TOKEN_TILE];
             float *outputs[TOKEN_TILE];
             for (int i = 0; i < size; i++) {
                 inputs[i] = x + (token + i) * x_stride;
                 outputs[i] = y + (token + i) * y_stride;
             }
-            dot_block(num_rows, size, rows, inputs, width, outputs, o);
+            dot_block(num_rows, size, rows, inputs, width, outputs, o,
+                      prefetch_share(ROW_TILE * width, width, tile, num_tiles));
             if (bias != NULL)
                 for (int i = 0; i < size; i++)
                     for (int j = 0; j < num_rows; j++) outputs[i][o + j] += bias[o + j];
