@@ -65,6 +65,8 @@ class ScheduledStep:
     """Requests that left the queue; each has its place in the KV cache."""
     preempted: tuple[ActiveRequest, ...] = ()
     """Requests that went back to it."""
+    failed: tuple[tuple[ActiveRequest, Exception], ...] = ()
+    """Requests whose memory could not be given though it should be there, and why. They stand where they stood."""
     decodes: tuple[ScheduledWork, ...] = ()
     chunks: tuple[ScheduledWork, ...] = ()
 
@@ -131,11 +133,12 @@ class Scheduler:
         """Choose the next step's work. Admitted requests move to the running set and to PREFILL, preempted ones to the
         queue and to WAITING."""
         preempted: list[ActiveRequest] = []
-        self._extend_decodes(preempted)
+        failed: list[tuple[ActiveRequest, Exception]] = []
+        self._extend_decodes(preempted, failed)
         admitted: list[ActiveRequest] = []
         # What memory ran out for a moment ago is not given away again at once.
         if self._waiting and not preempted:
-            self._admit(admitted, preempted)
+            self._admit(admitted, preempted, failed)
         decodes = tuple(
             ScheduledWork(active=active, num_tokens=1)
             for active in self._running.values()
@@ -144,7 +147,11 @@ class Scheduler:
         for work in decodes:
             self._shares.charge(work.active.flow, _DECODE_COST)
         return ScheduledStep(
-            admitted=tuple(admitted), preempted=tuple(preempted), decodes=decodes, chunks=self._chunks(len(decodes))
+            admitted=tuple(admitted),
+            preempted=tuple(preempted),
+            failed=tuple(failed),
+            decodes=decodes,
+            chunks=self._chunks(len(decodes)),
         )
 
     def check_integrity(self) -> None:
@@ -157,13 +164,21 @@ class Scheduler:
             assert active.state is RequestState.WAITING, f"{active.request_id} cannot wait"
         self._shares.check_integrity()
 
-    def _extend_decodes(self, preempted: list[ActiveRequest]) -> None:
+    def _extend_decodes(self, preempted: list[ActiveRequest], failed: list[tuple[ActiveRequest, Exception]]) -> None:
         for active in tuple(self._running.values()):
-            while active.state is RequestState.DECODE and not self._places.extend(active):
-                # Itself, if nobody else can be asked to.
-                self._preempt(choose_victim(self._running.values(), self._priorities()) or active, preempted)
+            try:
+                while active.state is RequestState.DECODE and not self._places.extend(active):
+                    # Itself, if nobody else can be asked to.
+                    self._preempt(choose_victim(self._running.values(), self._priorities()) or active, preempted)
+            except Exception as error:  # the allocator's, or the device's: this one's alone, as far as anybody knows
+                failed.append((active, error))
 
-    def _admit(self, admitted: list[ActiveRequest], preempted: list[ActiveRequest]) -> None:
+    def _admit(
+        self,
+        admitted: list[ActiveRequest],
+        preempted: list[ActiveRequest],
+        failed: list[tuple[ActiveRequest, Exception]],
+    ) -> None:
         priorities = self._priorities()
         if len(self._running) >= self._config.max_num_seqs:
             most_urgent = min(active.priority for active in self._waiting)
@@ -172,12 +187,16 @@ class Scheduler:
         while (active := self._waiting.first(priorities)) is not None:
             if active in preempted or self._prompt_budget(active, priorities) <= 0:
                 return
-            while len(self._running) >= self._config.max_num_seqs or not self._places.admit(active):
-                # Nobody overtakes a request that finds no place, or a large one would never find any.
-                victim = choose_victim(self._running.values(), priorities, for_priority=active.priority)
-                if victim is None:
-                    return
-                self._preempt(victim, preempted)
+            try:
+                while len(self._running) >= self._config.max_num_seqs or not self._places.admit(active):
+                    # Nobody overtakes a request that finds no place, or a large one would never find any.
+                    victim = choose_victim(self._running.values(), priorities, for_priority=active.priority)
+                    if victim is None:
+                        return
+                    self._preempt(victim, preempted)
+            except Exception as error:
+                failed.append((active, error))
+                return
             self._waiting.remove(active)
             self._running[active.request_id] = active
             active.advance(RequestState.PREFILL)

@@ -228,11 +228,14 @@ class Residency:
 
     def _fail(self, ticket: ResidencyTicket, error: BaseException) -> None:
         if not isinstance(error, HiloraError):
+            cause = error
             error = GenerationFailed(
                 f"Loading the components of {', '.join(key.adapter_id for key in ticket.keys)} failed: {error}",
                 code="component_load_failed",
                 remedy="See the worker's log; send the request again.",
             )
+            # Whether the device is lost can be told by it.
+            error.__cause__ = cause
         ticket.error = error
         self._enter(ticket, TicketState.FAILED)
 
