@@ -353,7 +353,7 @@ class Engine:
     def _give_up_waiting(self) -> None:
         """The step of now does not return: let those go elsewhere that have not begun. On the watchdog's thread."""
         with self._lock:
-            # Whoever has begun, and perhaps gave way since, has told a part of an answer that nobody else would go on with.
+            # Who has begun, and perhaps gave way since, has told a part of its answer: nobody else can go on with it.
             waiting = [active for active in self._in_flight.values() if active.admitted_at is None]
         self._abandon(waiting)
         self._on_health(False)

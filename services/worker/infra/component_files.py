@@ -87,8 +87,7 @@ class ComponentFiles:
             return None
         if hashlib.sha256(content).hexdigest() != sha256:
             _log.warning("disk_tier_damaged_file", path=str(path))
-            with contextlib.suppress(OSError):
-                path.unlink()
+            self._unlink(path)
             self._count(num_misses=1, num_damaged=1)
             return None
         # Forbidden where the file is another user's, who then does not see that it is in use.
