@@ -18,7 +18,7 @@ from typing import Protocol
 
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.scheduling.fairness import FairShares
-from services.worker.engine.scheduling.priorities import AgedPriorities, choose_victim
+from services.worker.engine.scheduling.priorities import AgedPriorities, PriorityCounts, choose_victim
 from services.worker.engine.scheduling.request import ActiveRequest, RequestState
 from services.worker.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -95,6 +95,7 @@ class Scheduler:
         self._waiting = WaitingQueue(self._shares)
         # A dict keeps the order of admission and removes in constant time.
         self._running: dict[str, ActiveRequest] = {}
+        self._counts = PriorityCounts()
         self._num_arrived = 0
 
     @property
@@ -122,12 +123,14 @@ class Scheduler:
         self._num_arrived += 1
         active.is_shielded = self._config.max_preemptions == 0
         self._shares.join(active.flow)
+        self._counts.add(active)
         self._waiting.add(active)
 
     def remove(self, active: ActiveRequest) -> None:
         """Forget a request, wherever it stands."""
         if self._waiting.remove(active) or self._running.pop(active.request_id, None) is not None:
             self._shares.leave(active.flow)
+            self._counts.remove(active)
 
     def schedule(self) -> ScheduledStep:
         """Choose the next step's work. Admitted requests move to the running set and to PREFILL, preempted ones to the
@@ -163,6 +166,8 @@ class Scheduler:
         for active in self._waiting:
             assert active.state is RequestState.WAITING, f"{active.request_id} cannot wait"
         self._shares.check_integrity()
+        self._waiting.check_integrity()
+        self._counts.check_integrity(tuple(self.requests()))
 
     def _extend_decodes(self, preempted: list[ActiveRequest], failed: list[tuple[ActiveRequest, Exception]]) -> None:
         for active in tuple(self._running.values()):
@@ -181,8 +186,7 @@ class Scheduler:
     ) -> None:
         priorities = self._priorities()
         if len(self._running) >= self._config.max_num_seqs:
-            most_urgent = min(active.priority for active in self._waiting)
-            if choose_victim(self._running.values(), priorities, for_priority=most_urgent) is None:
+            if choose_victim(self._running.values(), priorities, for_priority=self._waiting.most_urgent) is None:
                 return
         while (active := self._waiting.first(priorities)) is not None:
             if active in preempted or self._prompt_budget(active, priorities) <= 0:
@@ -239,7 +243,11 @@ class Scheduler:
         return tuple(chunks)
 
     def _priorities(self) -> AgedPriorities:
-        return AgedPriorities(self.requests(), now=self._clock(), ageing_seconds=self._config.priority_ageing_seconds)
+        return AgedPriorities(
+            most_urgent=self._counts.most_urgent,
+            now=self._clock(),
+            ageing_seconds=self._config.priority_ageing_seconds,
+        )
 
     def _preempt(self, active: ActiveRequest, preempted: list[ActiveRequest]) -> None:
         self._places.take_back(active)
