@@ -185,9 +185,9 @@ class Scheduler:
         failed: list[tuple[ActiveRequest, Exception]],
     ) -> None:
         priorities = self._priorities()
-        if len(self._running) >= self._config.max_num_seqs:
-            if choose_victim(self._running.values(), priorities, for_priority=self._waiting.most_urgent) is None:
-                return
+        is_full = len(self._running) >= self._config.max_num_seqs
+        if is_full and not choose_victim(self._running.values(), priorities, for_priority=self._waiting.most_urgent):
+            return
         while (active := self._waiting.first(priorities)) is not None:
             if active in preempted or self._prompt_budget(active, priorities) <= 0:
                 return

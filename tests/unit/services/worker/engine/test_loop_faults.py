@@ -11,6 +11,7 @@ import torch
 from hilora.errors import GenerationFailed, Unavailable
 from services.worker.engine.output.events import Started
 from services.worker.engine.scheduling.request import EngineRequest
+from services.worker.lora.pool.component_fetches import ComponentFetches
 from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, run_until_done, submit
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 
@@ -122,6 +123,28 @@ class TestSteps:
         waiting = submit(engine, "waiting", _PROMPT)
         assert engine.run_step(), "the loop would rest while a request waits"
         run_until_done(engine, waiting)
+
+
+class TestCost:
+    def test_a_step_weighs_what_is_in_main_memory_once(self, monkeypatch) -> None:
+        """Not once for each of those that wait: a queue of cold adapters would slow down the answers being written."""
+        shapes = linear_shapes(load_tiny().model)
+        source = InMemoryComponentSource({f"a{idx}": make_adapter(shapes, seed=idx) for idx in range(24)})
+        engine = make_engine(load_tiny(), source, max_num_seqs=1, roc_pool_bytes=20_000)
+        recorders = [
+            submit(engine, f"r{idx}", _PROMPT, plan=make_plan((f"a{idx}", 4, 2, 1.0)), max_tokens=1)
+            for idx in range(24)
+        ]
+        weighed: list[int] = []
+        weigh = ComponentFetches.held_bytes.fget
+        monkeypatch.setattr(
+            ComponentFetches, "held_bytes", property(lambda fetches: (weighed.append(1), weigh(fetches))[1])
+        )
+        for _ in range(20):
+            engine.run_step()
+        assert len(weighed) <= 20
+        monkeypatch.undo()
+        run_until_done(engine, *recorders, max_steps=3000)
 
 
 class TestLoop:
