@@ -81,6 +81,7 @@ class WorkerService:
         try:
             await self._server.start()
             self._channel = open_channel(settings.registry_address)
+            files = _disk_tier(settings)
             peer = f"registry at {settings.registry_address}"
             self._follower = CatalogFollower(
                 channel=self._channel, peer=peer, on_departure=self._forget, on_arrival=self._welcome
@@ -91,7 +92,7 @@ class WorkerService:
                 peer=peer,
                 checksum_of=self._follower.checksum_of,
                 timeout_seconds=settings.component_timeout_seconds,
-                files=_disk_tier(settings),
+                files=files,
             )
             await self._follower.start()
             loaded, self._cache, self._engine = await asyncio.to_thread(
@@ -115,6 +116,8 @@ class WorkerService:
                 catalog=self._follower,
             ),
             stats=self._engine.stats,
+            host_tier=self._cache.stats,
+            disk_tier=None if files is None else files.stats,
             catalog=self._follower,
         )
         self._announcement = asyncio.create_task(self._announce(self._follower), name="worker-announcement")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from hilora.adapter import DecomposedAdapter, RocBasis
@@ -22,6 +23,22 @@ class ComponentSource(Protocol):
             InvalidAdapter: what came does not match what the catalogue promised.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentTierStats:
+    """A tier of components below the device: bytes now, and totals since this process began."""
+
+    capacity_bytes: int
+    used_bytes: int
+    num_adapters: int
+    """Adapter versions that are there, each basis for itself."""
+    num_hits: int
+    num_misses: int
+    num_evictions: int
+    """Versions that had to leave for others."""
+    num_damaged: int = 0
+    """Files whose content was not what their name promises; they were removed."""
 
 
 class GateSource(Protocol):

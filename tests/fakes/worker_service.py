@@ -32,6 +32,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.max_num_seqs = 8
         self.is_draining = False
         self.is_stuck = False
+        self.is_device_lost = False
         self.fails_with: HiloraError | None = None
         self.fails_after_tokens = 0
         self.ends_without_finish = False
@@ -100,6 +101,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
             max_model_len=self.max_model_len,
             is_draining=self.is_draining,
             is_stuck=self.is_stuck,
+            is_device_lost=self.is_device_lost,
         )
 
 

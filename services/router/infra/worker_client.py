@@ -77,7 +77,7 @@ class WorkerClient:
             num_requests=stats.num_running + stats.num_waiting,
             max_num_seqs=stats.max_num_seqs,
             max_model_len=stats.max_model_len,
-            is_draining=stats.is_draining or stats.is_stuck,
+            is_draining=stats.is_draining or stats.is_stuck or stats.is_device_lost,
         )
 
     async def generate(self, order: WorkOrder, *, timeout_seconds: float) -> AsyncGenerator[WorkerEvent]:

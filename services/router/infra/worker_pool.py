@@ -16,7 +16,7 @@ from services.router.request import WorkOrder
 
 _log = get_logger(__name__)
 
-_LOST_CODES = frozenset({"worker_lost", "worker_draining", "worker_starting", "engine_stuck"})
+_LOST_CODES = frozenset({"worker_lost", "worker_draining", "worker_starting", "engine_stuck", "device_lost"})
 """What a worker that cannot serve anybody now answers, or leaves behind."""
 _POLL_SECONDS = 1.0
 # While a request waits for a worker to catch up, a second of polling would be a second of its latency.

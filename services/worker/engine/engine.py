@@ -2,7 +2,8 @@
 
 `submit`, `abort`, `stats` and `stop` may be called from any thread. Every accepted request ends with exactly one
 terminal event, whatever happens: an exception in one request's work ends that request alone, one in the batched forward
-pass only the culprit, and a step that never returns does not keep those waiting that have not begun.
+pass only the culprit, and a step that never returns does not keep those waiting that have not begun. After the loss of
+the device all requests end, and no new ones are taken: another process has to take this one's place.
 """
 
 from __future__ import annotations
@@ -18,16 +19,14 @@ from hilora.adapter import RocBasis
 from hilora.errors import Conflict, HiloraError, Unavailable
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.config import EngineConfig
+from services.worker.engine.execution.device_health import DeviceHealth, device_lost, probe_of
 from services.worker.engine.execution.runner import build_runner
-from services.worker.engine.execution.step_executor import StepExecutor, as_failure
-from services.worker.engine.output.completion import Completion
-from services.worker.engine.output.event_stream import EventStream
+from services.worker.engine.execution.step_executor import StepExecutor
 from services.worker.engine.output.events import EventSink, Failed
 from services.worker.engine.request_lifecycle import RequestLifecycle
-from services.worker.engine.sampling.sampler import RequestSampler
 from services.worker.engine.scheduling.kv_places import KvPlaces
 from services.worker.engine.scheduling.queue_limits import QueueLimits
-from services.worker.engine.scheduling.request import ActiveRequest, EngineRequest, RequestState
+from services.worker.engine.scheduling.request import ActiveRequest, EngineRequest, RequestState, activated
 from services.worker.engine.scheduling.request_checks import check_request
 from services.worker.engine.scheduling.scheduler import Scheduler
 from services.worker.engine.scheduling.service_rate import ServiceRate
@@ -53,7 +52,8 @@ class Engine:
         source: where components come from that are not on the device.
         config: limits.
         gate_source: where learned gates come from; None: there are none.
-        on_health: told False when a step does not return, and True when it has; on a thread of the engine's.
+        on_health: told False when a step does not return, and True when it has; told False, and nothing after it, when
+            the device is lost. On a thread of the engine's.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class Engine:
         self._loaded = loaded
         self._on_health = on_health
         self._runner = build_runner(loaded, config, gate_source=gate_source)
-        self._executor = StepExecutor(self._runner)
+        self._health = DeviceHealth(probe_of(loaded.device))
+        self._executor = StepExecutor(self._runner, self._health)
         places = KvPlaces(self._runner.kv_cache, base_revision=loaded.base_revision, max_model_len=config.max_model_len)
         self._scheduler = Scheduler(config, places=places)
         self._wake = threading.Event()
@@ -87,6 +88,7 @@ class Engine:
             residency=self._residency,
             places=places,
             counters=self._counters,
+            health=self._health,
             on_end=self._forget,
         )
         self._rate = ServiceRate()
@@ -101,6 +103,7 @@ class Engine:
         self._in_flight: dict[str, ActiveRequest] = {}
         self._is_draining = False
         self._is_stopping = False
+        self._is_out_of_service = False
         self._thread: threading.Thread | None = None
         self._is_idle = threading.Condition(self._lock)
 
@@ -114,7 +117,7 @@ class Engine:
             InvalidSamplingParams: a stop token or a biased token that the model does not have.
             Conflict: `duplicate_request_id`.
             QueueFull: too many requests wait; `retry_after_seconds` follows from how fast they have been served.
-            Unavailable: `worker_draining`, `engine_stuck`.
+            Unavailable: `worker_draining`, `engine_stuck`, `device_lost`.
         """
         check_request(
             request,
@@ -122,8 +125,17 @@ class Engine:
             vocab_size=self._loaded.vocab_size,
             has_encoder=self._loaded.is_encoder_decoder,
         )
-        active = self._activate(request, sink)
-        self._runner.gates.acquire(request.plan)
+        if self._health.is_lost:
+            raise device_lost()
+        active = activated(
+            request,
+            sink,
+            decoder=self._loaded.tokenizer,
+            eos_token_ids=self._loaded.eos_token_ids,
+            max_model_len=self._config.max_model_len,
+        )
+        with self._health.watching():
+            self._runner.gates.acquire(request.plan)
         try:
             self._enqueue(active)
         except HiloraError:
@@ -136,6 +148,8 @@ class Engine:
         with self._lock:
             if self._is_draining:
                 raise Unavailable("This worker is shutting down.", code="worker_draining", remedy="Use another worker.")
+            if self._health.is_lost:
+                raise device_lost()
             if self._watchdog.is_stuck:
                 raise _stuck()
             if request.request_id in self._in_flight:
@@ -174,7 +188,8 @@ class Engine:
 
     def load_gate(self, plan: RoutingPlan) -> None:
         """Bring a plan's learned gate to the device, if it has one. May block; see `LearnedGates.load`."""
-        self._runner.gates.load(plan)
+        with self._health.watching():
+            self._runner.gates.load(plan)
 
     def stats(self) -> EngineStats:
         """The engine's load now."""
@@ -193,6 +208,7 @@ class Engine:
             roc_pool=pool.stats(),
             is_draining=self._is_draining,
             is_stuck=self._watchdog.is_stuck,
+            is_device_lost=self._health.is_lost,
             counters=replace(self._counters),
         )
 
@@ -221,13 +237,16 @@ class Engine:
         while self._thread is not None and self._thread.is_alive() and not self._watchdog.is_stuck:
             self._thread.join(_IDLE_WAIT_SECONDS)
         self._watchdog.stop()
-        if self._watchdog.is_stuck:
-            self._abandon(list(self._in_flight.values()))
+        # Nobody, unless the step is stuck.
+        self._abandon(list(self._in_flight.values()))
         self._residency.shutdown()
 
     def run_step(self) -> bool:
-        """One turn of the loop: commands, residency, one forward pass. False if there was nothing to compute."""
+        """One turn of the loop: commands, residency, one forward pass. False if there was nothing to do."""
         self._take_commands()
+        if self._health.is_lost:
+            self._go_out_of_service()
+            return False
         self._residency.poll()
         if self._scheduler.num_waiting:
             self._end_hopeless()
@@ -237,13 +256,19 @@ class Engine:
             if active.admitted_at is None:
                 self._rate.note()
             self._requests.begin(active)
+        self._rate.observe(self._scheduler.num_waiting)
+        for active, error in step.failed:
+            _log.warning("request %s got no memory", active.request_id, exc_info=error)
+            self._requests.fail(active, error)
         works = [work for work in (*step.decodes, *step.chunks) if work.active.state is not RequestState.FINISHED]
-        if not works:
-            return False
-        self._counters.num_steps += 1
-        for result in self._executor.execute(works):
-            self._requests.apply(result)
-        return True
+        if works:
+            self._counters.num_steps += 1
+            for result in self._executor.execute(works):
+                self._requests.apply(result)
+        if self._health.is_lost:
+            self._go_out_of_service()
+        # Whose requests all ended before they were computed has made room for others.
+        return bool(works or step.admitted or step.failed)
 
     def check_integrity(self) -> None:
         """AssertionError unless memory, references and requests agree. For the engine's thread, or while it rests."""
@@ -258,25 +283,6 @@ class Engine:
         queued = {active.request_id for active in self._inbox}
         assert self._in_flight.keys() == {active.request_id for active in requests} | queued, "a request is lost"
 
-    def _activate(self, request: EngineRequest, sink: EventSink) -> ActiveRequest:
-        return ActiveRequest(
-            request=request,
-            stream=EventStream(sink),
-            sampler=RequestSampler(
-                request.sampling,
-                prompt_token_ids=request.prompt_token_ids,
-                eos_token_ids=self._loaded.eos_token_ids,
-                grammar=request.grammar,
-            ),
-            completion=Completion(
-                sampling=request.sampling,
-                prompt_token_ids=request.prompt_token_ids,
-                decoder=self._loaded.tokenizer,
-                eos_token_ids=self._loaded.eos_token_ids,
-                max_model_len=self._config.max_model_len,
-            ),
-        )
-
     def _run(self) -> None:
         while True:
             self._wake.clear()
@@ -284,12 +290,11 @@ class Engine:
             try:
                 has_worked = self.run_step()
             except (
-                Exception
-            ) as error:  # a fault of the loop itself: no request may hang, and the next ones get a chance
+                BaseException
+            ) as error:  # a fault of the loop itself: no request may hang, the next ones get a chance
                 _log.exception("the step loop failed; all requests in flight end")
-                for active in list(self._scheduler.requests()):
-                    self._requests.fail(active, as_failure(error))
-                has_worked = False
+                self._end_all(error)
+                has_worked = self._health.is_lost
             finally:
                 self._watchdog.end_step()
             with self._lock:
@@ -318,6 +323,24 @@ class Engine:
                 self._counters.num_queue_timeouts += error.code == "queue_timeout"
                 self._requests.fail(active, error)
 
+    def _end_all(self, error: BaseException) -> None:
+        """End every request but those that the engine's thread has not seen yet."""
+        with self._lock:
+            unseen = set(self._inbox)
+            seen = [active for active in self._in_flight.values() if active not in unseen]
+        for active in seen:
+            try:
+                self._requests.fail(active, error)
+            except Exception:  # a bug met while another one is handled; it must not keep the other requests
+                _log.exception("request %s could not be ended in order", active.request_id)
+
+    def _go_out_of_service(self) -> None:
+        """The device is lost: end what is in flight, and say so once. `submit` takes no more."""
+        self._end_all(device_lost())
+        if not self._is_out_of_service:
+            self._is_out_of_service = True
+            self._on_health(False)
+
     def _forget(self, active: ActiveRequest) -> None:
         """A request holds nothing any more, but for its learned gate."""
         if active.admitted_at is None:
@@ -330,12 +353,14 @@ class Engine:
     def _give_up_waiting(self) -> None:
         """The step of now does not return: let those go elsewhere that have not begun. On the watchdog's thread."""
         with self._lock:
-            waiting = [active for active in self._in_flight.values() if active.state is RequestState.WAITING]
+            # Who has begun, and perhaps gave way since, has told a part of its answer: nobody else can go on with it.
+            waiting = [active for active in self._in_flight.values() if active.admitted_at is None]
         self._abandon(waiting)
         self._on_health(False)
 
     def _recover(self) -> None:
-        self._on_health(True)
+        if not self._health.is_lost:
+            self._on_health(True)
 
     def _abandon(self, requests: list[ActiveRequest]) -> None:
         """Tell requests' callers that they end; what they hold is freed by the engine's thread, if it ever returns."""

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 
 from hilora.errors import HiloraError
-from services.worker.engine.execution.step_executor import WorkResult, as_failure
+from services.worker.engine.execution.device_health import DeviceHealth, device_lost
+from services.worker.engine.execution.failures import as_failure, forget_frames
+from services.worker.engine.execution.step_executor import WorkResult
 from services.worker.engine.output.events import Failed, Finished, FinishReason, Started
 from services.worker.engine.sampling.sampler import SampledToken
 from services.worker.engine.scheduling.kv_places import KvPlaces
@@ -27,6 +29,7 @@ class RequestLifecycle:
         residency: where they hold ROCs.
         places: where they hold keys and values.
         counters: what is counted.
+        health: of the device; told of every error.
         on_end: called when a request holds nothing any more, before its caller hears of its end.
     """
 
@@ -37,12 +40,14 @@ class RequestLifecycle:
         residency: Residency,
         places: KvPlaces,
         counters: EngineCounters,
+        health: DeviceHealth,
         on_end: Callable[[ActiveRequest], None],
     ) -> None:
         self._scheduler = scheduler
         self._residency = residency
         self._places = places
         self._counters = counters
+        self._health = health
         self._on_end = on_end
 
     def claim(self, active: ActiveRequest) -> None:
@@ -79,32 +84,35 @@ class RequestLifecycle:
         """End a request early."""
         self.end(active, self._finished(active, FinishReason.ABORT))
 
-    def fail(self, active: ActiveRequest, error: HiloraError) -> None:
-        """End a request with an error."""
-        self.end(active, Failed(error=error))
+    def fail(self, active: ActiveRequest, error: BaseException) -> None:
+        """End a request with an error; its caller is told what `as_failure` makes of it."""
+        self.end(active, Failed(error=device_lost() if self._health.note(error) else as_failure(error)))
 
     def end(self, active: ActiveRequest, event: Finished | Failed) -> None:
         """Free everything a request holds, then send its terminal event. Only the first call counts."""
         if active.state is RequestState.FINISHED:
             return
         if isinstance(event, Failed):
-            _forget_frames(event.error)
+            forget_frames(event.error)
         has_answered = isinstance(event, Finished) and event.finish_reason is not FinishReason.ABORT
         active.advance(RequestState.FINISHED)
-        self._scheduler.remove(active)
-        try:
-            if active.ticket is not None:
-                self._residency.close(active.ticket)
-            self._places.free(active, is_reusable=has_answered)
-        except Exception:  # a broken device cannot even be cleared; its callers must not wait for that
-            _log.exception("freeing what request %s held failed", active.request_id)
         # What was told in the engine's place, when it did not answer, is what happened.
         self._counters.count_end(active.stream.terminal or event)
-        # Before the event: whoever hears it may use the id again at once.
-        self._on_end(active)
+        for let_go in (
+            lambda: self._scheduler.remove(active),
+            lambda: None if active.ticket is None else self._residency.close(active.ticket),
+            lambda: self._places.free(active, is_reusable=has_answered),
+            # Before the event: whoever hears it may use the id again at once.
+            lambda: self._on_end(active),
+        ):
+            try:
+                let_go()
+            except Exception as error:  # a broken device cannot even be cleared; callers must not wait for that
+                _log.exception("freeing what request %s held failed", active.request_id)
+                self._health.note(error)
         try:
             active.stream.tell(event)
-        except Exception:  # the caller is gone; there is nobody left to tell
+        except BaseException:  # the caller is gone; there is nobody left to tell
             _log.warning("the sink of request %s refused its last event", active.request_id, exc_info=True)
 
     def _add(self, active: ActiveRequest, token: SampledToken) -> None:
@@ -134,14 +142,6 @@ class RequestLifecycle:
         )
 
 
-def _forget_frames(error: BaseException) -> None:
-    """An error goes to its caller, who may keep it; the frames that it was raised in hold the whole step's tensors."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-
-
 class _Guard:
     """One request's own work: whatever it raises ends that request alone."""
 
@@ -153,9 +153,10 @@ class _Guard:
         return
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> bool:
-        if not isinstance(error, Exception):
+        # Libraries that are not written in Python panic with what is no `Exception`. An interrupt is meant for all.
+        if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
             return False
         if not isinstance(error, HiloraError):
             _log.warning("request %s failed", self._active.request_id, exc_info=error)
-        self._lifecycle.fail(self._active, as_failure(error))
+        self._lifecycle.fail(self._active, error)
         return True

@@ -56,4 +56,6 @@ class EngineStats:
     """Whether no new requests are taken, since the engine is about to stop."""
     is_stuck: bool
     """Whether a step does not return; no new requests are taken until it does."""
+    is_device_lost: bool
+    """Whether the device is gone for this process, which will take no requests any more."""
     counters: EngineCounters

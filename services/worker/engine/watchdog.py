@@ -68,7 +68,7 @@ class Watchdog:
                 return
             self._is_stuck = False
             _log.warning("the step that was stuck has returned")
-            self._on_recovery()
+            _call(self._on_recovery)
 
     def check(self) -> None:
         """Look at the step of now."""
@@ -80,7 +80,7 @@ class Watchdog:
                 return
             self._is_stuck = True
             _log.error("a step has not returned for %.1f s; it is at\n%s", seconds, self._stack())
-            self._on_stuck()
+            _call(self._on_stuck)
 
     def start(self, watched: threading.Thread) -> None:
         """Begin to watch a thread, on a thread of its own."""
@@ -102,3 +102,11 @@ class Watchdog:
         frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         frame = None if ident is None else frames.get(ident)
         return "an unknown place" if frame is None else "".join(traceback.format_stack(frame))
+
+
+def _call(callback: Callable[[], None]) -> None:
+    """Whatever a callback raises ends neither the watchdog nor the thread that it watches."""
+    try:
+        callback()
+    except Exception:
+        _log.exception("what is to happen around a stuck step failed")

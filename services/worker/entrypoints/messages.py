@@ -12,6 +12,7 @@ from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind
 from services.worker.engine.stats import EngineStats
 from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from services.worker.models.prompt_encoder import ChatTurn
+from services.worker.ports import ComponentTierStats
 
 _SCORES = {
     routing_pb2.RocScore.ROC_SCORE_ACTIVATION: RocScore.ACTIVATION,
@@ -91,9 +92,15 @@ def generate_event(event: EngineEvent) -> worker_pb2.GenerateEvent:
 
 
 def stats_response(
-    stats: EngineStats, *, worker_id: str, base_model: str, catalog_generation: int
+    stats: EngineStats,
+    *,
+    host_tier: ComponentTierStats,
+    disk_tier: ComponentTierStats | None,
+    worker_id: str,
+    base_model: str,
+    catalog_generation: int,
 ) -> worker_pb2.StatsResponse:
-    """The engine's load as a message."""
+    """The engine's load, and what the tiers below its device hold, as a message."""
     return worker_pb2.StatsResponse(
         worker_id=worker_id,
         base_model=base_model,
@@ -123,6 +130,21 @@ def stats_response(
         num_roc_pool_hits_total=stats.roc_pool.num_hits,
         num_roc_pool_misses_total=stats.roc_pool.num_misses,
         num_roc_pool_evictions_total=stats.roc_pool.num_evictions,
+        host_tier=_tier(host_tier),
+        disk_tier=None if disk_tier is None else _tier(disk_tier),
+        is_device_lost=stats.is_device_lost,
+    )
+
+
+def _tier(stats: ComponentTierStats) -> worker_pb2.ComponentTier:
+    return worker_pb2.ComponentTier(
+        used_bytes=stats.used_bytes,
+        capacity_bytes=stats.capacity_bytes,
+        num_adapters=stats.num_adapters,
+        num_hits_total=stats.num_hits,
+        num_misses_total=stats.num_misses,
+        num_evictions_total=stats.num_evictions,
+        num_damaged_total=stats.num_damaged,
     )
 
 

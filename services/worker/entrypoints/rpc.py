@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
@@ -12,7 +13,7 @@ from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.worker.engine.stats import EngineStats
 from services.worker.entrypoints.messages import generate_event, generation_request, stats_response
 from services.worker.generation import Generation
-from services.worker.ports import CatalogView
+from services.worker.ports import CatalogView, ComponentTierStats
 
 SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 """For health and reflection."""
@@ -31,16 +32,28 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._base_model = base_model
         self._generation: Generation | None = None
         self._stats: Callable[[], EngineStats] | None = None
+        self._host_tier: Callable[[], ComponentTierStats] | None = None
+        self._disk_tier: Callable[[], ComponentTierStats] | None = None
         self._catalog: CatalogView | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this service to a server."""
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
 
-    def attach(self, *, generation: Generation, stats: Callable[[], EngineStats], catalog: CatalogView) -> None:
-        """The model is loaded: take requests."""
+    def attach(
+        self,
+        *,
+        generation: Generation,
+        stats: Callable[[], EngineStats],
+        host_tier: Callable[[], ComponentTierStats],
+        disk_tier: Callable[[], ComponentTierStats] | None,
+        catalog: CatalogView,
+    ) -> None:
+        """The model is loaded: take requests. `disk_tier` may block; it is called on a thread of its own."""
         self._generation = generation
         self._stats = stats
+        self._host_tier = host_tier
+        self._disk_tier = disk_tier
         self._catalog = catalog
 
     async def Generate(
@@ -71,10 +84,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         context: grpc.aio.ServicerContext[worker_pb2.StatsRequest, worker_pb2.StatsResponse],  # noqa: ARG002
     ) -> worker_pb2.StatsResponse:
         """See worker.proto."""
-        if self._stats is None or self._catalog is None:
+        if self._stats is None or self._host_tier is None or self._catalog is None:
             raise _starting()
+        disk_tier = None if self._disk_tier is None else await asyncio.to_thread(self._disk_tier)
         return stats_response(
             self._stats(),
+            host_tier=self._host_tier(),
+            disk_tier=disk_tier,
             worker_id=self._worker_id,
             base_model=self._base_model,
             catalog_generation=self._catalog.catalog_generation,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -12,21 +11,9 @@ import torch
 from hilora.adapter import DecomposedAdapter, RocBasis
 from services.worker.infra.packed_components import Layouts, PackedComponents, packed, packed_bytes
 from services.worker.lora.pool.eviction import FrequencyEviction
-from services.worker.ports import ComponentSource
+from services.worker.ports import ComponentSource, ComponentTierStats
 
 _Key: TypeAlias = tuple[str, RocBasis]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HostTierStats:
-    """The host tier now, and since its start."""
-
-    capacity_bytes: int
-    used_bytes: int
-    num_adapters: int
-    num_hits: int
-    num_misses: int
-    num_evictions: int
 
 
 class ComponentCache:
@@ -67,10 +54,10 @@ class ComponentCache:
         """Bytes held now."""
         return self._used_bytes
 
-    def stats(self) -> HostTierStats:
+    def stats(self) -> ComponentTierStats:
         """Bytes and totals now."""
         with self._lock:
-            return HostTierStats(
+            return ComponentTierStats(
                 capacity_bytes=self._capacity_bytes,
                 used_bytes=self._used_bytes,
                 num_adapters=len(self._adapters),

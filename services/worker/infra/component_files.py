@@ -15,10 +15,10 @@ import re
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.log import get_logger
+from services.worker.ports import ComponentTierStats
 
 _log = get_logger(__name__)
 
@@ -27,18 +27,8 @@ _PART_SUFFIX = ".part"
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _STALE_PART_SECONDS = 3600.0
 """An unfinished file this old was left by a process that ended."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiskTierStats:
-    """The disk tier since the start of this process."""
-
-    capacity_bytes: int
-    num_hits: int
-    num_misses: int
-    num_evictions: int
-    num_damaged: int
-    """Files whose content was not what their name promises; they were removed."""
+_STOCK_SECONDS = 5.0
+"""How old a count of the files may be: routers ask for it every second, and other processes change the folder."""
 
 
 class ComponentFiles:
@@ -57,14 +47,19 @@ class ComponentFiles:
         self._num_evictions = 0
         self._num_damaged = 0
         self._lock = threading.Lock()
+        # When the files were last counted, their number and bytes.
+        self._counted: tuple[float, int, int] | None = None
         # Apart from the counters': a reader must not wait for the disk behind a writer.
         self._writing = threading.Lock()
 
-    def stats(self) -> DiskTierStats:
-        """Totals now."""
+    def stats(self) -> ComponentTierStats:
+        """Files and totals now; what other processes changed in the last seconds may be missing. Reads the folder."""
+        num_files, used_bytes = self._stock()
         with self._lock:
-            return DiskTierStats(
+            return ComponentTierStats(
                 capacity_bytes=self._capacity_bytes,
+                used_bytes=used_bytes,
+                num_adapters=num_files,
                 num_hits=self._num_hits,
                 num_misses=self._num_misses,
                 num_evictions=self._num_evictions,
@@ -92,8 +87,7 @@ class ComponentFiles:
             return None
         if hashlib.sha256(content).hexdigest() != sha256:
             _log.warning("disk_tier_damaged_file", path=str(path))
-            with contextlib.suppress(OSError):
-                path.unlink()
+            self._unlink(path)
             self._count(num_misses=1, num_damaged=1)
             return None
         # Forbidden where the file is another user's, who then does not see that it is in use.
@@ -135,6 +129,14 @@ class ComponentFiles:
         a path it could name any file of this machine."""
         return self._folder / f"{sha256}{_SUFFIX}" if _CHECKSUM.fullmatch(sha256) else None
 
+    def _stock(self) -> tuple[int, int]:
+        """Number and bytes of the files, counted not long ago."""
+        counted, now = self._counted, time.monotonic()
+        if counted is None or now - counted[0] > _STOCK_SECONDS:
+            sizes = [num_bytes for _, num_bytes, _ in self._files()]
+            counted = self._counted = (now, len(sizes), sum(sizes))
+        return counted[1:]
+
     def _count(self, *, num_hits: int = 0, num_misses: int = 0, num_evictions: int = 0, num_damaged: int = 0) -> None:
         with self._lock:
             self._num_hits += num_hits
@@ -151,6 +153,7 @@ class ComponentFiles:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
+            self._counted = None
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -185,6 +188,7 @@ class ComponentFiles:
             path.unlink()
         except OSError:
             return 0
+        self._counted = None
         return num_bytes
 
     def _files(self) -> list[tuple[Path, int, float]]:

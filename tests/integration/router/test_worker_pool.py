@@ -148,7 +148,7 @@ class TestPlacement:
                 await run(pool, order(request_id=str(number)))
             assert min(len(worker.service.requests) for worker in workers) >= 1
 
-    @pytest.mark.parametrize("state", ["is_draining", "is_stuck"])
+    @pytest.mark.parametrize("state", ["is_draining", "is_stuck", "is_device_lost"])
     async def test_a_worker_that_takes_no_requests_gets_none(self, state):
         async with running(2) as (pool, (away, other)):
             setattr(away.service, state, True)

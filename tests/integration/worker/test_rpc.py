@@ -16,7 +16,7 @@ from hilora.errors import (
     StaleCatalogGeneration,
     Unavailable,
 )
-from hilora_rpc.v1 import registry_pb2, worker_pb2
+from hilora_rpc.v1 import registry_pb2, worker_pb2, worker_pb2_grpc
 from services.common.rpc_client import open_channel, translated_errors
 from services.worker.bootstrap import build_worker
 from tests.builders.models import make_adapter
@@ -237,6 +237,49 @@ class TestLifecycle:
         assert list(stats.resident_adapter_ids) == [stack.adapter_ids["a"]]
         assert 0 < stats.roc_pool_used_bytes <= stats.roc_pool_capacity_bytes
         assert (stats.num_generation_tokens_total, stats.num_requests_finished_total) == (8, 1)
+
+    async def test_stats_tell_what_lies_below_the_device(self, settings_of, stack, tmp_path) -> None:
+        folder = tmp_path / "disk"
+        worker = build_worker(
+            settings_of(
+                stack.registry_server.address,
+                disk_cache_dir=folder,
+                disk_cache_bytes=1 << 20,
+                host_cache_bytes=1 << 19,
+            )
+        )
+        await worker.start()
+        try:
+            async with open_channel(worker.rpc_address) as channel:
+                stub = worker_pb2_grpc.WorkerServiceStub(channel)
+                for name in "ab":
+                    [event async for event in stub.Generate(_request(name, stack.plan(name)))]
+                stats = await stub.Stats(worker_pb2.StatsRequest())
+                host, disk = stats.host_tier, stats.disk_tier
+                assert (host.num_adapters, host.num_misses_total, host.num_hits_total) == (2, 2, 0)
+                assert 0 < host.used_bytes <= host.capacity_bytes == 1 << 19
+                assert (disk.num_adapters, disk.num_misses_total, disk.num_hits_total) == (2, 2, 0)
+                assert disk.used_bytes == sum(file.stat().st_size for file in folder.iterdir())
+                assert disk.capacity_bytes == 1 << 20
+                assert host.num_evictions_total == disk.num_evictions_total == disk.num_damaged_total == 0
+        finally:
+            await worker.stop(grace_seconds=0)
+        again = build_worker(settings_of(stack.registry_server.address, disk_cache_dir=folder))
+        await again.start()
+        try:
+            async with open_channel(again.rpc_address) as channel:
+                stub = worker_pb2_grpc.WorkerServiceStub(channel)
+                [event async for event in stub.Generate(_request("a", stack.plan("a")))]
+                disk = (await stub.Stats(worker_pb2.StatsRequest())).disk_tier
+                assert (disk.num_adapters, disk.num_misses_total, disk.num_hits_total) == (2, 0, 1)
+        finally:
+            await again.stop(grace_seconds=0)
+
+    async def test_a_worker_without_a_disk_tier_tells_of_none(self, stack) -> None:
+        await _generate(stack, _request(plan=stack.plan("a")))
+        stats = await stack.stub.Stats(worker_pb2.StatsRequest())
+        assert not stats.HasField("disk_tier")
+        assert stats.host_tier.num_adapters == 1
 
     async def test_serving_only_once_the_registry_was_seen(self, settings_of, start_registry, stack) -> None:
         port = int(stack.registry_server.address.rpartition(":")[2])

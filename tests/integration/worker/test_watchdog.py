@@ -1,4 +1,4 @@
-"""A worker whose engine hangs says so, and comes back by itself."""
+"""A worker whose engine hangs says so, and comes back by itself; one that lost its device says so for good."""
 
 from __future__ import annotations
 
@@ -91,6 +91,29 @@ async def test_health_follows_a_step_that_hangs_and_returns(hanging) -> None:
         assert (await _generate(stub, _request("waiting")))[-1].finished.num_completion_tokens == 4
         stats = await stub.Stats(worker_pb2.StatsRequest())
         assert not stats.is_stuck and stats.num_steps_total > 0 and stats.queue_seconds_total > 0
+
+
+async def test_health_does_not_come_back_after_the_loss_of_the_device(hanging) -> None:
+    worker, _ = hanging
+    runner = worker._engine._runner
+    async with open_channel(worker.rpc_address) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        await _await_health(channel, _SERVING)
+        execute = runner.execute
+
+        def lost(batch):
+            runner.execute = execute
+            raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported late.")
+
+        runner.execute = lost
+        for request_id in ("running", "late"):
+            with pytest.raises(Unavailable) as caught:
+                await _generate(stub, _request(request_id))
+            assert caught.value.code == "device_lost"
+            await _await_health(channel, _NOT_SERVING)
+        stats = await stub.Stats(worker_pb2.StatsRequest())
+        assert stats.is_device_lost and not stats.is_stuck
+        assert stats.num_running == stats.num_waiting == 0
 
 
 async def test_priority_travels_over_the_wire(hanging) -> None:

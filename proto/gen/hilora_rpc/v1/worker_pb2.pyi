@@ -784,6 +784,9 @@ class StatsResponse(_message.Message):
     NUM_ROC_POOL_HITS_TOTAL_FIELD_NUMBER: _builtins.int
     NUM_ROC_POOL_MISSES_TOTAL_FIELD_NUMBER: _builtins.int
     NUM_ROC_POOL_EVICTIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    HOST_TIER_FIELD_NUMBER: _builtins.int
+    DISK_TIER_FIELD_NUMBER: _builtins.int
+    IS_DEVICE_LOST_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """A name for people and logs; unique per process start."""
     base_model: _builtins.str
@@ -838,9 +841,19 @@ class StatsResponse(_message.Message):
     """Adapters that it did not."""
     num_roc_pool_evictions_total: _builtins.int
     """Adapters that had to leave the device for others."""
+    is_device_lost: _builtins.bool
+    """The device does not compute any more for this process; it takes no requests until it is started anew."""
     @_builtins.property
     def resident_adapter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters whose ROCs are on the device, and the bytes they hold."""
+
+    @_builtins.property
+    def host_tier(self) -> Global___ComponentTier:
+        """Components in main memory."""
+
+    @_builtins.property
+    def disk_tier(self) -> Global___ComponentTier:
+        """Components on the local disk; left out where the worker keeps none there."""
 
     def __init__(
         self,
@@ -873,11 +886,60 @@ class StatsResponse(_message.Message):
         num_roc_pool_hits_total: _builtins.int = ...,
         num_roc_pool_misses_total: _builtins.int = ...,
         num_roc_pool_evictions_total: _builtins.int = ...,
+        host_tier: Global___ComponentTier | None = ...,
+        disk_tier: Global___ComponentTier | None = ...,
+        is_device_lost: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk_tier", b"disk_tier", "host_tier", b"host_tier"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "catalog_generation", b"catalog_generation", "is_draining", b"is_draining", "is_stuck", b"is_stuck", "kv_cache_usage", b"kv_cache_usage", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "num_cached_tokens_total", b"num_cached_tokens_total", "num_generation_tokens_total", b"num_generation_tokens_total", "num_preemptions_total", b"num_preemptions_total", "num_prompt_tokens_total", b"num_prompt_tokens_total", "num_queue_timeouts_total", b"num_queue_timeouts_total", "num_requests_aborted_total", b"num_requests_aborted_total", "num_requests_failed_total", b"num_requests_failed_total", "num_requests_finished_total", b"num_requests_finished_total", "num_roc_pool_evictions_total", b"num_roc_pool_evictions_total", "num_roc_pool_hits_total", b"num_roc_pool_hits_total", "num_roc_pool_misses_total", b"num_roc_pool_misses_total", "num_running", b"num_running", "num_steps_total", b"num_steps_total", "num_waiting", b"num_waiting", "queue_seconds_total", b"queue_seconds_total", "resident_adapter_ids", b"resident_adapter_ids", "roc_pool_capacity_bytes", b"roc_pool_capacity_bytes", "roc_pool_pinned_bytes", b"roc_pool_pinned_bytes", "roc_pool_reserved_bytes", b"roc_pool_reserved_bytes", "roc_pool_used_bytes", b"roc_pool_used_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "catalog_generation", b"catalog_generation", "disk_tier", b"disk_tier", "host_tier", b"host_tier", "is_device_lost", b"is_device_lost", "is_draining", b"is_draining", "is_stuck", b"is_stuck", "kv_cache_usage", b"kv_cache_usage", "max_model_len", b"max_model_len", "max_num_seqs", b"max_num_seqs", "num_cached_tokens_total", b"num_cached_tokens_total", "num_generation_tokens_total", b"num_generation_tokens_total", "num_preemptions_total", b"num_preemptions_total", "num_prompt_tokens_total", b"num_prompt_tokens_total", "num_queue_timeouts_total", b"num_queue_timeouts_total", "num_requests_aborted_total", b"num_requests_aborted_total", "num_requests_failed_total", b"num_requests_failed_total", "num_requests_finished_total", b"num_requests_finished_total", "num_roc_pool_evictions_total", b"num_roc_pool_evictions_total", "num_roc_pool_hits_total", b"num_roc_pool_hits_total", "num_roc_pool_misses_total", b"num_roc_pool_misses_total", "num_running", b"num_running", "num_steps_total", b"num_steps_total", "num_waiting", b"num_waiting", "queue_seconds_total", b"queue_seconds_total", "resident_adapter_ids", b"resident_adapter_ids", "roc_pool_capacity_bytes", b"roc_pool_capacity_bytes", "roc_pool_pinned_bytes", b"roc_pool_pinned_bytes", "roc_pool_reserved_bytes", b"roc_pool_reserved_bytes", "roc_pool_used_bytes", b"roc_pool_used_bytes", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatsResponse: _TypeAlias = StatsResponse  # noqa: Y015
+
+@_typing.final
+class ComponentTier(_message.Message):
+    """A tier that components lie in below the device. Totals count since the process started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_ADAPTERS_FIELD_NUMBER: _builtins.int
+    NUM_HITS_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_MISSES_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_EVICTIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    NUM_DAMAGED_TOTAL_FIELD_NUMBER: _builtins.int
+    used_bytes: _builtins.int
+    """Bytes of components."""
+    capacity_bytes: _builtins.int
+    """The limit of those bytes."""
+    num_adapters: _builtins.int
+    """Adapter versions that are there, each basis for itself."""
+    num_hits_total: _builtins.int
+    """Versions that were asked for and there."""
+    num_misses_total: _builtins.int
+    """Versions that were asked for and not there."""
+    num_evictions_total: _builtins.int
+    """Versions that had to leave for others."""
+    num_damaged_total: _builtins.int
+    """Files that were not what they should be, and were removed; 0 in main memory."""
+    def __init__(
+        self,
+        *,
+        used_bytes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        num_adapters: _builtins.int = ...,
+        num_hits_total: _builtins.int = ...,
+        num_misses_total: _builtins.int = ...,
+        num_evictions_total: _builtins.int = ...,
+        num_damaged_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "num_adapters", b"num_adapters", "num_damaged_total", b"num_damaged_total", "num_evictions_total", b"num_evictions_total", "num_hits_total", b"num_hits_total", "num_misses_total", b"num_misses_total", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentTier: _TypeAlias = ComponentTier  # noqa: Y015

@@ -3,7 +3,8 @@
 At batch 1 an 8B model takes longer to launch than to compute; the ROC kernels add two launches to every layer. A graph
 is captured for each padded batch size, once with ROC work and once without, reading nothing but buffers of fixed size;
 a step copies its tables into them and replays. Steps that do something a graph cannot (prompt chunks, other gate rules,
-adapters of embeddings or of the output embedding) run as they are.
+adapters of embeddings or of the output embedding) run as they are, and so do those whose capture failed: there are
+models, and libraries below them, that wait for the device in the middle of a pass.
 
 What a graph is, is behind `GraphRecorder`: on a GPU torch's own capture; in tests the same forward pass again, so that
 buffers and padding are tested where there is no GPU.
@@ -11,6 +12,7 @@ buffers and padding are tested where there is no GPU.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from services.worker.lora.pool.roc_arena import RocArena
 from services.worker.models.attention import AttentionContext
 from services.worker.models.paged_attention import PagedAttentionStep
 from services.worker.models.static_decode import StaticDecodeStep
+
+_log = logging.getLogger(__name__)
 
 _MAX_GRAPHS = 64
 """Graphs that are kept, those used last."""
@@ -54,8 +58,12 @@ class CudaGraphRecorder:
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
+        # The outer context leaves the stream of now in place even if the capture fails: torch would stay on its own.
         # Loader threads go on allocating and copying meanwhile; that is none of the capture's business.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             output = work()
         return output, graph.replay
 
@@ -117,12 +125,13 @@ class DecodeGraphs:
         self._sizes = graph_sizes(max_num_seqs)
         self._recorder = recorder
         self._device = device
-        self._graphs: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
+        # None for what could not be captured: it is not tried again in every step.
+        self._graphs: OrderedDict[tuple[object, ...], _Captured | None] = OrderedDict()
 
     @property
     def num_graphs(self) -> int:
-        """Graphs captured so far."""
-        return len(self._graphs)
+        """Graphs that are kept."""
+        return sum(graph is not None for graph in self._graphs.values())
 
     def run(self, batch: StepBatch) -> torch.Tensor | None:
         """Logits `[S, V]` of a decode-only step, or None if no graph can serve it."""
@@ -141,6 +150,8 @@ class DecodeGraphs:
         if size is None:
             return None
         graph = self._graph(size, segment)
+        if graph is None:
+            return None
         graph.token_ids_B[:num_rows] = batch.token_ids_T
         graph.positions_B[:num_rows] = batch.positions_T
         graph.attention.load(attention)
@@ -150,17 +161,24 @@ class DecodeGraphs:
         # Indexing copies: the buffer belongs to the next replay.
         return graph.logits_BV[batch.logit_rows_S]
 
-    def _graph(self, size: int, segment: TritonSegment | None) -> _Captured:
+    def _graph(self, size: int, segment: TritonSegment | None) -> _Captured | None:
         key: tuple[object, ...] = (size,)
         if segment is not None:
             # Graphs hold addresses: those of an arena that was replaced belong to nobody now.
             # The arenas themselves are in the key, so that no later one can come to lie where they lay.
             key = (size, segment.shape, segment.targeted, tuple(_Same(arena) for arena in segment.arenas))
-        graph = self._graphs.pop(key, None) or self._capture(size, segment)
+        graph = self._graphs.pop(key) if key in self._graphs else self._try_capture(size, segment)
         self._graphs[key] = graph
         while len(self._graphs) > _MAX_GRAPHS:
             self._graphs.popitem(last=False)
         return graph
+
+    def _try_capture(self, size: int, segment: TritonSegment | None) -> _Captured | None:
+        try:
+            return self._capture(size, segment)
+        except Exception:  # whatever it is: if the pass itself is at fault, it fails again without a graph
+            _log.warning("a decode step of %d rows cannot be captured; it runs as it is", size, exc_info=True)
+            return None
 
     def _capture(self, size: int, segment: TritonSegment | None) -> _Captured:
         token_ids_B = torch.zeros(size, dtype=torch.int64, device=self._device)

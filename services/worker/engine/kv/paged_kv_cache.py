@@ -68,6 +68,8 @@ class PagedKvCache:
         self._is_caching = enable_prefix_cache
         # A stack of pages that are clear.
         self._empty = [page for page in range(num_pages, -1, -1) if page != NULL_PAGE]
+        # Pages on their way there: they stay here if clearing them fails, as it may where memory is out.
+        self._unclear: list[int] = []
         self._num_holders: dict[int, int] = {}
         self._table_of: dict[str, list[int]] = {}
         self._key_of: dict[str, str | None] = {}
@@ -122,9 +124,12 @@ class PagedKvCache:
         self._table_of[owner] = shared
         self._key_of[owner] = prefix_key
         handle = KvHandle(owner=owner, num_cached_tokens=len(shared) * self._page_size)
-        if not self.reserve(handle, len(token_ids)):
+        try:
+            if not self.reserve(handle, len(token_ids)):
+                raise ValueError("not enough free pages, or too many tokens for one request")
+        except Exception:
             self.free(handle, token_ids=(), num_written=0, is_reusable=False)
-            raise ValueError("not enough free pages, or too many tokens for one request")
+            raise
         return handle
 
     def reserve(self, handle: KvHandle, num_tokens: int) -> bool:
@@ -133,8 +138,14 @@ class PagedKvCache:
         num_missing = self._pages_for(num_tokens) - len(table)
         if num_tokens > self._max_len or num_missing > self._num_available:
             return False
+        while len(self._empty) + len(self._unclear) < num_missing:
+            self._unclear.append(self._prefixes.evict())
+        if len(self._empty) < num_missing:
+            self._clear_pages()
         for _ in range(num_missing):
-            table.append(self._take())
+            page = self._empty.pop()
+            self._hold(page)
+            table.append(page)
         return True
 
     def free(self, handle: KvHandle, *, token_ids: Sequence[int], num_written: int, is_reusable: bool) -> None:
@@ -148,7 +159,6 @@ class PagedKvCache:
         prefix_key = self._key_of.pop(handle.owner)
         if is_reusable and self._is_caching and prefix_key is not None:
             self._prefixes.register(prefix_key, token_ids[:num_written], table)
-        unknown: list[int] = []
         # The last page first, so that of one prefix the end is evicted before the beginning.
         for page in reversed(table):
             self._num_holders[page] -= 1
@@ -157,9 +167,8 @@ class PagedKvCache:
                 if page in self._prefixes:
                     self._prefixes.rest(page)
                 else:
-                    unknown.append(page)
-        self._clear(unknown)
-        self._empty.extend(unknown)
+                    self._unclear.append(page)
+        self._clear_pages()
 
     def attention_step(
         self,
@@ -211,8 +220,8 @@ class PagedKvCache:
                 counts[page] = counts.get(page, 0) + 1
         assert counts == self._num_holders, "holders of pages are counted wrong"
         assert all(count == 1 for page, count in counts.items() if page not in self._prefixes), "a page is shared"
-        held, empty, idle = set(counts), set(self._empty), self._prefixes.idle
-        assert len(empty) == len(self._empty), "a page is empty twice"
+        held, empty, idle = set(counts), {*self._empty, *self._unclear}, self._prefixes.idle
+        assert len(empty) == len(self._empty) + len(self._unclear), "a page is empty twice"
         assert NULL_PAGE not in held | empty | idle, "the null page is in use"
         assert len(held) + len(empty) + len(idle) == self._num_pages, "a page is lost, or in two states"
         assert held | empty | idle | {NULL_PAGE} == set(range(self._num_pages + 1)), "a page is lost"
@@ -223,7 +232,7 @@ class PagedKvCache:
 
     @property
     def _num_available(self) -> int:
-        return len(self._empty) + self._prefixes.num_idle
+        return len(self._empty) + len(self._unclear) + self._prefixes.num_idle
 
     def _pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._page_size)
@@ -234,21 +243,15 @@ class PagedKvCache:
             raise ValueError(f"{handle.owner} holds no pages")
         return table
 
-    def _take(self) -> int:
-        if self._empty:
-            page = self._empty.pop()
-        else:
-            page = self._prefixes.evict()
-            self._clear([page])
-        self._hold(page)
-        return page
-
     def _hold(self, page: int) -> None:
         self._num_holders[page] = self._num_holders.get(page, 0) + 1
         self._prefixes.hold(page)
 
-    def _clear(self, pages: list[int]) -> None:
-        if pages:
-            which = torch.tensor(pages, device=self._keys.device)
-            self._keys.index_fill_(1, which, 0)
-            self._values.index_fill_(1, which, 0)
+    def _clear_pages(self) -> None:
+        if not self._unclear:
+            return
+        which = torch.tensor(self._unclear, device=self._keys.device)
+        self._keys.index_fill_(1, which, 0)
+        self._values.index_fill_(1, which, 0)
+        self._empty.extend(self._unclear)
+        self._unclear.clear()

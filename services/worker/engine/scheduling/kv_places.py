@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from services.worker.engine.kv.kv_cache import SequenceMemory
 from services.worker.engine.kv.prefix_cache import prefix_key_of
 from services.worker.engine.scheduling.request import ActiveRequest, RequestState
+
+_log = logging.getLogger(__name__)
 
 
 class KvPlaces:
@@ -49,7 +53,10 @@ class KvPlaces:
     def take_back(self, active: ActiveRequest) -> None:
         """Preempt a request: all it has written may go."""
         # A request that has said something since it was admitted had finite values; of half a prompt nobody knows.
-        self.free(active, is_reusable=active.state is RequestState.DECODE)
+        try:
+            self.free(active, is_reusable=active.state is RequestState.DECODE)
+        except Exception:  # its memory is not its own any more even if it could not be cleared yet
+            _log.exception("clearing what request %s gave back failed", active.request_id)
         active.num_computed_tokens = 0
 
     def free(self, active: ActiveRequest, *, is_reusable: bool) -> None:

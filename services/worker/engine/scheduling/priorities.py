@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection
 
 from services.worker.engine.scheduling.request import ActiveRequest
+
+
+class PriorityCounts:
+    """How many requests there are of each priority, so that no step has to ask all of them for the most urgent."""
+
+    def __init__(self) -> None:
+        self._num_requests: Counter[int] = Counter()
+
+    @property
+    def most_urgent(self) -> int:
+        """The lowest priority there is; 0 without requests."""
+        return min(self._num_requests, default=0)
+
+    def add(self, active: ActiveRequest) -> None:
+        """One more request."""
+        self._num_requests[active.priority] += 1
+
+    def remove(self, active: ActiveRequest) -> None:
+        """One request less."""
+        self._num_requests[active.priority] -= 1
+        if not self._num_requests[active.priority]:
+            del self._num_requests[active.priority]
+
+    def check_integrity(self, requests: Collection[ActiveRequest]) -> None:
+        """AssertionError unless these are the requests that were counted."""
+        found = Counter(active.priority for active in requests)
+        assert found == self._num_requests, "priorities are counted wrong"
 
 
 class AgedPriorities:
@@ -14,15 +42,15 @@ class AgedPriorities:
     is passed over for a bounded time only, and among requests of equal priority age changes nothing.
 
     Args:
-        requests: all there are, running ones too.
+        most_urgent: the lowest priority of all requests there are, running ones too.
         now: by the clock of the requests' `submitted_at`.
         ageing_seconds: after so long, a request counts as one step more urgent.
     """
 
-    def __init__(self, requests: Iterable[ActiveRequest], *, now: float, ageing_seconds: float) -> None:
+    def __init__(self, *, most_urgent: int, now: float, ageing_seconds: float) -> None:
         self._now = now
         self._ageing_seconds = ageing_seconds
-        self._most_urgent = min((active.priority for active in requests), default=0)
+        self._most_urgent = most_urgent
 
     def of(self, active: ActiveRequest) -> int:
         """A request's priority with its age; lower is more urgent."""

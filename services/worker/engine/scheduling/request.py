@@ -17,7 +17,9 @@ from enum import Enum, auto
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.kv.kv_handle import KvHandle
 from services.worker.engine.output.completion import Completion
+from services.worker.engine.output.detokenizer import TokenDecoder
 from services.worker.engine.output.event_stream import EventStream
+from services.worker.engine.output.events import EventSink
 from services.worker.engine.sampling.request_sampler import GrammarMatcher, RequestSampler
 from services.worker.engine.sampling.sampling_params import SamplingParams
 from services.worker.engine.scheduling.fairness import Flow, flow_of
@@ -136,3 +138,39 @@ class ActiveRequest:
         """Move to the next state; AssertionError on a transition that the machine does not have."""
         assert state in _TRANSITIONS[self.state], f"{self.request_id}: {self.state.name} -> {state.name}"
         self.state = state
+
+
+def activated(
+    request: EngineRequest,
+    sink: EventSink,
+    *,
+    decoder: TokenDecoder,
+    eos_token_ids: frozenset[int],
+    max_model_len: int,
+) -> ActiveRequest:
+    """An accepted request, at its beginning.
+
+    Args:
+        request: what was asked.
+        sink: where its events go.
+        decoder: the model's tokenizer.
+        eos_token_ids: tokens that end an answer.
+        max_model_len: prompt and answer together never hold more tokens.
+    """
+    return ActiveRequest(
+        request=request,
+        stream=EventStream(sink),
+        sampler=RequestSampler(
+            request.sampling,
+            prompt_token_ids=request.prompt_token_ids,
+            eos_token_ids=eos_token_ids,
+            grammar=request.grammar,
+        ),
+        completion=Completion(
+            sampling=request.sampling,
+            prompt_token_ids=request.prompt_token_ids,
+            decoder=decoder,
+            eos_token_ids=eos_token_ids,
+            max_model_len=max_model_len,
+        ),
+    )

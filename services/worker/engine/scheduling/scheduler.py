@@ -18,7 +18,7 @@ from typing import Protocol
 
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.scheduling.fairness import FairShares
-from services.worker.engine.scheduling.priorities import AgedPriorities, choose_victim
+from services.worker.engine.scheduling.priorities import AgedPriorities, PriorityCounts, choose_victim
 from services.worker.engine.scheduling.request import ActiveRequest, RequestState
 from services.worker.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -65,6 +65,8 @@ class ScheduledStep:
     """Requests that left the queue; each has its place in the KV cache."""
     preempted: tuple[ActiveRequest, ...] = ()
     """Requests that went back to it."""
+    failed: tuple[tuple[ActiveRequest, Exception], ...] = ()
+    """Requests whose memory could not be given though it should be there, and why. They stand where they stood."""
     decodes: tuple[ScheduledWork, ...] = ()
     chunks: tuple[ScheduledWork, ...] = ()
 
@@ -93,6 +95,7 @@ class Scheduler:
         self._waiting = WaitingQueue(self._shares)
         # A dict keeps the order of admission and removes in constant time.
         self._running: dict[str, ActiveRequest] = {}
+        self._counts = PriorityCounts()
         self._num_arrived = 0
 
     @property
@@ -120,22 +123,25 @@ class Scheduler:
         self._num_arrived += 1
         active.is_shielded = self._config.max_preemptions == 0
         self._shares.join(active.flow)
+        self._counts.add(active)
         self._waiting.add(active)
 
     def remove(self, active: ActiveRequest) -> None:
         """Forget a request, wherever it stands."""
         if self._waiting.remove(active) or self._running.pop(active.request_id, None) is not None:
             self._shares.leave(active.flow)
+            self._counts.remove(active)
 
     def schedule(self) -> ScheduledStep:
         """Choose the next step's work. Admitted requests move to the running set and to PREFILL, preempted ones to the
         queue and to WAITING."""
         preempted: list[ActiveRequest] = []
-        self._extend_decodes(preempted)
+        failed: list[tuple[ActiveRequest, Exception]] = []
+        self._extend_decodes(preempted, failed)
         admitted: list[ActiveRequest] = []
         # What memory ran out for a moment ago is not given away again at once.
         if self._waiting and not preempted:
-            self._admit(admitted, preempted)
+            self._admit(admitted, preempted, failed)
         decodes = tuple(
             ScheduledWork(active=active, num_tokens=1)
             for active in self._running.values()
@@ -144,7 +150,11 @@ class Scheduler:
         for work in decodes:
             self._shares.charge(work.active.flow, _DECODE_COST)
         return ScheduledStep(
-            admitted=tuple(admitted), preempted=tuple(preempted), decodes=decodes, chunks=self._chunks(len(decodes))
+            admitted=tuple(admitted),
+            preempted=tuple(preempted),
+            failed=tuple(failed),
+            decodes=decodes,
+            chunks=self._chunks(len(decodes)),
         )
 
     def check_integrity(self) -> None:
@@ -156,28 +166,41 @@ class Scheduler:
         for active in self._waiting:
             assert active.state is RequestState.WAITING, f"{active.request_id} cannot wait"
         self._shares.check_integrity()
+        self._waiting.check_integrity()
+        self._counts.check_integrity(tuple(self.requests()))
 
-    def _extend_decodes(self, preempted: list[ActiveRequest]) -> None:
+    def _extend_decodes(self, preempted: list[ActiveRequest], failed: list[tuple[ActiveRequest, Exception]]) -> None:
         for active in tuple(self._running.values()):
-            while active.state is RequestState.DECODE and not self._places.extend(active):
-                # Itself, if nobody else can be asked to.
-                self._preempt(choose_victim(self._running.values(), self._priorities()) or active, preempted)
+            try:
+                while active.state is RequestState.DECODE and not self._places.extend(active):
+                    # Itself, if nobody else can be asked to.
+                    self._preempt(choose_victim(self._running.values(), self._priorities()) or active, preempted)
+            except Exception as error:  # the allocator's, or the device's: this one's alone, as far as anybody knows
+                failed.append((active, error))
 
-    def _admit(self, admitted: list[ActiveRequest], preempted: list[ActiveRequest]) -> None:
+    def _admit(
+        self,
+        admitted: list[ActiveRequest],
+        preempted: list[ActiveRequest],
+        failed: list[tuple[ActiveRequest, Exception]],
+    ) -> None:
         priorities = self._priorities()
-        if len(self._running) >= self._config.max_num_seqs:
-            most_urgent = min(active.priority for active in self._waiting)
-            if choose_victim(self._running.values(), priorities, for_priority=most_urgent) is None:
-                return
+        is_full = len(self._running) >= self._config.max_num_seqs
+        if is_full and not choose_victim(self._running.values(), priorities, for_priority=self._waiting.most_urgent):
+            return
         while (active := self._waiting.first(priorities)) is not None:
             if active in preempted or self._prompt_budget(active, priorities) <= 0:
                 return
-            while len(self._running) >= self._config.max_num_seqs or not self._places.admit(active):
-                # Nobody overtakes a request that finds no place, or a large one would never find any.
-                victim = choose_victim(self._running.values(), priorities, for_priority=active.priority)
-                if victim is None:
-                    return
-                self._preempt(victim, preempted)
+            try:
+                while len(self._running) >= self._config.max_num_seqs or not self._places.admit(active):
+                    # Nobody overtakes a request that finds no place, or a large one would never find any.
+                    victim = choose_victim(self._running.values(), priorities, for_priority=active.priority)
+                    if victim is None:
+                        return
+                    self._preempt(victim, preempted)
+            except Exception as error:
+                failed.append((active, error))
+                return
             self._waiting.remove(active)
             self._running[active.request_id] = active
             active.advance(RequestState.PREFILL)
@@ -220,7 +243,11 @@ class Scheduler:
         return tuple(chunks)
 
     def _priorities(self) -> AgedPriorities:
-        return AgedPriorities(self.requests(), now=self._clock(), ageing_seconds=self._config.priority_ageing_seconds)
+        return AgedPriorities(
+            most_urgent=self._counts.most_urgent,
+            now=self._clock(),
+            ageing_seconds=self._config.priority_ageing_seconds,
+        )
 
     def _preempt(self, active: ActiveRequest, preempted: list[ActiveRequest]) -> None:
         self._places.take_back(active)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from services.worker.engine.scheduling.fairness import FairShares
-from services.worker.engine.scheduling.priorities import AgedPriorities
+from services.worker.engine.scheduling.priorities import AgedPriorities, PriorityCounts
 from services.worker.engine.scheduling.request import ActiveRequest
 
 
@@ -20,6 +20,7 @@ class WaitingQueue:
         self._shares = shares
         # A dict keeps the order of arrival and removes in constant time.
         self._requests: dict[str, ActiveRequest] = {}
+        self._counts = PriorityCounts()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -27,13 +28,26 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[ActiveRequest]:
         return iter(tuple(self._requests.values()))
 
+    @property
+    def most_urgent(self) -> int:
+        """The lowest priority in the queue, without regard to age."""
+        return self._counts.most_urgent
+
+    def check_integrity(self) -> None:
+        """AssertionError unless priorities are counted right."""
+        self._counts.check_integrity(self._requests.values())
+
     def add(self, active: ActiveRequest) -> None:
         """One more request waits."""
         self._requests[active.request_id] = active
+        self._counts.add(active)
 
     def remove(self, active: ActiveRequest) -> bool:
         """Forget a request; False if it is not here."""
-        return self._requests.pop(active.request_id, None) is not None
+        if self._requests.pop(active.request_id, None) is None:
+            return False
+        self._counts.remove(active)
+        return True
 
     def first(self, priorities: AgedPriorities) -> ActiveRequest | None:
         """Who is to run next. Requests whose ROCs are still on their way are passed over, so that a cold adapter delays

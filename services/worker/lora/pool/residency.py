@@ -74,6 +74,7 @@ class Residency:
         self._pending: list[ResidencyTicket] = []
         self._drained_for: ResidencyTicket | None = None
         self._num_departures = 0
+        self._held_bytes = 0
         self._pinning = Pinning(pool=pool, open_ticket=self.open_keys, close_ticket=self.close, clock=clock)
 
     def open(self, plan: RoutingPlan) -> ResidencyTicket:
@@ -103,6 +104,8 @@ class Residency:
     def poll(self) -> None:
         """Move every pending ticket as far as it can go. Never blocks; between steps, as tensors may be replaced."""
         self._pool.trim()
+        # Once for all tickets, each of which asks: what arrives meanwhile counts from the next time on.
+        self._held_bytes = self._fetches.held_bytes
         self._pinning.begin()
         self._finish_writes()
         is_room_short = False
@@ -151,7 +154,7 @@ class Residency:
 
     def _fetch(self, ticket: ResidencyTicket) -> None:
         """Begin to fetch what is missing, unless enough is waiting in host memory already."""
-        if ticket is not self._pending[0] and self._fetches.held_bytes > self._pool.capacity_bytes:
+        if ticket is not self._pending[0] and self._held_bytes > self._pool.capacity_bytes:
             return
         self._enter(ticket, TicketState.FETCHING)
         ticket.is_fetching = True
@@ -228,11 +231,14 @@ class Residency:
 
     def _fail(self, ticket: ResidencyTicket, error: BaseException) -> None:
         if not isinstance(error, HiloraError):
+            cause = error
             error = GenerationFailed(
                 f"Loading the components of {', '.join(key.adapter_id for key in ticket.keys)} failed: {error}",
                 code="component_load_failed",
                 remedy="See the worker's log; send the request again.",
             )
+            # Whether the device is lost can be told by it.
+            error.__cause__ = cause
         ticket.error = error
         self._enter(ticket, TicketState.FAILED)
 

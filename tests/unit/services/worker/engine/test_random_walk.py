@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -67,7 +69,18 @@ def _faulty_engine(rng: random.Random, **config) -> Engine:
         return execute(batch)
 
     engine._runner.execute = faulty
+    for name in ("allocate", "reserve"):
+        setattr(engine._runner.kv_cache, name, _sometimes_failing(rng, getattr(engine._runner.kv_cache, name)))
     return engine
+
+
+def _sometimes_failing(rng: random.Random, call: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if rng.random() < 0.01:
+            raise RuntimeError("the allocator failed")
+        return call(*args, **kwargs)
+
+    return failing
 
 
 def _random_request(rng: random.Random, step: int) -> dict:
@@ -108,7 +121,9 @@ def test_books_are_right_after_every_step(config, seed) -> None:
     run_until_done(engine, *recorders.values(), max_steps=3000)
     engine.check_integrity()
     _check_ends(engine, recorders)
-    assert engine.stats().counters.num_preemptions > 0
+    if "max_queue_seconds" not in config:
+        # On a slow machine impatience leaves nobody who could be preempted.
+        assert engine.stats().counters.num_preemptions > 0
     engine.stop(drain_seconds=0)
 
 

@@ -8,8 +8,10 @@ import threading
 import pytest
 
 from hilora.errors import Unavailable
+from services.worker.engine.sampling.sampling_params import SamplingParams
+from services.worker.engine.scheduling.request import EngineRequest
 from services.worker.engine.watchdog import Watchdog
-from tests.builders.engine import InMemoryComponentSource, make_engine, make_plan, submit
+from tests.builders.engine import InMemoryComponentSource, Recorder, make_engine, make_plan, submit
 from tests.builders.models import linear_shapes, load_tiny, make_adapter
 
 _PROMPT = [10, 20, 30, 40]
@@ -52,6 +54,20 @@ class TestWatchdog:
             assert not heard.watchdog.is_stuck
             heard.watchdog.check()
         assert heard.said == ["stuck", "recovered"] * 2
+
+    def test_what_its_owner_raises_ends_neither_thread(self) -> None:
+        heard = Heard()
+
+        def failing() -> None:
+            heard.said.append("failed")
+            raise RuntimeError("the event loop is closed")
+
+        heard.watchdog._on_stuck = heard.watchdog._on_recovery = failing
+        heard.watchdog.begin_step()
+        heard.now = 11.0
+        heard.watchdog.check()
+        heard.watchdog.end_step()
+        assert heard.said == ["failed"] * 2 and not heard.watchdog.is_stuck
 
     def test_it_says_where_the_thread_is(self, caplog) -> None:
         heard, may_go_on = Heard(), threading.Event()
@@ -132,6 +148,30 @@ class TestEngine:
         engine.check_integrity()
         counters = engine.stats().counters
         assert (counters.num_requests_failed, counters.num_requests_finished) == (3, 2)
+
+    def test_one_that_gave_way_in_the_middle_of_its_answer_goes_on_with_it(self, hung) -> None:
+        """It is in the queue, but nobody else could go on with what it has told."""
+        hung.may_return.set()
+        execute, ordinary = hung.engine._runner.execute, Recorder()
+
+        def interrupted(batch):
+            is_urgent = any(active.request_id == "urgent" for active in batch.sampling)
+            if is_urgent and not hung.is_unhealthy.is_set():
+                hung.may_return.clear()
+            elif len(ordinary.token_ids) == 2:
+                submit(hung.engine, "urgent", _PROMPT, priority=-1)
+            return execute(batch)
+
+        hung.engine._runner.execute = interrupted
+        sampling = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+        request = EngineRequest(request_id="ordinary", prompt_token_ids=tuple(_PROMPT), sampling=sampling)
+        hung.engine.submit(request, ordinary)
+        assert hung.is_unhealthy.wait(10)
+        assert 2 <= len(ordinary.token_ids) < 20 and not ordinary.done.is_set()
+        hung.may_return.set()
+        assert ordinary.done.wait(10)
+        assert ordinary.finished.num_completion_tokens == 20
+        assert hung.engine.stats().counters.num_preemptions == 1
 
     def test_a_stop_does_not_wait_for_ever(self, hung) -> None:
         running = submit(hung.engine, "running", _PROMPT)

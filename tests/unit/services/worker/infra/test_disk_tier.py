@@ -52,6 +52,25 @@ class TestComponentFiles:
         files.write(*_content(4, num_bytes=300))
         assert files.used_bytes() == 200
 
+    def test_what_it_holds_is_told_as_it_changes(self, tmp_path: Path) -> None:
+        files = ComponentFiles(tmp_path, capacity_bytes=250)
+        told = []
+        for act in (
+            lambda: files.write(*_content(1)),
+            lambda: files.write(*_content(2)),
+            lambda: files.write(*_content(3)),
+            lambda: files.forget(_content(3)[0]),
+        ):
+            act()
+            stats = files.stats()
+            told.append((stats.num_adapters, stats.used_bytes, stats.num_evictions))
+        assert told == [(1, 100, 0), (2, 200, 0), (2, 200, 1), (1, 100, 1)]
+        assert files.stats().capacity_bytes == 250
+
+    def test_a_folder_that_is_not_there_holds_nothing(self, tmp_path: Path) -> None:
+        stats = ComponentFiles(tmp_path / "none", capacity_bytes=250).stats()
+        assert (stats.num_adapters, stats.used_bytes) == (0, 0)
+
     def test_forgetting_says_what_it_frees(self, tmp_path: Path) -> None:
         files = ComponentFiles(tmp_path, capacity_bytes=1000)
         files.write(*_content(1))

@@ -195,3 +195,23 @@ def test_graphs_of_replaced_arenas_are_not_replayed(monkeypatch) -> None:
     again = captured.answers([_PLANS[4]])
     assert again == before
     assert captured.graphs.num_graphs > first + 1
+
+
+def test_a_model_that_cannot_be_captured_runs_without_graphs(monkeypatch) -> None:
+    plain = Setup(monkeypatch, has_graphs=False).answers(_PLANS)
+    captured = Setup(monkeypatch, has_graphs=True)
+    assert captured.graphs is not None
+    attempts: list[object] = []
+
+    def refusing(work):
+        attempts.append(work)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    captured.graphs._recorder = refusing
+    assert captured.answers(_PLANS) == plain
+    assert captured.graphs.num_graphs == 0
+    # What could not be captured once is not tried again in every step.
+    again = len(attempts)
+    captured.answers([RoutingPlan()])
+    captured.answers([RoutingPlan()])
+    assert len(attempts) <= again + 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hilora.errors import GenerationFailed, HiloraError, Unavailable
-from services.worker.engine.execution.step_executor import as_failure
+from services.worker.engine.execution.failures import as_failure
 from services.worker.engine.sampling.sampling_params import SamplingParams
 from services.worker.engine.scheduling.request import EngineRequest
 from tests.builders.engine import Recorder, make_engine, run_until_done, submit

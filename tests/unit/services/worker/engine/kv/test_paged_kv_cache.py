@@ -16,6 +16,10 @@ def _cache(**options) -> PagedKvCache:
     return cache
 
 
+def _no_room(*_args, **_options):
+    raise torch.OutOfMemoryError("the device is full")
+
+
 @pytest.fixture
 def sequences() -> Sequences:
     return Sequences(_cache())
@@ -49,6 +53,49 @@ class TestGrowth:
         assert not cache.reserve(second, 9)
         cache.free(first, token_ids=(), num_written=0, is_reusable=False)
         assert cache.reserve(second, 9)
+        cache.check_integrity()
+
+    def test_pages_that_cannot_be_cleared_now_are_cleared_later(self, monkeypatch) -> None:
+        """Even the list of pages to be cleared takes memory on a device that has none left."""
+        cache = _cache(num_pages=6)
+        first = cache.allocate("a", range(12), prefix_key=None)
+        second = cache.allocate("b", range(4), prefix_key=None)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "index_fill_", _no_room)
+            with pytest.raises(torch.OutOfMemoryError):
+                cache.free(first, token_ids=(), num_written=0, is_reusable=False)
+            cache.check_integrity()
+            assert cache.usage == pytest.approx(1 / 6)
+            assert cache.can_admit(16)
+            with pytest.raises(torch.OutOfMemoryError):
+                cache.allocate("c", range(16), prefix_key=None)
+            with pytest.raises(torch.OutOfMemoryError):
+                cache.reserve(second, 24)
+            cache.check_integrity()
+        assert cache.owners == {"b"}
+        assert cache.reserve(second, 24)
+        assert cache.usage == 1
+        cache.check_integrity()
+
+    def test_pages_taken_from_the_prefix_cache_are_cleared_in_one_go(self, monkeypatch) -> None:
+        cache = _cache(num_pages=6)
+        for owner in ("a", "b"):
+            cache.free(
+                cache.allocate(owner, range(12), prefix_key=owner),
+                token_ids=range(12),
+                num_written=12,
+                is_reusable=True,
+            )
+        cleared: list[int] = []
+        fill = torch.Tensor.index_fill_
+
+        def counting(tensor, dim, index, value):
+            cleared.append(len(index))
+            return fill(tensor, dim, index, value)
+
+        monkeypatch.setattr(torch.Tensor, "index_fill_", counting)
+        cache.allocate("c", range(24), prefix_key=None)
+        assert cleared == [6, 6]
         cache.check_integrity()
 
     def test_admission_leaves_room_for_those_that_run(self) -> None:

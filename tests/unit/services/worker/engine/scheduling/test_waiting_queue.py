@@ -24,7 +24,7 @@ class World:
         return active
 
     def first(self, now: float = 0.0):
-        return self.queue.first(AgedPriorities(self.queue, now=now, ageing_seconds=10.0))
+        return self.queue.first(AgedPriorities(most_urgent=self.queue.most_urgent, now=now, ageing_seconds=10.0))
 
 
 class TestOrder:
@@ -83,7 +83,7 @@ class TestAge:
 
     def test_nobody_becomes_more_urgent_than_the_most_urgent(self) -> None:
         requests = [make_active(priority=3), make_active(priority=-2)]
-        priorities = AgedPriorities(requests, now=1e9, ageing_seconds=10.0)
+        priorities = AgedPriorities(most_urgent=min(one.priority for one in requests), now=1e9, ageing_seconds=10.0)
         assert [priorities.of(active) for active in requests] == [-2, -2]
 
 
@@ -91,7 +91,7 @@ class TestVictims:
     def _choose(self, *requests, now=0.0, for_priority=None):
         for idx, active in enumerate(requests):
             active.arrival_idx = idx
-        priorities = AgedPriorities(requests, now=now, ageing_seconds=10.0)
+        priorities = AgedPriorities(most_urgent=min(one.priority for one in requests), now=now, ageing_seconds=10.0)
         return choose_victim(requests, priorities, for_priority=for_priority)
 
     def test_the_least_urgent_then_the_youngest(self) -> None:
