@@ -22,7 +22,7 @@ from services.worker.lora.gating.learned_gates import LearnedGates, LoadedGate
 from services.worker.lora.pool.pool_mirror import ShareTensor
 
 
-class _Role(StrEnum):
+class GateRole(StrEnum):
     """What a tensor is to its layer."""
 
     GATE = "gate"
@@ -36,7 +36,7 @@ class GatePart:
     """One tensor of a gate, without its values."""
 
     module_idx: int
-    role: _Role
+    role: GateRole
     adapter_id: str
     """Whose it is; empty for a router."""
     shape: tuple[int, ...]
@@ -88,8 +88,8 @@ class GateLeader:
             del self._mirrored[gate_id]
         for arrival in change.arrivals:
             tensors = [tensor for _, tensor in _parts_of(self._gates.gate(arrival.gate_id))]
-            for dtype, places in _places_by_dtype(arrival.parts).items():
-                share(torch.cat([tensors[place].reshape(-1) for place in places]).to(dtype))
+            for places in _places_by_dtype(arrival.parts).values():
+                share(torch.cat([tensors[place].reshape(-1) for place in places]))
             self._mirrored[arrival.gate_id] = None
 
 
@@ -125,10 +125,10 @@ def _parts_of(gate: LoadedGate) -> list[tuple[GatePart, torch.Tensor]]:
     found: list[tuple[GatePart, torch.Tensor]] = []
     for module_idx, tensors in gate.modules.items():
         named = [
-            *((_Role.GATE, adapter_id, tensor) for adapter_id, tensor in tensors.gates.items()),
-            *((_Role.BIAS, adapter_id, tensor) for adapter_id, tensor in tensors.biases.items()),
-            (_Role.ROUTER_A, "", tensors.router_a_GD),
-            (_Role.ROUTER_B, "", tensors.router_b_OG),
+            *((GateRole.GATE, adapter_id, tensor) for adapter_id, tensor in tensors.gates.items()),
+            *((GateRole.BIAS, adapter_id, tensor) for adapter_id, tensor in tensors.biases.items()),
+            (GateRole.ROUTER_A, "", tensors.router_a_GD),
+            (GateRole.ROUTER_B, "", tensors.router_b_OG),
         ]
         for role, adapter_id, tensor in named:
             if tensor is not None:
@@ -152,21 +152,21 @@ def _places_by_dtype(parts: Sequence[GatePart]) -> dict[torch.dtype, list[int]]:
 
 
 def _gate_from(arrival: GateArrival, tensors: Sequence[torch.Tensor]) -> LoadedGate:
-    by_module: dict[int, dict[_Role, dict[str, torch.Tensor]]] = {}
+    by_module: dict[int, dict[GateRole, dict[str, torch.Tensor]]] = {}
     for part, tensor in zip(arrival.parts, tensors, strict=True):
         by_module.setdefault(part.module_idx, {}).setdefault(part.role, {})[part.adapter_id] = tensor
     modules = {
         module_idx: GateTensors(
-            gates=roles.get(_Role.GATE, {}),
-            biases=roles.get(_Role.BIAS, {}),
-            router_a_GD=roles.get(_Role.ROUTER_A, {}).get(""),
-            router_b_OG=roles.get(_Role.ROUTER_B, {}).get(""),
+            gates=roles.get(GateRole.GATE, {}),
+            biases=roles.get(GateRole.BIAS, {}),
+            router_a_GD=roles.get(GateRole.ROUTER_A, {}).get(""),
+            router_b_OG=roles.get(GateRole.ROUTER_B, {}).get(""),
         )
         for module_idx, roles in by_module.items()
     }
     return LoadedGate(
         rule=arrival.rule,
         modules=modules,
-        adapter_ids=frozenset(part.adapter_id for part in arrival.parts if part.role is _Role.GATE),
+        adapter_ids=frozenset(part.adapter_id for part in arrival.parts if part.role is GateRole.GATE),
         num_bytes=sum(tensor.nbytes for tensor in tensors),
     )
