@@ -1,27 +1,29 @@
 """A transformers model under a routing plan: HiLoRA's arithmetic without the serving engine.
 
 Every linear layer that some adapter touches gets a forward hook that adds `sum_j g_j b_j (a_j . x)` over the plan's
-candidates, with the gates of `hilora.token_gating`. One prompt at a time, for measuring, not for serving.
+candidates, with the factors of the plan's rule (`module_update`). One prompt at a time, for measuring, not for serving.
 
-Shapes: T tokens, R stacked ROCs of the plan's candidates in one module, D in-features, O out-features.
+Shapes: B prompts, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from hilora.adapter import DecomposedAdapter, LoRAAdapter, RankOneComponents, RocBasis
+from hilora.adapter import DecomposedAdapter, LoRAAdapter, RocBasis
 from hilora.decomposition import decompose
+from hilora.errors import InvalidInput, UnknownAdapter
+from hilora.learned_gate import GateTensors, LearnedGate
 from hilora.peft_format import read_peft_adapter
-from hilora.routing_plan import RocScore, RoutingPlan
-from hilora.token_gating import ModuleGate, gate_rocs, module_gate
+from hilora.routing_plan import RoutingPlan
+from hilora_lab.evaluation.module_update import ModuleUpdate
 from hilora_lab.testbed.batches import TokenizedExample
 from hilora_lab.testbed.exact_match import is_answered
 
@@ -32,33 +34,33 @@ def read_adapter_folder(folder: Path) -> LoRAAdapter:
     return read_peft_adapter(config=config, tensors=load_file(folder / "adapter_model.safetensors"))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ActiveModule:
-    a_RD: torch.Tensor
-    b_RO: torch.Tensor
-    b_norm_R: torch.Tensor
-    gate: ModuleGate
-
-
 class GatedModel:
     """A base model and a pool of adapters, of which each call's plan says what acts.
 
     Args:
         model: a transformers model; hooks stay on it for its lifetime.
         adapters: factors by adapter name.
+        gates: learned gates by gate id, for plans whose rule needs one.
     """
 
-    def __init__(self, model: torch.nn.Module, adapters: Mapping[str, LoRAAdapter]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        adapters: Mapping[str, LoRAAdapter],
+        *,
+        gates: Mapping[str, LearnedGate] | None = None,
+    ) -> None:
         self._model = model
         self._adapters = dict(adapters)
+        self._gates = dict(gates or {})
         self._decomposed: dict[tuple[str, RocBasis], DecomposedAdapter] = {}
-        self._active: dict[str, _ActiveModule] = {}
+        self._active: dict[str, ModuleUpdate] = {}
         touched = {path for adapter in adapters.values() for path in adapter.modules}
         for path in touched:
             model.get_submodule(path).register_forward_hook(self._hook_of(path))
 
     def is_answered(self, plan: RoutingPlan, example: TokenizedExample) -> bool:
-        """Whether greedy decoding under the plan gives exactly the example's answer."""
+        """Whether greedy decoding under the plan gives exactly the example's answer. Errors as in `logits`."""
         self._activate(plan)
         try:
             return is_answered(self._model, [example])[0]
@@ -66,7 +68,13 @@ class GatedModel:
             self._active = {}
 
     def logits(self, plan: RoutingPlan, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """The model's logits `[B, T, V]` under the plan."""
+        """The model's logits `[B, T, V]` under the plan.
+
+        Raises:
+            UnknownAdapter: `unknown_gate`: the plan's learned gate was not given to this model.
+            InvalidInput: `gate_rule_mismatch`, `gate_shape_mismatch`: it is one of another rule, or for other layers or
+                adapters.
+        """
         self._activate(plan)
         try:
             with torch.no_grad():
@@ -75,17 +83,45 @@ class GatedModel:
             self._active = {}
 
     def _activate(self, plan: RoutingPlan) -> None:
-        pool = [self._in_basis(budget.adapter_name, plan.gate.basis) for budget in plan.budgets]
+        acting = [budget for budget in plan.budgets if budget.num_rocs > 0]
+        learned = self._learned(plan) if acting else {}
+        pool = [self._in_basis(budget.adapter_name, plan.gate.basis) for budget in acting]
+        updates: dict[str, ModuleUpdate] = {}
         for path in {path for adapter in pool for path in adapter.modules}:
-            stacked = [adapter.modules.get(path) for adapter in pool]
-            present = [rocs for rocs in stacked if rocs is not None]
-            b_RO = torch.cat([rocs.b_RO for rocs in present])
-            self._active[path] = _ActiveModule(
-                a_RD=torch.cat([rocs.a_RD for rocs in present]),
-                b_RO=b_RO,
-                b_norm_R=torch.linalg.vector_norm(b_RO, dim=1),
-                gate=module_gate(plan, num_rocs=[_size(rocs) for rocs in stacked]),
+            there = [
+                (budget, adapter.modules[path])
+                for budget, adapter in zip(acting, pool, strict=True)
+                if path in adapter.modules
+            ]
+            updates[path] = ModuleUpdate(
+                replace(plan, budgets=tuple(budget for budget, _ in there)),
+                [rocs for _, rocs in there],
+                learned=learned.get(path),
+                place=path,
             )
+        self._active = updates
+
+    def _learned(self, plan: RoutingPlan) -> Mapping[str, GateTensors]:
+        """The plan's learned gate by module path; empty if its rule needs none."""
+        gate_id = plan.gate.gate_id
+        if gate_id is None:
+            return {}
+        if gate_id not in self._gates:
+            raise UnknownAdapter(
+                f"The plan needs gate {gate_id}, which this model was not given.",
+                code="unknown_gate",
+                remedy="Pass it to GatedModel as one of gates, or use a rule that needs none.",
+                place="plan.gate.gate_id",
+            )
+        gate = self._gates[gate_id]
+        if gate.rule is not plan.gate.rule:
+            raise InvalidInput(
+                f"Gate {gate_id} is one of rule {gate.rule}; the plan's rule is {plan.gate.rule}.",
+                code="gate_rule_mismatch",
+                remedy="Name a gate of the plan's rule.",
+                place="plan.gate.gate_id",
+            )
+        return gate.modules
 
     def _in_basis(self, adapter_name: str, basis: RocBasis) -> DecomposedAdapter:
         key = (adapter_name, basis)
@@ -97,17 +133,10 @@ class GatedModel:
         def add_update(
             _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
         ) -> torch.Tensor:
-            active = self._active.get(path)
-            if active is None:
+            update = self._active.get(path)
+            if update is None:
                 return output
             x_TD = inputs[0].reshape(-1, inputs[0].shape[-1])
-            h_TR = x_TD @ active.a_RD.T
-            needs_norm = active.gate.score is RocScore.CONTRIBUTION
-            g_TR = gate_rocs(h_TR, gate=active.gate, b_norm_R=active.b_norm_R if needs_norm else None)
-            return output + ((g_TR * h_TR) @ active.b_RO).reshape(output.shape)
+            return output + update(x_TD).reshape(output.shape)
 
         return add_update
-
-
-def _size(rocs: RankOneComponents | None) -> int:
-    return 0 if rocs is None else rocs.num_rocs

@@ -20,11 +20,13 @@ from hilora.target_layer import LayerKind, target_layers
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.engine import Engine
 from services.worker.engine.execution.parallel_runner import Follower
+from services.worker.engine.output.events import Failed
 from services.worker.models.loader import LoadedModel, load_model
 from services.worker.models.tensor_parallel import ParallelGroup, join_parallel_group
 from services.worker.settings import ProcessPlace
 from tests.builders.components import InMemoryComponentSource
 from tests.builders.engine import Recorder, make_plan, run_until_done, submit
+from tests.builders.gates import InMemoryGateSource, make_adaptive_plan, make_gate
 from tests.builders.logits import LogitRecorder, random_prompt
 from tests.builders.models import EXPERT_ARCHITECTURES, make_adapter, make_model, save_byte_tokenizer
 
@@ -43,7 +45,14 @@ PLANS: dict[str, RoutingPlan] = {
         make_plan(("a4", RANK, RANK, 1.0), ("a5", RANK, RANK, 1.0)),
         gate=GateParameters(rule=GateRule.ARROW, basis=RocBasis.SVD),
     ),
+    **{
+        rule.value: make_adaptive_plan(rule, [("a0", RANK, 0.6), ("a3", RANK, 0.9)], top_k=RANK)
+        for rule in GateRule
+        if rule.is_learned
+    },
 }
+MISFIT = make_adaptive_plan(GateRule.SMORA, [("a0", RANK, 1.0)], gate_id="misfit@1")
+"""A plan whose gate has fewer rows than its adapter has components: known only when both are there."""
 
 Outcome = dict[str, tuple[list[int], torch.Tensor]]
 """Token ids and logits by request."""
@@ -79,6 +88,21 @@ def adapters_for(architecture: str) -> InMemoryComponentSource:
     )
 
 
+@cache
+def gates_for(architecture: str) -> InMemoryGateSource:
+    """The learned gates of `PLANS`, and one that does not fit."""
+    shapes = _shapes(architecture)
+    ranks = {adapter_id: dict.fromkeys(shapes, RANK) for adapter_id in ("a0", "a3")}
+    gates = {
+        plan.gate.gate_id: make_gate(plan.gate.rule, ranks=ranks, shapes=shapes, seed=idx)
+        for idx, plan in enumerate(PLANS.values())
+        if plan.gate.gate_id is not None
+    }
+    narrow = {"a0": dict.fromkeys(shapes, RANK - 1)}
+    misfit = make_gate(GateRule.SMORA, ranks=narrow, shapes=shapes)
+    return InMemoryGateSource({**gates, MISFIT.gate.gate_id or "": misfit})
+
+
 def config(**changes: object) -> EngineConfig:
     """The limits of the engines that are compared."""
     settings = {"max_num_seqs": 6, "max_model_len": 96, "max_num_batched_tokens": 32, "roc_pool_bytes": 4 << 20}
@@ -87,13 +111,18 @@ def config(**changes: object) -> EngineConfig:
 
 def mixed_batch(loaded: LoadedModel, architecture: str) -> Outcome:
     """Requests with different plans and none, side by side."""
-    engine = Engine(loaded=loaded, source=adapters_for(architecture), config=config())
+    engine = Engine(
+        loaded=loaded, source=adapters_for(architecture), config=config(), gate_source=gates_for(architecture)
+    )
     recorder = LogitRecorder(engine)
     done = {
         name: submit(engine, name, random_prompt(8 + 9 * idx, idx), plan=PLANS.get(name), max_tokens=6)
         for idx, name in enumerate(["base", *PLANS])
     }
-    run_until_done(engine, *done.values())
+    misfit = submit(engine, "misfit", random_prompt(9, 99), plan=MISFIT, max_tokens=6)
+    run_until_done(engine, *done.values(), misfit)
+    assert isinstance(misfit.events[-1], Failed), "a gate that does not fit was used"
+    assert misfit.events[-1].error.code == "gate_shape_mismatch"
     engine.check_integrity()
     engine.stop(drain_seconds=0)
     return {name: (one.token_ids, recorder.of(name)) for name, one in done.items()}

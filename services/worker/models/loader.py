@@ -138,9 +138,9 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
         base_config = AutoConfig.from_pretrained(location)
+        has_encoder = bool(getattr(base_config, "is_encoder_decoder", False))
         if group is not None:
-            options = sharding_options(group, quantization=quantization)
-        has_encoder = getattr(base_config, "is_encoder_decoder", False)
+            options = sharding_options(group, quantization=quantization, has_encoder=has_encoder)
         auto_class = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
         model, report = _load_weights(auto_class, location, compute_dtype, options)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -206,8 +206,8 @@ def _resolve_device(device: str) -> torch.device:
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every end-of-sequence id that the generation config or the tokenizer names; the config's list for chat models
-    holds end-of-turn tokens that the tokenizer does not know as such."""
+    """Every end-of-sequence id that the generation config or the tokenizer names and the model has; the config's list
+    for chat models holds end-of-turn tokens that the tokenizer does not know as such."""
     found: set[int] = set()
     for source in (model.generation_config, tokenizer):
         value = getattr(source, "eos_token_id", None)
@@ -215,4 +215,5 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
             found.add(value)
         elif value is not None:
             found.update(value)
-    return frozenset(found)
+    # A tokenizer that was extended without its model names tokens that can never come.
+    return frozenset(token_id for token_id in found if token_id < model.config.get_text_config().vocab_size)

@@ -155,18 +155,27 @@ def join_parallel_group(
     return ParallelGroup(rank=rank, size=size, device=target, control=control)
 
 
-def sharding_options(group: ParallelGroup, *, quantization: str | None) -> dict[str, Any]:
+def sharding_options(group: ParallelGroup, *, quantization: str | None, has_encoder: bool = False) -> dict[str, Any]:
     """What `from_pretrained` takes so that each process loads its own shard.
 
     Args:
         group: the processes.
         quantization: what the weights are to be quantised to while loading.
+        has_encoder: whether an encoder reads the model's prompts.
 
     Raises:
-        InvalidInput: `tensor_parallel_unsupported`: the weights would have to be divided and quantised at once.
+        InvalidInput: `tensor_parallel_unsupported`: the weights would have to be divided and quantised at once, or
+            nobody has planned how to divide them.
     """
     from transformers.distributed import DistributedConfig  # pyright: ignore[reportPrivateImportUsage]
 
+    if has_encoder:
+        raise InvalidInput(
+            "transformers has no plan by which to divide a base with an encoder among processes.",
+            code="tensor_parallel_unsupported",
+            remedy="Start one process.",
+            place="base_model",
+        )
     if quantization is not None:
         raise InvalidInput(
             f"A base that is quantised while loading ({quantization}) cannot be divided among processes.",

@@ -74,7 +74,9 @@ class TokenVocabulary:
         tokens_of = self.text_bytes()
         with self._tokenizer_lock:
             token_ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        is_exact = b"".join(tokens_of[token_id] for token_id in token_ids) == text.encode()
+        # Tokens that were added to a tokenizer may lie beyond what the model knows.
+        is_known = max(token_ids, default=0) < self._vocab_size
+        is_exact = is_known and b"".join(tokens_of[token_id] for token_id in token_ids) == text.encode()
         return token_ids if is_exact else None
 
     def _all_text_bytes(self) -> list[bytes]:

@@ -186,6 +186,13 @@ class TestWorker:
         assert await asyncio.to_thread(started.leader.wait, 30) == 0
         assert await asyncio.to_thread(started.follower.wait, 30) == 0
 
+    async def test_a_leader_that_is_gone_ends_its_follower(self, processes) -> None:
+        started, address = processes
+        async with open_channel(address) as channel:
+            await _until_ready(worker_pb2_grpc.WorkerServiceStub(channel), started.leader)
+            started.leader.kill()
+        assert await asyncio.to_thread(started.follower.wait, 30) == EXIT_STATUS
+
     @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
     async def test_a_follower_that_is_gone_or_stuck_ends_the_leader(self, processes, fate) -> None:
         started, address = processes

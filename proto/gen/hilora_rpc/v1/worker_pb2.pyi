@@ -270,7 +270,7 @@ class SamplingParams(_message.Message):
     min_p: _builtins.float
     """[0.0] Only tokens with this share of the likeliest token's probability, in [0, 1]."""
     repetition_penalty: _builtins.float
-    """[1.0] Above 1: tokens of prompt and answer become less likely. Above 0."""
+    """[1.0] Above 1: tokens of prompt and answer become less likely. In [0.01, 100]."""
     presence_penalty: _builtins.float
     """[0.0] Taken off the logits of tokens that the answer holds, in [-2, 2]."""
     frequency_penalty: _builtins.float

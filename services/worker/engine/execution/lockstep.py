@@ -18,6 +18,7 @@ from services.worker.engine.execution.batch import StepBatch
 from services.worker.engine.kv.kv_cache import KvCache
 from services.worker.engine.kv.kv_handle import KvHandle
 from services.worker.lora.gating.batch_plan import StepRocs, StepRocsBuilder
+from services.worker.lora.gating.gate_mirror import GateChange
 from services.worker.lora.pool.pool_mirror import MirrorChange
 from services.worker.models.attention import AttentionStep
 
@@ -70,6 +71,7 @@ class LockstepMessage:
 
     kv_calls: tuple[KvCall, ...]
     mirror: MirrorChange
+    gates: GateChange
     layout: StepLayout
     token_ids: tuple[int, ...]
     positions: tuple[int, ...]

@@ -25,22 +25,26 @@ from services.worker.engine.execution.lockstep import (
 from services.worker.engine.execution.model_runner import ModelRunner
 from services.worker.engine.scheduling.scheduler import ScheduledWork
 from services.worker.lora.gating.batch_plan import StepRocsBuilder
+from services.worker.lora.gating.gate_mirror import GateFollower, GateLeader
+from services.worker.lora.gating.learned_gates import gate_id_of
 from services.worker.lora.pool.pool_mirror import PoolFollower, PoolLeader
 from services.worker.lora.pool.residency import keys_of
 from services.worker.models.loader import LoadedModel
 from services.worker.models.tensor_parallel import ParallelGroup
+from services.worker.ports import GateSource
 
 
 class LeaderRunner(ModelRunner):
-    """The runner of the process that decides. Learned gates are not there: followers could not fetch them.
+    """The runner of the process that decides.
 
     Args:
         loaded: this process's shard.
         config: sizes of cache and pool, the same in all processes.
+        gate_source: where learned gates come from; None: there are none. Followers get them from here.
     """
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
-        super().__init__(loaded, _lockstep_config(config))
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, gate_source: GateSource | None = None) -> None:
+        super().__init__(loaded, _lockstep_config(config), gate_source=gate_source)
         self._group = _group_of(loaded)
         self._journal = JournaledKvCache(self.kv_cache)
         self.kv_cache = self._journal
@@ -49,6 +53,7 @@ class LeaderRunner(ModelRunner):
         )
         self._builder = self._journaled_builder
         self._mirror = PoolLeader(self.pool, self.modules, dtype=loaded.dtype, device=loaded.device)
+        self._gate_mirror = GateLeader(self.gates)
         self._last: tuple[StepBatch, StepLayout] | None = None
 
     def build_batch(self, works: Sequence[ScheduledWork]) -> StepBatch:
@@ -70,9 +75,12 @@ class LeaderRunner(ModelRunner):
         assert layout is not None, "nothing was built"
         assert last is batch, "only the batch that was built last can be told"
         plans = (*layout.decode_plans, *(plan for _, _, plan in layout.chunk_plans))
+        gate_ids = dict.fromkeys(gate_id for plan in plans if (gate_id := gate_id_of(plan)) is not None)
         message = LockstepMessage(
-            kv_calls=self._journal.take_calls(),
             mirror=self._mirror.change_for(dict.fromkeys(key for plan in plans for key in keys_of(plan))),
+            gates=self._gate_mirror.change_for(gate_ids),
+            # Last: what is taken here must be told.
+            kv_calls=self._journal.take_calls(),
             layout=layout,
             token_ids=tuple(batch.token_ids_T.tolist()),
             positions=tuple(batch.positions_T.tolist()),
@@ -81,6 +89,7 @@ class LeaderRunner(ModelRunner):
         try:
             self._group.tell(message)
             self._mirror.enact(message.mirror, self._group.share)
+            self._gate_mirror.enact(message.gates, self._group.share)
             return super().execute(batch)
         except BaseException as error:
             self._group.fail(error)
@@ -103,6 +112,7 @@ class Follower:
         )
         self._replay = KvReplay(self._runner.kv_cache)
         self._mirror = PoolFollower(self._runner.pool, self._runner.modules, dtype=loaded.dtype, device=loaded.device)
+        self._gate_mirror = GateFollower(self._runner.gates, device=loaded.device)
 
     def run(self) -> None:
         """Obey until the leader lets go. A failure of the group, the leader's end among them, ends the process."""
@@ -115,6 +125,7 @@ class Follower:
     def _obey(self, message: LockstepMessage) -> None:
         self._replay.repeat(message.kv_calls)
         self._mirror.enact(message.mirror, self._group.share)
+        self._gate_mirror.enact(message.gates, self._group.share)
         self._runner.execute(follower_batch(message, self._replay, self._builder, device=self._device))
 
 

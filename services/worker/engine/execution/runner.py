@@ -76,6 +76,6 @@ def build_runner(loaded: LoadedModel, config: EngineConfig, *, gate_source: Gate
         ValueError: `max_model_len` exceeds the positions that the model has embeddings for.
     """
     if loaded.group is not None:
-        return LeaderRunner(loaded, config)
+        return LeaderRunner(loaded, config, gate_source=gate_source)
     runner = Seq2SeqRunner if loaded.is_encoder_decoder else ModelRunner
     return runner(loaded, config, gate_source=gate_source)

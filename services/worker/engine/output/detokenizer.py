@@ -11,6 +11,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 _REPLACEMENT = "\ufffd"
+_MAX_WAITING = 8
+"""Tokens that may wait for the rest of their character, or for any text at all. Each of them is read again with every
+token that follows, and a model that has lost its way writes thousands."""
+_MAX_CHARACTER_BYTES = 4
+"""Of UTF-8: what still ends in an unfinished character so many tokens later was none."""
 
 
 class TokenDecoder(Protocol):
@@ -79,9 +84,23 @@ class Detokenizer:
         """Decode what is new; empty while it ends in an unfinished character."""
         context = self._decode(self._token_ids[self._context_start : self._read_end])
         text = self._decode(self._token_ids[self._context_start :])
-        if len(text) <= len(context) or (text.endswith(_REPLACEMENT) and not is_last):
+        stop = len(self._token_ids)
+        has_waited = stop - self._read_end > _MAX_WAITING
+        if len(text) <= len(context):
+            if has_waited and text == context:
+                # It adds nothing behind others that added nothing: a special token, of no consequence to what follows.
+                self._token_ids.pop()
             return ""
-        self._context_start, self._read_end = self._read_end, len(self._token_ids)
+        if text.endswith(_REPLACEMENT) and not is_last:
+            if not has_waited:
+                return ""
+            stop -= _MAX_CHARACTER_BYTES
+            certain = self._decode(self._token_ids[self._context_start : stop])
+            if len(certain) <= len(context) or not text.startswith(certain):
+                # The cut goes through a character that is whole; it is past it a token later.
+                return ""
+            text = certain
+        self._context_start, self._read_end = self._read_end, stop
         return text[len(context) :]
 
     def _decode(self, token_ids: list[int]) -> str:

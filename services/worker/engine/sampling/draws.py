@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from services.worker.engine.sampling.bucketed_row import BucketedRow
 from services.worker.engine.sampling.request_sampler import RequestSampler
+from services.worker.engine.sampling.sampling_params import SamplingParams
 from services.worker.engine.sampling.vocabulary_scan import LeadingTokens, block_at, block_masses, leading_tokens
 
 _NUM_LEADING = 64
@@ -40,7 +41,7 @@ def draw_limited(logits_RV: torch.Tensor, samplers: Sequence[RequestSampler]) ->
     top_ks = [sampler.params.top_k for sampler in samplers]
     num_leading = max(_NUM_LEADING, *(top_k for top_k in top_ks if top_k <= _MAX_LEADING), 0)
     totals: Sequence[float | None] = [None] * len(samplers)
-    if any(sampler.params.top_p < 1 and sampler.params.top_k == 0 for sampler in samplers):
+    if any(_needs_total(sampler.params) for sampler in samplers):
         totals = block_masses(_weights(logits_RV, samplers)).sum(axis=1).tolist()
     tokens: list[int] = []
     for row, leading in enumerate(leading_tokens(logits_RV, num_leading)):
@@ -55,13 +56,18 @@ def draw_limited(logits_RV: torch.Tensor, samplers: Sequence[RequestSampler]) ->
     return tokens
 
 
+def _needs_total(params: SamplingParams) -> bool:
+    """Whether the nucleus is a share of the whole row: nothing is cut before."""
+    return params.top_p < 1 and params.top_k == 0 and params.min_p == 0
+
+
 def _kept_weights(leading: LeadingTokens, sampler: RequestSampler, total: float | None) -> NDArray[np.float64] | None:
     """Weights of the leading tokens that the limits keep; None if tokens beyond the certain ones may be kept.
 
     Args:
         leading: of one row; the likeliest token has weight 1.
         sampler: whose limits.
-        total: weight of the whole row; None if no limit needs it.
+        total: weight of the whole row; may be None where these limits do not need it.
     """
     params = sampler.params
     scores_K = (leading.values_K.astype(np.float64) - leading.values_K[0]) * sampler.inverse_temperature
@@ -78,7 +84,8 @@ def _kept_weights(leading: LeadingTokens, sampler: RequestSampler, total: float 
     weights_K = np.exp(scores_K[:num_kept])
     if params.top_p < 1:
         cumulative_K = weights_K.cumsum()
-        mass = cumulative_K[-1] if is_whole else total
+        of_row = total if _needs_total(params) else None
+        mass = cumulative_K[-1] if is_whole else of_row
         if mass is None:
             return None
         num_nucleus = int(np.searchsorted(cumulative_K, params.top_p * mass)) + 1

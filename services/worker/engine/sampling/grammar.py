@@ -85,6 +85,8 @@ class GrammarCompiler:
             source = self._source(library, grammar)
         except ValueError as error:
             raise _invalid_grammar(grammar, str(error)) from error
+        except RecursionError as error:
+            raise _invalid_grammar(grammar, "it is nested too deeply.") from error
         limits = library.LLParserLimits(verbose_errors=False)
         matcher = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if matcher.is_error():
@@ -95,7 +97,7 @@ class GrammarCompiler:
         """The grammar in the library's language, with the space in front that the decoded answer will lose."""
         match grammar.kind:
             case GrammarKind.CHOICE:
-                root = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in grammar.choices)
+                root = " | ".join(map(_literal, grammar.choices))
             case GrammarKind.REGEX:
                 root = f"/{library.regex_to_lark(grammar.text, '')}/"
             case GrammarKind.JSON_OBJECT:
@@ -193,6 +195,11 @@ class _Tokens:
             token_ids.append(self._id_of[token])
             place += len(token)
         return token_ids
+
+
+def _literal(text: str) -> str:
+    """A text in the library's language, which has one unprintable character fewer than JSON."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _json_rule(schema: Any) -> str:

@@ -108,7 +108,7 @@ class SamplingParams:
     min_p: float = 0.0
     """Only tokens with at least this share of the likeliest token's probability, in [0, 1]."""
     repetition_penalty: float = 1.0
-    """Above 1 makes tokens less likely that the prompt or the answer holds already; above 0."""
+    """Above 1 makes tokens less likely that the prompt or the answer holds already; in [0.01, 100]."""
     presence_penalty: float = 0.0
     """Taken off the logits of tokens that the answer holds, in [-2, 2]."""
     frequency_penalty: float = 0.0
@@ -154,10 +154,11 @@ class SamplingParams:
         _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "at least 0 and at most 1")
         _require(
-            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
+            # Beyond, a logit may leave what float32 holds.
+            0.01 <= self.repetition_penalty <= 100,
             "repetition_penalty",
             self.repetition_penalty,
-            "a finite number above 0",
+            "at least 0.01 and at most 100",
         )
         for name in ("presence_penalty", "frequency_penalty"):
             _require(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "at least -2 and at most 2")

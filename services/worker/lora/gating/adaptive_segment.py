@@ -27,12 +27,18 @@ _MAX_CACHED_PLANS = 256
 
 
 class AdaptivePlan:
-    """A plan's gates by layer, made when a layer first asks. Good while the plan's adapters stay where they are.
+    """A plan's gates by layer. Good while the plan's adapters stay where they are.
+
+    All of them are made at once, before the forward pass: a gate that does not fit is one request's own fault while a
+    step is being built, but in the middle of a sharded model's pass it would be the end of all of its processes.
 
     Args:
         plan: its rule is not `rocs`; its adapters are committed.
         pool: where they are.
         gates: where its learned gate is; None where no plan has one.
+
+    Raises:
+        InvalidInput: `gate_shape_mismatch`.
     """
 
     def __init__(self, plan: RoutingPlan, pool: RocPool, gates: LearnedGates | None) -> None:
@@ -45,7 +51,8 @@ class AdaptivePlan:
         if plan.gate.rule.is_learned:
             assert gates is not None, "learned gates have no place here"
             self._learned = gates.of(plan).modules
-        self._layers: dict[int, AdaptiveLayer | None] = {}
+        targeted = [module_idx for module_idx, ranks in enumerate(zip(*self._ranks, strict=True)) if any(ranks)]
+        self._layers = {module_idx: self._made(module_idx) for module_idx in targeted}
 
     @property
     def placements(self) -> tuple[int, ...]:
@@ -53,19 +60,11 @@ class AdaptivePlan:
         return tuple(self._pool.placement(key) for key in self._keys)
 
     def layer(self, module_idx: int) -> AdaptiveLayer | None:
-        """The gate of a layer; None if no adapter has components there.
+        """The gate of a layer; None if no adapter has components there."""
+        return self._layers.get(module_idx)
 
-        Raises:
-            InvalidInput: `gate_shape_mismatch`.
-        """
-        if module_idx not in self._layers:
-            self._layers[module_idx] = self._made(module_idx)
-        return self._layers[module_idx]
-
-    def _made(self, module_idx: int) -> AdaptiveLayer | None:
+    def _made(self, module_idx: int) -> AdaptiveLayer:
         there = [idx for idx, ranks in enumerate(self._ranks) if ranks[module_idx] > 0]
-        if not there:
-            return None
         num_rocs = tuple(self._ranks[idx][module_idx] for idx in there)
         rows = [self._pool.rows(self._keys[idx])[module_idx, : self._ranks[idx][module_idx]] for idx in there]
         arena = self._pool.arena(module_idx)
@@ -93,7 +92,11 @@ class AdaptivePlans:
         self._plans: OrderedDict[str, tuple[tuple[int, ...], AdaptivePlan]] = OrderedDict()
 
     def of(self, plan: RoutingPlan) -> AdaptivePlan:
-        """The gates of a plan whose adapters are committed and whose learned gate is acquired."""
+        """The gates of a plan whose adapters are committed and whose learned gate is acquired.
+
+        Raises:
+            InvalidInput: `gate_shape_mismatch`.
+        """
         self._forget_evicted()
         made_at, adaptive = self._plans.pop(plan.digest, (None, None))
         if adaptive is None or made_at != adaptive.placements:

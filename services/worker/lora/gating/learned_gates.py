@@ -83,7 +83,7 @@ class LearnedGates:
 
     def is_loaded(self, plan: RoutingPlan) -> bool:
         """Whether a plan's gate is on the device, or the plan needs none."""
-        gate_id = _gate_id_of(plan)
+        gate_id = gate_id_of(plan)
         with self._lock:
             return gate_id is None or gate_id in self._entries
 
@@ -101,7 +101,7 @@ class LearnedGates:
 
     def acquire(self, plan: RoutingPlan) -> None:
         """The same, and keep the gate there until `release`. Plans without a gate need nothing."""
-        gate_id = _gate_id_of(plan)
+        gate_id = gate_id_of(plan)
         if gate_id is None or self._refer(gate_id, plan):
             return
         with self._fetch_lock:
@@ -116,7 +116,7 @@ class LearnedGates:
 
     def release(self, plan: RoutingPlan) -> None:
         """Give back what `acquire` took."""
-        gate_id = _gate_id_of(plan)
+        gate_id = gate_id_of(plan)
         if gate_id is None:
             return
         with self._lock:
@@ -126,16 +126,39 @@ class LearnedGates:
 
     def of(self, plan: RoutingPlan) -> LoadedGate:
         """The gate of a plan that has acquired it."""
-        gate_id = _gate_id_of(plan)
+        gate_id = gate_id_of(plan)
         assert gate_id is not None, "the plan has no gate"
+        return self.gate(gate_id)
+
+    def gate(self, gate_id: str) -> LoadedGate:
+        """A gate that is on the device, and stays there because somebody has acquired it."""
         with self._lock:
             return self._entries[gate_id].gate
+
+    def is_known(self, gate_id: str) -> bool:
+        """Whether a gate is on the device."""
+        with self._lock:
+            return gate_id in self._entries
+
+    def keep(self, gate_id: str, gate: LoadedGate) -> None:
+        """Hold a gate that another process has fetched and made ready, until `drop`. AssertionError without room."""
+        with self._lock:
+            assert gate_id not in self._entries, f"{gate_id} is there already"
+            assert self._used_bytes + gate.num_bytes <= self._capacity_bytes, f"no room for {gate_id}"
+            self._entries[gate_id] = _Entry(gate=gate)
+            self._used_bytes += gate.num_bytes
+
+    def drop(self, gate_id: str) -> None:
+        """Let go of what `keep` has held."""
+        with self._lock:
+            self._used_bytes -= self._entries.pop(gate_id).gate.num_bytes
+            self._num_evictions += 1
 
     def check_integrity(self, plans: Sequence[RoutingPlan]) -> None:
         """AssertionError unless the reference counts are exactly those of the requests' plans, and the bytes add up."""
         expected: dict[str, int] = {}
         for plan in plans:
-            if (gate_id := _gate_id_of(plan)) is not None:
+            if (gate_id := gate_id_of(plan)) is not None:
                 expected[gate_id] = expected.get(gate_id, 0) + 1
         with self._lock:
             found = {gate_id: entry.num_references for gate_id, entry in self._entries.items() if entry.num_references}
@@ -217,7 +240,8 @@ class LearnedGates:
         return tensor.to(self._device, self._dtype)
 
 
-def _gate_id_of(plan: RoutingPlan) -> str | None:
+def gate_id_of(plan: RoutingPlan) -> str | None:
+    """The learned gate that a plan needs; None if it needs none."""
     return None if plan.is_base_only else plan.gate.gate_id
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from hilora.errors import InvalidInput
 from services.worker.models.loader import load_model, public_name_of
 from services.worker.models.prompt_encoder import ChatTurn, PromptEncoder
+from services.worker.models.tensor_parallel import ParallelGroup
 from tests.builders.models import save_base
+from tests.builders.seq2seq import save_seq2seq_base
 
 _TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
@@ -76,6 +79,23 @@ class TestLoadModel:
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(InvalidInput, match="up_proj"):
             load_model(str(tmp_path))
+
+    def test_a_base_with_an_encoder_is_not_divided(self, tmp_path) -> None:
+        save_seq2seq_base(tmp_path / "t5")
+        group = ParallelGroup(rank=0, size=2, device=torch.device("cpu"), control=None)
+        with pytest.raises(InvalidInput) as caught:
+            load_model(str(tmp_path / "t5"), device="cpu", group=group)
+        assert caught.value.code == "tensor_parallel_unsupported"
+
+    def test_an_end_that_the_model_cannot_say_is_none(self, tmp_path) -> None:
+        save_base(tmp_path / "base")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+        tokenizer.add_tokens(["<end>"])
+        tokenizer.eos_token = "<end>"
+        tokenizer.save_pretrained(tmp_path / "base")
+        loaded = load_model(str(tmp_path / "base"), device="cpu")
+        assert len(tokenizer) > loaded.vocab_size
+        assert loaded.eos_token_ids and max(loaded.eos_token_ids) < loaded.vocab_size
 
     def test_public_names(self, folder) -> None:
         assert public_name_of(f"{folder}/") == "my-base"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +65,14 @@ class TestEncodeExactly:
     def test_takes_the_tokenizers_own_cut(self) -> None:
         tokenizer = byte_level_tokenizer()
         assert _BUILT["byte-level"].encode_exactly("a é a") == tokenizer("a é a")["input_ids"]
+
+    def test_refuses_tokens_that_the_model_does_not_have(self) -> None:
+        tokenizer = copy.deepcopy(byte_level_tokenizer())
+        vocabulary = TokenVocabulary(tokenizer, len(tokenizer))
+        tokenizer.add_tokens(["hello world"])
+        beyond = TokenVocabulary(tokenizer, vocabulary.vocab_size)
+        assert beyond.encode_exactly("say") == vocabulary.encode_exactly("say")
+        assert beyond.encode_exactly("say hello world") is None
 
     def test_refuses_what_the_tokenizer_changes(self) -> None:
         assert _BUILT["words"].encode_exactly(" a b") == word_tokenizer()("a b")["input_ids"]

@@ -7,9 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.worker.engine.output.detokenizer import Detokenizer
-from tests.builders.tokenizers import TOKENIZERS, byte_level_tokenizer
+from services.worker.models.token_vocabulary import TokenVocabulary
+from tests.builders.tokenizers import TOKENIZERS, byte_level_tokenizer, metaspace_tokenizer
 
 _TEXTS = st.text(alphabet=st.sampled_from("ab .,\n'éß漢字🙂👩‍👩‍👧\u0301\u200d "), max_size=25)
+
+
+_VOCABULARY = TokenVocabulary(byte_level_tokenizer(), len(byte_level_tokenizer()))
+_BYTE_TOKENS = {text[0]: token_id for token_id, text in enumerate(_VOCABULARY.text_bytes()) if len(text) == 1}
+_FRAGMENTS = [b"\x80", b"\xf0\x9f", b"\xe6", b"\xbc", "🙂".encode(), b"a"]
+
+
+class _CountingDecoder:
+    """A tokenizer that remembers the longest text it was asked for."""
+
+    def __init__(self, tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.longest = 0
+
+    def decode(self, token_ids: list[int], **options) -> str:
+        self.longest = max(self.longest, len(token_ids))
+        return self._tokenizer.decode(token_ids, **options)
 
 
 def _stream(tokenizer, token_ids: list[int], stop: tuple[str, ...] = ()) -> list[str]:
@@ -34,6 +52,30 @@ class TestCharacters:
         tokenizer = byte_level_tokenizer()
         token_ids = [token_id % len(tokenizer) for token_id in token_ids]
         assert "".join(_stream(tokenizer, token_ids)) == tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    @settings(max_examples=300, deadline=None)
+    @given(spelled=st.lists(st.sampled_from(_FRAGMENTS), max_size=40))
+    def test_bytes_that_are_no_text_equal_decoding_them_at_once(self, spelled) -> None:
+        tokenizer = byte_level_tokenizer()
+        token_ids = [_BYTE_TOKENS[byte] for byte in b"".join(spelled)]
+        assert "".join(_stream(tokenizer, token_ids)) == tokenizer.decode(token_ids)
+
+    @pytest.mark.parametrize("token_id", [1, _BYTE_TOKENS[0x80]], ids=["special", "half a character"])
+    def test_tokens_that_never_become_text_are_not_read_again_and_again(self, token_id) -> None:
+        counting = _CountingDecoder(byte_level_tokenizer())
+        text = "".join(_stream(counting, [_BYTE_TOKENS[ord("a")], *[token_id] * 300, _BYTE_TOKENS[ord("b")]]))
+        assert text == ("ab" if token_id == 1 else "a" + "\ufffd" * 300 + "b")
+        assert counting.longest < 32
+
+    def test_special_tokens_at_the_beginning_are_not_read_again_and_again(self) -> None:
+        counting = _CountingDecoder(metaspace_tokenizer())
+        a = metaspace_tokenizer()("a")["input_ids"]
+        assert "".join(_stream(counting, [1] * 300 + a + a)) == metaspace_tokenizer().decode(a + a)
+        assert counting.longest < 32
+
+    def test_characters_that_are_no_characters_do_not_wait_for_ever(self) -> None:
+        pieces = _stream(byte_level_tokenizer(), [_BYTE_TOKENS[0x80]] * 40)
+        assert len("".join(pieces[:-1])) > 20
 
     def test_an_unfinished_character_waits(self) -> None:
         tokenizer = byte_level_tokenizer()

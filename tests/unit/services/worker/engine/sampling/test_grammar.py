@@ -156,8 +156,10 @@ class TestCompiler:
             (_schema([1]), "schema must be"),
             (_schema(False), "nsatisfiable"),
             (Grammar(kind=GrammarKind.JSON_SCHEMA, text="{"), "line 1"),
+            (Grammar(kind=GrammarKind.JSON_SCHEMA, text="[" * 60_000), "nested"),
+            (Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"items":' * 3000 + "{}" + "}" * 3000), "nested"),
         ],
-        ids=str,
+        ids=lambda value: str(value)[:60],
     )
     def test_says_why_a_grammar_cannot_be_used(self, grammar, reason) -> None:
         with pytest.raises(InvalidInput) as caught:
@@ -182,6 +184,10 @@ class TestCompiler:
     def test_slashes_quotes_and_line_breaks_mean_themselves(self) -> None:
         assert _answer("byte-level", _regex('a/b"\n'))[0] == 'a/b"\n'
         assert _answer("byte-level", _choice('a/"\\\n'))[0] == 'a/"\\\n'
+
+    @pytest.mark.parametrize("character", ["\x00", "\x1f", "\x7f", "\u2028"])
+    def test_characters_that_are_not_printed_mean_themselves(self, character) -> None:
+        assert _answer("byte-level", _choice(f"a{character}b"))[0] == f"a{character}b"
 
     def test_keeps_only_so_many(self) -> None:
         compiler = GrammarCompiler(TokenVocabulary(TOKENIZERS["words"](), 13), eos_token_ids=frozenset({_EOS}))

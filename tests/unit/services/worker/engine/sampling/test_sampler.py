@@ -97,6 +97,8 @@ class TestFrequencies:
         {"min_p": 1e-6},
         {"min_p": 0.001, "top_k": 700, "top_p": 0.95},
         {"top_k": 500, "top_p": 0.5, "temperature": 0.7},
+        {"min_p": 0.001, "top_p": 0.5},
+        {"top_k": 2000, "top_p": 0.5, "temperature": 2.0},
     ],
     ids=str,
 )
@@ -240,12 +242,13 @@ class TestSample:
             {"temperature": 0.0, "logprobs": 2},
             {"min_p": 0.05, "logit_bias": {3: 5.0}},
             {"top_p": 0.99, "temperature": 3.0},
+            {"top_k": 1500, "top_p": 0.05, "temperature": 2.5},
         ]
         rows = torch.stack([_large_row(3001 + idx)[:3001] for idx in range(len(rules))])
 
         def play() -> list[list[SampledToken]]:
             samplers = [RequestSampler(SamplingParams(seed=4, **rule), prompt_token_ids=(1, 2)) for rule in rules]
-            return [sample(rows, samplers) for _ in range(6)]
+            return [sample(rows, samplers) for _ in range(40)]
 
         one_by_one = play()
         monkeypatch.setattr(

@@ -39,6 +39,8 @@ class TestSamplingParams:
             ("min_p", 1.01),
             ("min_p", float("nan")),
             ("repetition_penalty", 0.0),
+            ("repetition_penalty", 1e-38),
+            ("repetition_penalty", 1e38),
             ("repetition_penalty", float("inf")),
             ("presence_penalty", 2.1),
             ("presence_penalty", float("nan")),
