@@ -69,6 +69,10 @@ class ArenaStorage(Protocol):
         Args:
             height: the new one, row 0 included.
             moved_to: the new row of each old one, 0 for rows that are dropped; None: rows stay where they are.
+
+        Raises:
+            torch.OutOfMemoryError: some of the tensors may have been replaced. If rows stay where they are, all of them
+                can be used as before, and this may be tried again.
         """
         ...
 
@@ -172,12 +176,13 @@ class GrowingStorage:
     @property
     def height(self) -> int:
         """See `ArenaStorage`."""
-        return len(self._arena.a_ND)
+        # All three are as high, unless memory ran out between them.
+        return min(len(self._arena.a_ND), len(self._arena.b_NO), len(self._arena.b_norms_N))
 
     @property
     def num_backed_rows(self) -> int:
         """See `ArenaStorage`."""
-        return self.height - 1
+        return max(len(self._arena.a_ND), len(self._arena.b_NO)) - 1
 
     def back(self, rows: np.ndarray) -> None:
         """See `ArenaStorage`; the tensors are there already."""

@@ -126,7 +126,8 @@ class PoolFollower:
             },
         )
         sizes = self._pool.sizes_of(adapter, adapter_id=key.adapter_id)
-        assert self._pool.try_acquire([key], {key: sizes}), "a follower has no room for what its leader has"
+        is_placed = self._pool.try_acquire([key], {key: sizes})
+        assert is_placed, "a follower has no room for what its leader has"
         if not self._pool.is_committed([key]):
             self._pool.write(key, adapter)
             self._pool.commit(key)

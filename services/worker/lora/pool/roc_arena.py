@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hilora.adapter import DecomposedAdapter
-from hilora.errors import AdapterShapeMismatch
+from hilora.errors import AdapterShapeMismatch, RocPoolFull
 from services.worker.lora.pool.arena_storage import ArenaStorage, GrowingStorage, ReservedStorage, RocArena
 from services.worker.lora.pool.row_allocator import RowAllocator
 
@@ -160,6 +160,10 @@ class RocArenas:
 
         Returns:
             Where rows went to, if the space of some arena had to be given to another one; None: all rows stayed.
+
+        Raises:
+            RocPoolFull: `device_memory_full`: the device cannot give what the pool may have. Some tensors were replaced,
+                all rows stayed.
         """
         needed = [
             max(arena.storage.height, arena.rows.height_with(num_rows))
@@ -175,8 +179,18 @@ class RocArenas:
                 # Twice as much each time, so that all growth together copies a row once or twice.
                 num_more = min(max(0, 2 * arena.storage.height - height), spare_bytes // arena.row_bytes)
                 spare_bytes -= num_more * arena.row_bytes
-                arena.storage.resize(height + num_more, None)
+                self._grow(arena.storage, height + num_more)
         return None
+
+    def _grow(self, storage: ArenaStorage, height: int) -> None:
+        try:
+            storage.resize(height, None)
+        except torch.OutOfMemoryError as error:
+            raise RocPoolFull(
+                f"The device has no memory for more components, of which the pool may have {self._capacity_bytes} bytes.",
+                code="device_memory_full",
+                remedy="Lower HILORA_WORKER_ROC_POOL_BYTES, or the memory for keys and values.",
+            ) from error
 
     def compact(self, rows_C: np.ndarray | None = None) -> RowMoves | None:
         """Make arenas just high enough for what they hold and so many rows more. Nobody may be reading or writing rows

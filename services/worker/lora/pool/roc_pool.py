@@ -144,7 +144,8 @@ class RocPool:
             False if there is no room now, or a key is neither there nor in `missing`, or is being drained.
 
         Raises:
-            RocPoolFull: `plan_exceeds_roc_pool`: the keys would not fit a pool with nothing but what is pinned.
+            RocPoolFull: `plan_exceeds_roc_pool`: the keys would not fit a pool with nothing but what is pinned;
+                `device_memory_full`: the device cannot give what the pool may have.
         """
         with self._lock:
             absent = [key for key in keys if key not in self._entries]
@@ -157,9 +158,13 @@ class RocPool:
             # References first, so that a plan never evicts its own adapters.
             for key in there:
                 self._refer(key, 1)
-            if not self._make_room([missing[key] for key in absent]):
-                for key in there:
+            has_room = False
+            try:
+                has_room = self._make_room([missing[key] for key in absent])
+            finally:
+                for key in there if not has_room else ():
                     self._refer(key, -1)
+            if not has_room:
                 return False
             for key in absent:
                 self._reserve(key, missing[key])
@@ -341,7 +346,12 @@ class RocPool:
             self._drop(victim, is_gone=False)
             self._num_evictions += 1
         if self._arenas.must_replace(rows_C):
-            self._rearrange(self._arenas.replace(rows_C))
+            moves: RowMoves | None = None
+            try:
+                moves = self._arenas.replace(rows_C)
+            finally:
+                # Also when memory runs out halfway: some tensors are others by then.
+                self._rearrange(moves)
         return True
 
     def _victims(self, surplus: int) -> dict[RocKey, ComponentSizes]:

@@ -328,3 +328,34 @@ class TestMisuse:
         pool.release([_key("a")])
         with pytest.raises(AssertionError):
             pool.release([_key("a")])
+
+class TestDeviceMemoryThatRunsOut:
+    @pytest.fixture
+    def strategy(self, monkeypatch) -> None:
+        monkeypatch.setattr(sys.modules[__name__], "_strategy", ArenaStrategy.GROWING)
+
+    @pytest.mark.parametrize("num_done", [0, 1, 2, 4])
+    def test_a_refused_acquisition_leaves_everything_as_it_was(self, monkeypatch, num_done) -> None:
+        pool, adapters = _pool(), {name: make_adapter(_SHAPES, rank=2, seed=ord(name)) for name in "ab"}
+        assert _load(pool, "a", adapters["a"])
+        empty, calls = torch.empty, []
+
+        def scarce(*sizes, **options) -> torch.Tensor:
+            calls.append(sizes)
+            if len(calls) > num_done:
+                raise torch.OutOfMemoryError("no more")
+            return empty(*sizes, **options)
+
+        monkeypatch.setattr(torch, "empty", scarce)
+        keys = [_key("a"), _key("b")]
+        missing = {_key("b"): pool.sizes_of(adapters["b"], adapter_id="b")}
+        with pytest.raises(RocPoolFull) as caught:
+            pool.try_acquire(keys, missing)
+        assert caught.value.code == "device_memory_full"
+        assert pool.num_references(_key("a")) == 1
+        pool.check_integrity()
+        _assert_written(pool, "a", adapters["a"])
+        monkeypatch.setattr(torch, "empty", empty)
+        assert _load(pool, "b", adapters["b"])
+        for name, adapter in adapters.items():
+            _assert_written(pool, name, adapter)
