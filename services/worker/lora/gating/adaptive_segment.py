@@ -67,12 +67,12 @@ class AdaptivePlan:
         if not there:
             return None
         num_rocs = tuple(self._ranks[idx][module_idx] for idx in there)
-        rows = [self._pool.rows(self._keys[idx])[module_idx, : self._ranks[idx][module_idx]] for idx in there]
+        rows = [self._pool.rows(self._keys[idx]).of_module(module_idx) for idx in there]
         arena = self._pool.arena(module_idx)
         return AdaptiveLayer(
             plan=replace(self.plan, budgets=tuple(self._acting[idx] for idx in there)),
             num_rocs=num_rocs,
-            rows_R=torch.cat([torch.tensor(of_adapter) for of_adapter in rows]).to(arena.a_ND.device),
+            rows_R=torch.cat([torch.tensor(of_adapter, dtype=torch.int64) for of_adapter in rows]).to(arena.a_ND.device),
             arena=arena,
             learned=self._learned.get(module_idx),
         )

@@ -233,7 +233,7 @@ class GrowingStorage:
     def _transfer(self, rows: np.ndarray, parts: Sequence[RankOneComponents]) -> None:
         assert self._stream is not None, "transfers have a stream of their own"
         arena = self._arena
-        index = torch.from_numpy(rows).to(self._device)
+        index = torch.from_numpy(rows.astype(np.int64)).to(self._device)
         a_RD = _staged([part.a_RD for part in parts], arena.a_ND.dtype).to(self._device, non_blocking=True)
         arena.a_ND.index_copy_(0, index, a_RD)
         b_RO = _staged([part.b_RO for part in parts], arena.b_NO.dtype).to(self._device, non_blocking=True)

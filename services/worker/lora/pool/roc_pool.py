@@ -29,6 +29,7 @@ from services.worker.lora.pool.roc_arena import (
     RocArenas,
     RowMoves,
 )
+from services.worker.lora.pool.row_table import RowTable
 
 _MAX_RETIRED_IDS = 4096
 """Adapters that are known to have left the catalogue; requests accepted before may still bring them in."""
@@ -114,6 +115,7 @@ class RocPool:
                 used_bytes=self._entries.used_bytes,
                 reserved_bytes=self._arenas.reserved_bytes,
                 pinned_bytes=self._entries.pinned_bytes(),
+                table_bytes=self._entries.table_bytes,
                 num_adapters=len(self._entries),
                 num_hits=self._num_hits,
                 num_misses=self._num_misses,
@@ -195,9 +197,9 @@ class RocPool:
     def write(self, key: RocKey, adapter: DecomposedAdapter) -> None:
         """Copy components into reserved rows. Off the step loop: no plan refers to these rows yet."""
         with self._lock:
-            rows_MR = self._entries[key].rows_MR
+            rows = self._entries[key].rows
         # Without the lock: nothing is moved while an adapter is reserved and not committed.
-        self._arenas.write(rows_MR, adapter)
+        self._arenas.write(rows, adapter)
 
     def commit(self, key: RocKey) -> None:
         """Declare a reserved adapter's rows written."""
@@ -284,11 +286,10 @@ class RocPool:
                 if moves is not None:
                     self._rearrange(moves)
 
-    def rows(self, key: RocKey) -> np.ndarray:
-        """Rows of a committed adapter in each module's arena, int64 `[M, R]`, read-only: `rows[m, j]` holds its
-        j-th ROC in module m, row 0 where it has fewer there. Modules of one shape share an arena, so that rows differ
+    def rows(self, key: RocKey) -> RowTable:
+        """Rows of a committed adapter in each module's arena. Modules of one shape share an arena, so that rows differ
         by module."""
-        return self._entries[key].rows_MR
+        return self._entries[key].rows
 
     def placement(self, key: RocKey) -> int:
         """A number that the adapter keeps while its rows stay as they are, in tensors that stay as they are; no two
@@ -297,7 +298,7 @@ class RocPool:
 
     def module_ranks(self, key: RocKey) -> tuple[int, ...]:
         """ROCs of a committed adapter by module index."""
-        return self._entries[key].module_ranks
+        return self._entries[key].rows.layout.module_ranks
 
     def arena(self, module_idx: int) -> RocArena:
         """The rows that a module's components are among. Its tensors may be others after `try_acquire`."""
@@ -313,7 +314,7 @@ class RocPool:
         """AssertionError unless every row is free, or owned once, and the accounts agree."""
         with self._lock:
             self._entries.check_integrity()
-            self._arenas.check_integrity([entry.rows_MR for entry in self._entries.values()])
+            self._arenas.check_integrity([entry.rows for entry in self._entries.values()])
             assert self.used_bytes <= self._arenas.reserved_bytes <= self._capacity_bytes, "bytes out of order"
 
     def _refuse_impossible(self, keys: Sequence[RocKey], missing: Mapping[RocKey, ComponentSizes]) -> None:
@@ -335,9 +336,9 @@ class RocPool:
         num_bytes = sum(size.num_bytes for size in sizes)
         if self.used_bytes - self._entries.evictable_bytes + num_bytes > self._capacity_bytes:
             return False
-        victims = self._victims(self.used_bytes + num_bytes - self._capacity_bytes)
-        rows_C = self._arenas.rows_by_arena(sizes)
-        freed_C = self._arenas.rows_by_arena(victims.values())
+        victims = self._entries.victims(self.used_bytes + num_bytes - self._capacity_bytes, self._eviction)
+        rows_C = self._arenas.rows_by_arena(size.module_ranks for size in sizes)
+        freed_C = self._arenas.rows_by_arena(self.module_ranks(victim) for victim in victims)
         if self._entries.is_writing and self._arenas.must_replace(rows_C - freed_C):
             # A loader thread is writing to the tensors of now; its end is a change, and this is tried again. Nobody is
             # evicted before that, as until then it would be for nothing.
@@ -354,29 +355,17 @@ class RocPool:
                 self._rearrange(moves)
         return True
 
-    def _victims(self, surplus: int) -> dict[RocKey, ComponentSizes]:
-        """The adapters to evict for so many bytes."""
-        victims: dict[RocKey, ComponentSizes] = {}
-        for key in self._eviction.by_value(self._entries.evictable_keys) if surplus > 0 else ():
-            entry = self._entries[key]
-            victims[key] = ComponentSizes(num_bytes=entry.num_bytes, module_ranks=entry.module_ranks)
-            surplus -= entry.num_bytes
-            if surplus <= 0:
-                break
-        return victims
-
     def _rearrange(self, moves: RowMoves | None) -> None:
         """Enter that tensors were replaced and, perhaps, rows moved."""
         self._layout_version += 1
         for entry in self._entries.values():
             if moves is not None:
-                entry.rows_MR = self._arenas.moved(entry.rows_MR, moves)
+                entry.rows = self._arenas.moved(entry.rows, moves)
             entry.placement = self._new_placement()
 
     def _reserve(self, key: RocKey, sizes: ComponentSizes) -> None:
         entry = PoolEntry(
-            rows_MR=self._arenas.take(sizes),
-            module_ranks=sizes.module_ranks,
+            rows=self._arenas.take(sizes),
             num_bytes=sizes.num_bytes,
             placement=self._new_placement(),
             num_references=1,
@@ -398,7 +387,7 @@ class RocPool:
     def _drop(self, key: RocKey, *, is_gone: bool) -> None:
         entry = self._entries.pop(key)
         # Whoever makes room needs these rows at once; a retirement is meant to make the process smaller.
-        self._arenas.give_back(entry.rows_MR, must_discard=is_gone)
+        self._arenas.give_back(entry.rows, must_discard=is_gone)
         (self._eviction.forget if is_gone else self._eviction.mark_evicted)(key)
         self._is_trim_due = self._is_trim_due or is_gone
         self._layout_version += 1

@@ -91,7 +91,7 @@ class TestStrategies:
         modules = [ModuleShape(module_path="q", in_features=6, out_features=4)]
         arenas = RocArenas(modules=modules, capacity_bytes=10_000, dtype=torch.float32, device=_CPU)
         sizes = arenas.sizes_of(make_adapter({"q": (6, 4)}, rank=3), adapter_id="a")
-        assert arenas.must_replace(arenas.rows_by_arena([sizes]))
+        assert arenas.must_replace(arenas.rows_by_arena([sizes.module_ranks]))
 
     def test_a_thousand_experts_are_two_arenas(self) -> None:
         modules = [
