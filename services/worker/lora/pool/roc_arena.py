@@ -124,9 +124,10 @@ class RocArenas:
             idx = self._module_idx.get(module_path)
             if idx is None:
                 raise AdapterShapeMismatch(
-                    f"{adapter_id} targets {module_path}, which the base model does not have as a linear layer.",
+                    f"{adapter_id} targets {module_path}, which is no layer of the base model that can carry a LoRA.",
                     code="unknown_target_module",
-                    remedy="Register the adapter against the base model that this worker serves.",
+                    remedy="Register the adapter against the base model that this worker serves, on its linear layers "
+                    "and word embeddings.",
                     place=module_path,
                 )
             shape = self._modules[idx]
