@@ -198,16 +198,18 @@ class TestDeadlines:
         assert late.error.code == "worker_draining"
 
     def test_a_write_that_a_shutdown_forestalls_fails_its_ticket_and_frees_its_rows(self, world, monkeypatch) -> None:
-        may_write = threading.Event()
+        has_begun, may_write = threading.Event(), threading.Event()
         write = world.pool.write
 
         def slow_write(*args) -> None:
+            has_begun.set()
             assert may_write.wait(timeout=30)
             write(*args)
 
         monkeypatch.setattr(world.pool, "write", slow_write)
         running, queued = world.open("a"), world.open("b")
         world.poll_until(lambda: running.state is queued.state is TicketState.WRITING)
+        assert has_begun.wait(timeout=30)
         world.residency.shutdown()
         world.poll_until(lambda: queued.state is TicketState.FAILED)
         assert queued.error.code == "worker_draining"
