@@ -120,8 +120,8 @@ def load_model(
         group: the processes to shard the model over, all of which load it at the same time; None: it stays whole.
 
     Raises:
-        InvalidInput: `base_model_not_loadable`, with the reason; `base_architecture_unsupported`; `invalid_device`; `invalid_dtype`;
-            `invalid_quantization`; `quantization_not_installed`; `tensor_parallel_unsupported`.
+        InvalidInput: `base_model_not_loadable`, with the reason; `base_architecture_unsupported`; `invalid_device`;
+            `invalid_dtype`; `invalid_quantization`; `quantization_not_installed`; `tensor_parallel_unsupported`.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -155,8 +155,8 @@ def load_model(
         raise _not_loadable(location, f"{len(missing)} weights are missing, {missing[0]} first")
     if not has_encoder and "position_ids" not in signature(model.forward).parameters:
         raise InvalidInput(
-            f"The base model {location} is a {type(model).__name__}, which cannot be told its tokens' positions: several "
-            "requests cannot share a step.",
+            f"The base model {location} is a {type(model).__name__}, which cannot be told its tokens' positions: "
+            "several requests cannot share a step.",
             code="base_architecture_unsupported",
             remedy="Serve a model whose forward takes position_ids, or one with an encoder.",
             place="base_model",

@@ -212,9 +212,7 @@ class TestFactors:
 
 class TestEdges:
     def test_an_update_that_is_zero_scores_nothing_under_arrow(self):
-        scores = arrow_scores(
-            torch.tensor([[0.0, 3.0]]), first_norms_TL=torch.tensor([0.0, 2.0])
-        )
+        scores = arrow_scores(torch.tensor([[0.0, 3.0]]), first_norms_TL=torch.tensor([0.0, 2.0]))
         assert scores.tolist() == [[0.0, 1.5]]
 
     def test_a_constant_vector_has_no_direction(self):

@@ -43,7 +43,9 @@ class AdaptiveTokens:
         tops = [top if 0 < top < num_scores else num_scores for top in table.tops]
         self.top_k: int | torch.Tensor = 0
         if min(tops) < num_scores:
-            self.top_k = self.plans.of(torch.tensor(tops, device=plans_T.device)[:, None]) if table.is_shared else tops[0]
+            self.top_k = (
+                self.plans.of(torch.tensor(tops, device=plans_T.device)[:, None]) if table.is_shared else tops[0]
+            )
 
 
 class AdaptiveLayer:
@@ -120,9 +122,7 @@ class AdaptiveLayer:
             factors_TN = torch.where(is_there_TN, factors_TN, 0.0)
         return factors_TN.to(h_TLS.dtype).view(len(h_TLS), self._table.num_adapters, -1)
 
-    def _is_kept(
-        self, h_TLS: torch.Tensor, budgets: Budgets, arena: RocArena, tokens: AdaptiveTokens
-    ) -> torch.Tensor:
+    def _is_kept(self, h_TLS: torch.Tensor, budgets: Budgets, arena: RocArena, tokens: AdaptiveTokens) -> torch.Tensor:
         table, slots, plans = self._table, self._slots, tokens.plans
         shape = (-1, table.num_adapters, table.num_slots)
         scores_TLS = h_TLS.abs()

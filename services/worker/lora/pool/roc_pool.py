@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from hilora.adapter import DecomposedAdapter

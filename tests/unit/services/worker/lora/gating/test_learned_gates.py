@@ -82,7 +82,6 @@ class TestLoading:
         assert source.num_fetches == 1
         gates.check_integrity([_plan("g")] * 3)
 
-
     def test_a_gate_that_does_not_come_holds_up_no_other(self):
         class HalfHung(InMemoryGateSource):
             def fetch(self, gate_id):

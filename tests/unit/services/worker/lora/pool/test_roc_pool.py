@@ -332,6 +332,7 @@ class TestMisuse:
         with pytest.raises(AssertionError):
             pool.release([_key("a")])
 
+
 class TestDeviceMemoryThatRunsOut:
     @pytest.fixture
     def strategy(self, monkeypatch) -> None:
