@@ -43,9 +43,8 @@ class AdaptiveTokens:
         tops = [top if 0 < top < num_scores else num_scores for top in table.tops]
         self.top_k: int | torch.Tensor = 0
         if min(tops) < num_scores:
-            self.top_k = (
-                self.plans.of(torch.tensor(tops, device=plans_T.device)[:, None]) if table.is_shared else tops[0]
-            )
+            tops_P1 = torch.tensor(tops, device=plans_T.device)[:, None]
+            self.top_k = self.plans.of(tops_P1) if table.is_shared else tops[0]
 
 
 class AdaptiveLayer:
@@ -132,6 +131,6 @@ class AdaptiveLayer:
         is_real_TLS = plans.of(slots.is_real_PX).view(shape)
         of_adapters_TLS = torch.where(is_real_TLS, scores_TLS, -math.inf)
         is_kept_TLS = largest_mask(of_adapters_TLS, num_kept=plans.of(budgets.of_adapters_PL1))
-        of_plans_TLS = torch.where(is_real_TLS, scores_TLS * plans.of(table.weights_PL1), -math.inf)
+        of_plans_TLS = torch.where(is_real_TLS, scores_TLS * plans.of(table.competing_weights), -math.inf)
         of_plans_TX = largest_mask(of_plans_TLS.flatten(1), num_kept=plans.of(budgets.of_plans_P1))
         return is_kept_TLS & of_plans_TX.view(h_TLS.shape)

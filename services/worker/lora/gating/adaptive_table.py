@@ -111,8 +111,8 @@ class AdaptiveTable:
         return self.num_plans > 1
 
     @cached_property
-    def weights_PL1(self) -> torch.Tensor:
-        """Weight of each adapter, by which the components of a plan of global scope compete."""
+    def competing_weights(self) -> torch.Tensor:
+        """Weight of each adapter `[P, L, 1]`, by which the components of a plan of global scope compete."""
         weights = np.zeros((self.num_plans, self.num_adapters, 1))
         for plan_idx, plan in enumerate(self._plans):
             acting = [budget.weight for budget in plan.budgets if budget.num_rocs > 0]

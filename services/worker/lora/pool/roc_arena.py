@@ -165,8 +165,8 @@ class RocArenas:
             Where rows went to, if the space of some arena had to be given to another one; None: all rows stayed.
 
         Raises:
-            RocPoolFull: `device_memory_full`: the device cannot give what the pool may have. Some tensors were replaced,
-                all rows stayed.
+            RocPoolFull: `device_memory_full`: the device cannot give what the pool may have. Some tensors were
+                replaced, all rows stayed.
         """
         needed = [
             max(arena.storage.height, arena.rows.height_with(num_rows))
@@ -190,7 +190,7 @@ class RocArenas:
             storage.resize(height, None)
         except torch.OutOfMemoryError as error:
             raise RocPoolFull(
-                f"The device has no memory for more components, of which the pool may have {self._capacity_bytes} bytes.",
+                f"The device has no memory for more components; the pool may have {self._capacity_bytes} bytes of them.",
                 code="device_memory_full",
                 remedy="Lower HILORA_WORKER_ROC_POOL_BYTES, or the memory for keys and values.",
             ) from error
@@ -214,7 +214,7 @@ class RocArenas:
 
     def moved(self, table: RowTable, moves: RowMoves) -> RowTable:
         """An adapter's rows after a move."""
-        arenas_P = table.owners_P(self._arena_of_M)
+        arenas_P = table.by_component(self._arena_of_M)
         moved_P = np.empty_like(table.rows_P)
         for arena_idx, move in enumerate(moves):
             of_arena = arenas_P == arena_idx
@@ -237,7 +237,7 @@ class RocArenas:
 
     def give_back(self, table: RowTable, *, must_discard: bool) -> None:
         """Take an adapter's rows back, and their memory if they are not to be used again soon."""
-        arenas_P = table.owners_P(self._arena_of_M)
+        arenas_P = table.by_component(self._arena_of_M)
         for arena_idx, arena in enumerate(self._arenas):
             rows = table.rows_P[arenas_P == arena_idx]
             arena.rows.give_back(rows)
@@ -267,7 +267,7 @@ class RocArenas:
             tables: the rows of every adapter.
         """
         for arena_idx, arena in enumerate(self._arenas):
-            used = [table.rows_P[table.owners_P(self._arena_of_M) == arena_idx] for table in tables]
+            used = [table.rows_P[table.by_component(self._arena_of_M) == arena_idx] for table in tables]
             arena.rows.check_integrity(np.concatenate([np.empty(0, dtype=np.int64), *used]))
             assert arena.rows.height <= arena.storage.height, "more rows than the arena has"
             tensors = arena.storage.arena

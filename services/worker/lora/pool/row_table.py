@@ -78,8 +78,8 @@ class RowTable:
         rows_NR[is_used_NR] = self.rows_P[(firsts[:, None] + slots_R)[is_used_NR]]
         return rows_NR
 
-    def owners_P(self, values_M: np.ndarray) -> np.ndarray:
-        """What each component's layer has of one value per layer."""
+    def by_component(self, values_M: np.ndarray) -> np.ndarray:
+        """What each component's layer has of one value per layer, `[P]`."""
         return np.repeat(values_M, np.diff(self.layout.firsts))
 
 
