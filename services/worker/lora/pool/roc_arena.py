@@ -190,7 +190,7 @@ class RocArenas:
             storage.resize(height, None)
         except torch.OutOfMemoryError as error:
             raise RocPoolFull(
-                f"The device has no memory for more components; the pool may have {self._capacity_bytes} bytes of them.",
+                f"The device has no memory for more components; the pool may take {self._capacity_bytes} bytes.",
                 code="device_memory_full",
                 remedy="Lower HILORA_WORKER_ROC_POOL_BYTES, or the memory for keys and values.",
             ) from error
