@@ -18,8 +18,8 @@ softmax over the kept ROCs, with a bias that chooses and does not weigh.
 In the SVD basis `b_j` are orthonormal, so that `||h_i||` is the length of an adapter's output and `h_i1 / ||a_i1||` is
 Arrow's product: both fall out of the shrink. Among equal scores the adapter that comes first in the plan is kept.
 
-Shapes: T tokens, D in-features, L the plan's adapters that have components in the layer, R those components side by
-side, G rank of RAMoLE's router.
+Shapes: T tokens, D in-features, L the plan's adapters that have components in the layer, S their components, R those
+side by side, G rank of RAMoLE's router.
 """
 
 from __future__ import annotations
@@ -31,26 +31,20 @@ import torch
 from hilora.token_gating import largest_mask
 
 
-def arrow_scores(h_TR: torch.Tensor, *, first_columns_L: torch.Tensor, first_norms_L: torch.Tensor) -> torch.Tensor:
+def arrow_scores(first_TL: torch.Tensor, *, first_norms_TL: torch.Tensor) -> torch.Tensor:
     """`|v_i . x|`, `[T, L]`, from responses in the SVD basis.
 
     Args:
-        h_TR: the tokens' responses.
-        first_columns_L: column of each adapter's first component.
-        first_norms_L: `||a_i1||`, the largest singular value. An update that is zero scores 0.
+        first_TL: the tokens' responses to each adapter's first component.
+        first_norms_TL: `||a_i1||`, the largest singular value; one row for all tokens will do. An update that is zero
+            scores 0.
     """
-    scale_L = torch.where(first_norms_L > 0, first_norms_L.reciprocal(), 0.0)
-    return exact(h_TR)[:, first_columns_L].abs() * scale_L
+    return exact(first_TL).abs() * torch.where(first_norms_TL > 0, first_norms_TL.reciprocal(), 0.0)
 
 
-def output_norms(h_TR: torch.Tensor, *, members_RL: torch.Tensor) -> torch.Tensor:
-    """`||B_i A_i x||`, `[T, L]`, from responses in the SVD basis.
-
-    Args:
-        h_TR: the tokens' responses.
-        members_RL: 1 where a ROC belongs to an adapter, else 0.
-    """
-    return (exact(h_TR).square() @ members_RL).sqrt()
+def output_norms(h_TLS: torch.Tensor) -> torch.Tensor:
+    """`||B_i A_i x||`, `[T, L]`, from responses in the SVD basis, 0 in slots that an adapter has no component for."""
+    return torch.linalg.vector_norm(exact(h_TLS), dim=-1)
 
 
 def phatgoose_scores(projections_TL: torch.Tensor, *, deviations_T: torch.Tensor, num_features: int) -> torch.Tensor:
@@ -85,33 +79,33 @@ def ramole_keys(b_RO: torch.Tensor, router_b_OG: torch.Tensor) -> torch.Tensor:
     return b_RO @ router_b_OG
 
 
-def ramole_scores(
-    q_TG: torch.Tensor, h_TR: torch.Tensor, *, keys_RG: torch.Tensor, members_RL: torch.Tensor
-) -> torch.Tensor:
+def ramole_scores(products_TLS: torch.Tensor, h_TLS: torch.Tensor, *, router_rank: int) -> torch.Tensor:
     """`q . k_i / sqrt(G)`, `[T, L]`.
 
     Args:
-        q_TG: the router's down-projection of the tokens.
-        h_TR: the tokens' responses, in any basis.
-        keys_RG: see `ramole_keys`.
-        members_RL: 1 where a ROC belongs to an adapter, else 0.
+        products_TLS: `q . k` of the router's down-projection `q` of the tokens with the components' `ramole_keys`.
+        h_TLS: the tokens' responses, in any basis, 0 in slots that an adapter has no component for.
+        router_rank: G.
     """
-    per_roc_TR = (exact(q_TG) @ exact(keys_RG).T) * exact(h_TR)
-    return (per_roc_TR @ members_RL) / math.sqrt(q_TG.shape[1])
+    return (exact(products_TLS) * exact(h_TLS)).sum(dim=-1) / math.sqrt(router_rank)
 
 
 def softmax_factors(
-    scores_TN: torch.Tensor, *, temperature: float, top_k: int, contest_TN: torch.Tensor | None = None
+    scores_TN: torch.Tensor,
+    *,
+    temperature: float | torch.Tensor,
+    top_k: int | torch.Tensor,
+    contest_TN: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Factors `[T, N]` that sum to 1 over what a token keeps, and are 0 elsewhere.
 
     Args:
-        scores_TN: of adapters, or of ROCs; N is at least 1.
-        temperature: divides the scores.
-        top_k: how many a token keeps; 0 keeps all.
+        scores_TN: of adapters, or of ROCs; N is at least 1. What a token does not have scores `-inf`.
+        temperature: divides the scores; a tensor `[T, 1]` where tokens differ.
+        top_k: how many a token keeps; 0 keeps all. Likewise a tensor, of numbers from 1 to N.
         contest_TN: what the keeping goes by, where that is not the scores.
     """
-    if 0 < top_k < scores_TN.shape[1]:
+    if isinstance(top_k, torch.Tensor) or 0 < top_k < scores_TN.shape[1]:
         is_kept_TN = largest_mask(scores_TN if contest_TN is None else contest_TN, num_kept=top_k)
         scores_TN = torch.where(is_kept_TN, scores_TN, -math.inf)
     return torch.softmax(scores_TN / temperature, dim=-1)

@@ -112,7 +112,8 @@ def check_against_base(adapter: LoRAAdapter, *, base_modules: Mapping[str, tuple
             raise InvalidAdapter(
                 f"The adapter targets {path[:120]}, which is no layer of the served base that can carry a LoRA.",
                 code="unknown_target_module",
-                remedy="Upload an adapter trained on the served base model.",
+                remedy="Upload an adapter trained on the served base model, on its linear layers and word embeddings; "
+                "layers that look positions up by themselves carry none.",
                 place=path[:120],
             )
         update = (int(factors.lora_b.shape[0]), int(factors.lora_a.shape[1]))

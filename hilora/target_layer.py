@@ -5,7 +5,9 @@ Shapes: D in-features, O out-features, E experts, I an expert's inner width, V v
 A layer is recognised by how it looks, not by its class, so that quantised layers count like the ones they replace:
 
     linear           `in_features` and `out_features`; or transformers' `Conv1D`, whose weight is `[D, O]`
-    embedding        `nn.Embedding`: a linear layer whose input is one-hot, D = V
+    embedding        `nn.Embedding`: a linear layer whose input is one-hot, D = V; and a kind of it that multiplies its
+                     rows by one number, `embed_scale`. Others, that find positions by themselves, normalise rows or
+                     keep some apart, make something else of their input than a linear layer does
     experts          one weight `[E, 2 I, D]` for gate and up, one `[E, D, I]` for down. Each expert's four linear
                      layers have a name of their own: `<path>.<expert>.gate_proj`, `.up_proj`, `.down_proj` for
                      adapters of single layers, `.gate_up_proj` for adapters of the fused weight
@@ -19,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import signature
 from typing import Any
 
 import torch
@@ -72,7 +75,8 @@ def target_features(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 def _kind_of(path: str, module: Any) -> LayerKind | None:
     if isinstance(module, nn.Embedding):
-        return None if path.endswith(_POSITION_BIAS) else LayerKind.EMBEDDING
+        is_usable = not path.endswith(_POSITION_BIAS) and (_is_plain_embedding(module) or _is_scaled_embedding(module))
+        return LayerKind.EMBEDDING if is_usable else None
     if _is_linear(module) or _is_transposed_linear(module):
         return LayerKind.LINEAR
     if _are_experts(module):
@@ -80,6 +84,19 @@ def _kind_of(path: str, module: Any) -> LayerKind | None:
     if _is_expert_router(module):
         return LayerKind.EXPERT_ROUTER
     return None
+
+
+def _is_plain_embedding(module: nn.Embedding) -> bool:
+    return type(module).forward is nn.Embedding.forward
+
+
+def _is_scaled_embedding(module: Any) -> bool:
+    scale = getattr(module, "embed_scale", None)
+    is_number = scale.numel() == 1 if isinstance(scale, torch.Tensor) else isinstance(scale, int | float)
+    # `self` and the ids; and nothing to compute with but the weight and the number.
+    takes_ids_only = len(signature(type(module).forward).parameters) == 2
+    has_weight_only = [name for name, _ in module.named_parameters()] == ["weight"] and not list(module.children())
+    return is_number and takes_ids_only and has_weight_only
 
 
 def _is_linear(module: Any) -> bool:

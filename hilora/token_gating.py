@@ -109,8 +109,9 @@ def active_rocs_mask(h_TR: torch.Tensor, *, gate: ModuleGate, b_norm_R: torch.Te
     return torch.cat(kept, dim=1) if kept else torch.zeros_like(h_TR, dtype=torch.bool)
 
 
-def largest_mask(scores: torch.Tensor, *, num_kept: int) -> torch.Tensor:
-    """Mask of the `num_kept` largest along the last dimension, the lower index first among equals."""
+def largest_mask(scores: torch.Tensor, *, num_kept: int | torch.Tensor) -> torch.Tensor:
+    """Mask of the `num_kept` largest along the last dimension, the lower index first among equals. Numbers in a tensor
+    stand for rows of their own: its last dimension is 1."""
     # A stable sort instead of topk: topk breaks ties as it likes.
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
     place = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)

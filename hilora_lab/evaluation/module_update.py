@@ -1,6 +1,7 @@
 """What a plan's adapters add to one layer's output, by whichever rule the plan names.
 
-Shapes: T tokens, L the adapters that have ROCs in the layer, R those ROCs side by side, D in-features, O out-features.
+Shapes: T tokens, L the adapters that have ROCs in the layer, R those ROCs side by side, S the largest number of one
+adapter's, D in-features, O out-features.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class ModuleUpdate:
         self._gate = module_gate(plan, num_rocs=sizes)
         self._owner_R = torch.tensor([owner for owner, size in enumerate(sizes) for _ in range(size)])
         self._first_L = torch.tensor(list(accumulate(sizes[:-1], initial=0)))
-        self._members_RL = torch.nn.functional.one_hot(self._owner_R, len(sizes)).to(self._a_RD.dtype)
+        self._columns_LS = torch.full((len(sizes), max(sizes)), len(self._owner_R))
+        for owner, (size, first) in enumerate(zip(sizes, self._first_L.tolist(), strict=True)):
+            self._columns_LS[owner, :size] = torch.arange(first, first + size)
         self._place = place
         self._learned = learned or GateTensors()
         ids = [budget.adapter_id for budget in plan.budgets]
@@ -80,23 +83,29 @@ class ModuleUpdate:
             case GateRule.ROCS:
                 return torch.ones_like(h_TR)
             case GateRule.SEQR:
-                return best_factors(output_norms(h_TR, members_RL=self._members_RL))[:, self._owner_R]
+                return best_factors(output_norms(self._by_adapter(h_TR)))[:, self._owner_R]
             case GateRule.SMORA:
                 scores_TR = x_TD @ torch.cat(self._gates).T
                 return softmax(scores_TR, contest_TN=scores_TR + self._bias_R)
             case GateRule.SPECTR:
-                scores_TL = output_norms(h_TR, members_RL=self._members_RL)
+                scores_TL = output_norms(self._by_adapter(h_TR))
             case GateRule.ARROW:
                 norms_L = torch.linalg.vector_norm(self._a_RD[self._first_L], dim=1)
-                scores_TL = arrow_scores(h_TR, first_columns_L=self._first_L, first_norms_L=norms_L)
+                scores_TL = arrow_scores(h_TR[:, self._first_L], first_norms_TL=norms_L[None])
             case GateRule.PHATGOOSE:
                 projections_TL = x_TD @ standardized(torch.stack(self._gates)).T
                 scores_TL = phatgoose_scores(projections_TL, deviations_T=deviations(x_TD), num_features=x_TD.shape[1])
             case GateRule.RAMOLE:
                 router_a_GD, router_b_OG = self._routers()
-                keys_RG = ramole_keys(self._b_RO, router_b_OG)
-                scores_TL = ramole_scores(x_TD @ router_a_GD.T, h_TR, keys_RG=keys_RG, members_RL=self._members_RL)
+                products_TR = x_TD @ router_a_GD.T @ ramole_keys(self._b_RO, router_b_OG).T
+                scores_TL = ramole_scores(
+                    self._by_adapter(products_TR), self._by_adapter(h_TR), router_rank=len(router_a_GD)
+                )
         return softmax(scores_TL)[:, self._owner_R]
+
+    def _by_adapter(self, values_TR: torch.Tensor) -> torch.Tensor:
+        """The ROCs' values by adapter, `[T, L, S]`, 0 in slots that an adapter has no ROC for."""
+        return torch.nn.functional.pad(values_TR, (0, 1))[:, self._columns_LS]
 
     def _routers(self) -> tuple[torch.Tensor, torch.Tensor]:
         router_a_GD, router_b_OG = self._learned.router_a_GD, self._learned.router_b_OG

@@ -66,7 +66,7 @@ def make_model(architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    settings = AutoConfig.for_model(architecture, **{**_COMMON, **_EXTRA[architecture], **config})
+    settings = AutoConfig.for_model(architecture, **{**_COMMON, **_EXTRA.get(architecture, {}), **config})
     # The reference has to cap Gemma 2's scores; SDPA, which some versions choose by themselves, cannot. Everywhere else
     # it is the better reference: eager attention rounds its softmax to float32.
     implementation = "eager" if architecture == "gemma2" else "sdpa"

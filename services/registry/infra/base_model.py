@@ -15,7 +15,7 @@ from services.registry.infra.durable import replace_durably
 
 Modules = MappingProxyType[str, tuple[int, int]]
 
-_LISTING = 3
+_LISTING = 4
 """Grows whenever other modules are listed, so that no older list is taken for the whole."""
 
 

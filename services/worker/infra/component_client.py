@@ -96,13 +96,25 @@ class ComponentClient:
         total_bytes = 0
         with translated_errors(self._peer):
             async for chunk in self._stub.FetchComponents(request, timeout=self._timeout_seconds):
-                total_bytes = chunk.total_bytes
-                if chunk.offset != len(content) or total_bytes > _MAX_FILE_BYTES:
-                    raise RegistryUnavailable(f"{self._peer} sent the components of {adapter_id} out of order.")
+                total_bytes = total_bytes or chunk.total_bytes
+                self._check_chunk(chunk, adapter_id, num_received=len(content), total_bytes=total_bytes)
                 content += chunk.data
         if len(content) != total_bytes or not content:
             raise RegistryUnavailable(f"{self._peer} sent {len(content)} of {total_bytes} bytes of {adapter_id}.")
         return bytes(content)
+
+    def _check_chunk(
+        self, chunk: registry_pb2.ComponentChunk, adapter_id: str, *, num_received: int, total_bytes: int
+    ) -> None:
+        """A registry that is mistaken must not fill this worker's memory."""
+        if total_bytes > _MAX_FILE_BYTES:
+            raise RegistryUnavailable(
+                f"{self._peer} announced {total_bytes} bytes of components of {adapter_id}; at most {_MAX_FILE_BYTES} "
+                "are taken."
+            )
+        is_next = chunk.offset == num_received and chunk.total_bytes == total_bytes
+        if not is_next or num_received + len(chunk.data) > total_bytes:
+            raise RegistryUnavailable(f"{self._peer} sent the components of {adapter_id} out of order, or too many.")
 
 
 def parse_components(content: bytes, *, basis: RocBasis, adapter_id: str) -> DecomposedAdapter:

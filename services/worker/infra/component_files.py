@@ -23,6 +23,7 @@ from services.worker.ports import ComponentTierStats
 _log = get_logger(__name__)
 
 _SUFFIX = ".safetensors"
+_PART_PREFIX = "components-"
 _PART_SUFFIX = ".part"
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _STALE_PART_SECONDS = 3600.0
@@ -106,7 +107,8 @@ class ComponentFiles:
             with self._writing:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._clear_parts()
-                self._make_room(len(content))
+                if not self._make_room(len(content)):
+                    return
                 self._write(path, content)
                 # Another process may have taken the same room: whoever comes last sees all files.
                 self._make_room(0)
@@ -145,7 +147,7 @@ class ComponentFiles:
             self._num_damaged += num_damaged
 
     def _write(self, path: Path, content: bytes) -> None:
-        descriptor, name = tempfile.mkstemp(suffix=_PART_SUFFIX, dir=self._folder)
+        descriptor, name = tempfile.mkstemp(prefix=_PART_PREFIX, suffix=_PART_SUFFIX, dir=self._folder)
         part = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -164,20 +166,24 @@ class ComponentFiles:
         finally:
             os.close(folder)
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Remove the least recently used files. The folder is read each time: other processes change it as well, and
-        two that remove the same files remove them once."""
+    def _make_room(self, num_bytes: int) -> bool:
+        """Remove the least recently used files; False if those that are left, which may be another user's, leave too
+        little. The folder is read each time: other processes change it as well, and two that remove the same files
+        remove them once."""
         files = sorted(self._files(), key=lambda file: file[2])
         surplus = sum(size for _, size, _ in files) + num_bytes - self._capacity_bytes
         for path, size, _ in files:
             if surplus <= 0:
                 break
-            self._unlink(path)
-            self._count(num_evictions=1)
+            if self._unlink(path):
+                self._count(num_evictions=1)
+            elif path.exists():
+                continue
             surplus -= size
+        return surplus <= 0
 
     def _clear_parts(self) -> None:
-        for part in self._folder.glob(f"*{_PART_SUFFIX}"):
+        for part in self._folder.glob(f"{_PART_PREFIX}*{_PART_SUFFIX}"):
             with contextlib.suppress(OSError):
                 if part.stat().st_mtime < time.time() - _STALE_PART_SECONDS:
                     part.unlink()

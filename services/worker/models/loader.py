@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ class LoadedModel:
         tables = [
             layer for layer in self.model.modules() if isinstance(layer, torch.nn.Embedding) and layer is not words
         ]
-        is_table = any(layer.num_embeddings == self.max_position_embeddings for layer in tables)
+        # Some begin to count at an offset, behind rows that nobody looks up.
+        sizes = [layer.num_embeddings - int(getattr(layer, "offset", 0)) for layer in tables]
+        is_table = self.max_position_embeddings in sizes
         return self.max_position_embeddings if is_table else None
 
 
@@ -117,8 +120,8 @@ def load_model(
         group: the processes to shard the model over, all of which load it at the same time; None: it stays whole.
 
     Raises:
-        InvalidInput: `base_model_not_loadable`, with the reason; `invalid_device`; `invalid_dtype`;
-            `invalid_quantization`; `quantization_not_installed`; `tensor_parallel_unsupported`.
+        InvalidInput: `base_model_not_loadable`, with the reason; `base_architecture_unsupported`; `invalid_device`;
+            `invalid_dtype`; `invalid_quantization`; `quantization_not_installed`; `tensor_parallel_unsupported`.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -150,6 +153,14 @@ def load_model(
     if missing:
         # transformers would fill them with random numbers and go on.
         raise _not_loadable(location, f"{len(missing)} weights are missing, {missing[0]} first")
+    if not has_encoder and "position_ids" not in signature(model.forward).parameters:
+        raise InvalidInput(
+            f"The base model {location} is a {type(model).__name__}, which cannot be told its tokens' positions: "
+            "several requests cannot share a step.",
+            code="base_architecture_unsupported",
+            remedy="Serve a model whose forward takes position_ids, or one with an encoder.",
+            place="base_model",
+        )
     # Quantised weights come to their device by themselves, and some refuse to be moved.
     if model.device.type != target.type or target.index not in {None, model.device.index}:
         model = model.to(target)

@@ -147,7 +147,7 @@ class TestTheKernel:
     def test_among_equal_scores_the_lower_slot_wins(self, monkeypatch) -> None:
         stage = Stage()
         arena = stage.pool.arena(0)
-        rows = stage.pool.rows(RocKey("a3", RocBasis.TRAINED))[0].tolist()
+        rows = stage.pool.rows(RocKey("a3", RocBasis.TRAINED)).of_module(0).tolist()
         arena.a_ND[rows] = arena.a_ND[rows[0]].clone()
         step = stage.builder("native", monkeypatch).build(decode_plans=[stage.plan([3], 0)], chunk_plans=[])
         assert step is not None

@@ -172,8 +172,8 @@ class TestFaultsStayInTheirRows:
     def test_a_component_that_is_not_a_number_reaches_only_plans_that_name_it(self) -> None:
         bench = Bench([4] * _NUM_ADAPTERS, torch.float32)
         arena = bench.pool.arena(0)
-        arena.a_ND[int(bench.pool.rows(RocKey("a1", RocBasis.TRAINED))[0, 2])] = float("nan")
-        arena.b_NO[int(bench.pool.rows(RocKey("a1", RocBasis.TRAINED))[0, 1])] = float("inf")
+        arena.a_ND[int(bench.pool.rows(RocKey("a1", RocBasis.TRAINED)).of_module(0)[2])] = float("nan")
+        arena.b_NO[int(bench.pool.rows(RocKey("a1", RocBasis.TRAINED)).of_module(0)[1])] = float("inf")
         rule = {"num_rocs": 2, "scope": GateScope.PER_ADAPTER, "score": RocScore.ACTIVATION}
         plans = [bench.plan([0], **rule), bench.plan([1, 2], **rule), bench.plan([2, 3, 4], **rule)]
         x_TD = _inputs(3, torch.float32, is_exact=False)

@@ -13,6 +13,8 @@ from tests.builders.logits import LogitRecorder, assert_close, full_forward_logi
 from tests.builders.models import load_tiny, make_model
 from tests.builders.peft_folders import components_for, full_plan, loaded_by_peft, train_adapter
 
+_OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "num_key_value_heads": None}
+_BIOGPT = {"scale_embedding": True, "num_key_value_heads": None}
 _CASES = {
     "embedding": ("llama", ["embed_tokens"], {}),
     "embedding, tied": ("llama", ["embed_tokens"], {"tie_word_embeddings": True}),
@@ -20,6 +22,8 @@ _CASES = {
     "output, tied": ("qwen2", ["lm_head", "q_proj"], {"tie_word_embeddings": True}),
     "both, tied": ("gemma", ["embed_tokens", "lm_head", "down_proj"], {"tie_word_embeddings": True}),
     "scaled embedding": ("gemma3_text", ["embed_tokens"], {"tie_word_embeddings": True}),
+    "scaled embedding, by a number": ("biogpt", ["embed_tokens", "fc1"], _BIOGPT),
+    "beside positions that are no ids": ("opt", ["embed_tokens", "q_proj", "fc2"], _OPT),
     "learned positions": ("gpt2", ["wte", "wpe", "lm_head", "c_attn"], {"tie_word_embeddings": True}),
     "output with a bias": ("phi", ["lm_head", "embed_tokens"], {}),
 }

@@ -62,10 +62,17 @@ class Case:
     def members_RL(self) -> torch.Tensor:
         return torch.block_diag(*(torch.ones(rocs.num_rocs, 1) for rocs in self.candidates)).double()
 
+    def slots(self, values_TR: torch.Tensor) -> torch.Tensor:
+        """By adapter, with zeros behind those that have fewer than the largest."""
+        parts = values_TR.split([rocs.num_rocs for rocs in self.candidates], dim=1)
+        largest = max(part.shape[1] for part in parts)
+        return torch.stack([torch.nn.functional.pad(part, (0, largest - part.shape[1])) for part in parts], dim=1)
+
     def factors(self) -> torch.Tensor:
         """`[T, R]`, put together from the functions as a layer does."""
         a_RD, b_RO = (torch.cat([getattr(rocs, name) for rocs in self.candidates]) for name in ("a_RD", "b_RO"))
         h_TR = self.x_TD @ a_RD.T
+        h_TLS = self.slots(h_TR)
         gate, learned, members_RL = self.gate, self.learned, self.members_RL
         first_L = torch.tensor([int(members_RL[:, idx].argmax()) for idx in range(len(self.candidates))])
         if gate.rule is GateRule.SMORA:
@@ -80,7 +87,7 @@ class Case:
         match gate.rule:
             case GateRule.ARROW:
                 norms_L = torch.linalg.vector_norm(a_RD[first_L], dim=1)
-                scores_TL = arrow_scores(h_TR, first_columns_L=first_L, first_norms_L=norms_L)
+                scores_TL = arrow_scores(h_TLS[:, :, 0], first_norms_TL=norms_L)
             case GateRule.PHATGOOSE:
                 assert learned is not None
                 vectors_LD = standardized(torch.stack([learned.gates[name] for name in self.adapter_ids]))
@@ -92,11 +99,10 @@ class Case:
                 assert learned.router_a_GD is not None
                 assert learned.router_b_OG is not None
                 keys_RG = ramole_keys(b_RO, learned.router_b_OG)
-                scores_TL = ramole_scores(
-                    self.x_TD @ learned.router_a_GD.T, h_TR, keys_RG=keys_RG, members_RL=members_RL
-                )
+                products_TLS = self.slots(self.x_TD @ learned.router_a_GD.T @ keys_RG.T)
+                scores_TL = ramole_scores(products_TLS, h_TLS, router_rank=len(learned.router_a_GD))
             case _:
-                scores_TL = output_norms(h_TR, members_RL=members_RL)
+                scores_TL = output_norms(h_TLS)
         if gate.rule is GateRule.SEQR:
             alphas_TL = best_factors(scores_TL)
         else:
@@ -163,7 +169,7 @@ class TestWhatMustBeEqual:
         rocs = case.candidates[0]
         h_TR = case.x_TD @ rocs.a_RD.T
         lengths_T = torch.linalg.vector_norm(h_TR @ rocs.b_RO, dim=1)
-        torch.testing.assert_close(output_norms(h_TR, members_RL=torch.ones(3, 1).double())[:, 0], lengths_T)
+        torch.testing.assert_close(output_norms(h_TR[:, None])[:, 0], lengths_T)
 
     def test_arrows_score_does_not_know_how_strong_an_update_is(self):
         weak, strong = Case(GateRule.ARROW, [3, 2], seed=2), Case(GateRule.ARROW, [3, 2], seed=2)
@@ -206,9 +212,7 @@ class TestFactors:
 
 class TestEdges:
     def test_an_update_that_is_zero_scores_nothing_under_arrow(self):
-        scores = arrow_scores(
-            torch.tensor([[0.0, 3.0]]), first_columns_L=torch.tensor([0, 1]), first_norms_L=torch.tensor([0.0, 2.0])
-        )
+        scores = arrow_scores(torch.tensor([[0.0, 3.0]]), first_norms_TL=torch.tensor([0.0, 2.0]))
         assert scores.tolist() == [[0.0, 1.5]]
 
     def test_a_constant_vector_has_no_direction(self):
@@ -227,7 +231,7 @@ class TestEdges:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_does_not_overflow(self, dtype):
         h_TR = torch.full((1, 2), 3e4, dtype=dtype)
-        norms = output_norms(h_TR, members_RL=torch.ones(2, 1))
+        norms = output_norms(h_TR[:, None])
         assert exact(h_TR).dtype == norms.dtype == torch.float32
         assert norms.item() == pytest.approx(3e4 * math.sqrt(2), rel=0.01)
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding
+from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.pytorch_utils import Conv1D
 
 from hilora.target_layer import LayerKind, target_features, target_layers
@@ -14,6 +17,33 @@ class LooksLinear(torch.nn.Module):
         super().__init__()
         self.in_features, self.out_features = 6, 10
         self.register_buffer("packed", torch.zeros(15, dtype=torch.uint8))
+
+
+class Normed(torch.nn.Embedding):
+    def forward(self, input_ids):
+        return torch.nn.functional.normalize(super().forward(input_ids), dim=-1)
+
+
+class WithAnOddToken(torch.nn.Embedding):
+    """Scaled, but for one token, as T5Gemma 2 has it."""
+
+    embed_scale = 2.0
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.odd = torch.nn.Parameter(torch.zeros(4))
+
+    def forward(self, input_ids):
+        return torch.where(input_ids[..., None] == 3, self.odd, super().forward(input_ids) * self.embed_scale)
+
+
+class ScaledByVector(torch.nn.Embedding):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.embed_scale = torch.ones(4)
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * self.embed_scale
 
 
 class Experts(torch.nn.Module):
@@ -58,6 +88,32 @@ class TestKinds:
     )
     def test_others_carry_nothing(self, module):
         assert kinds(module) == []
+
+
+class TestEmbeddings:
+    @pytest.mark.parametrize("scale", [3.0, 2, torch.tensor(3.0)])
+    def test_one_that_multiplies_by_a_number_counts(self, scale):
+        class Scaled(torch.nn.Embedding):
+            embed_scale = scale
+
+            def forward(self, input_ids):
+                return super().forward(input_ids) * self.embed_scale
+
+        assert kinds(Scaled(9, 4)) == [LayerKind.EMBEDDING]
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: OPTLearnedPositionalEmbedding(9, 4),
+            lambda: BartLearnedPositionalEmbedding(9, 4),
+            lambda: MarianSinusoidalPositionalEmbedding(9, 4),
+            lambda: WithAnOddToken(9, 4),
+            lambda: Normed(9, 4),
+            lambda: ScaledByVector(9, 4),
+        ],
+    )
+    def test_one_that_makes_something_else_of_its_input_is_no_linear_layer(self, make):
+        assert kinds(make()) == []
 
 
 class TestExperts:

@@ -1,170 +1,136 @@
-"""A plan's rule in one layer: numbers and tensors that stay the same while the plan's adapters stay where they are.
+"""The gate of some adaptive plans in one layer: what stays the same while the plans' adapters stay where they are.
 
-Shapes: T tokens, L the plan's adapters that have components in the layer, R those components side by side, D
-in-features, G rank of RAMoLE's router. The equations are in `hilora/adaptive_gating.py`.
+Shapes as in `adaptive_table`; T tokens, D in-features, O out-features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import accumulate
+import math
 
 import torch
 
-from hilora.adaptive_gating import (
-    arrow_scores,
-    best_factors,
-    exact,
-    output_norms,
-    phatgoose_scores,
-    ramole_keys,
-    ramole_scores,
-    softmax_factors,
-)
-from hilora.errors import InvalidInput
+from hilora.adaptive_gating import best_factors, softmax_factors
 from hilora.learned_gate import GateTensors
-from hilora.routing_plan import GateRule, RoutingPlan
-from hilora.token_gating import ModuleGate, gate_rocs, module_gate
+from hilora.routing_plan import GateRule
+from hilora.token_gating import largest_mask
+from services.worker.lora.gating.adaptive_scores import TokenPlans, layer_scores
+from services.worker.lora.gating.adaptive_table import AdaptiveTable, Budgets, SlotLayer
 from services.worker.lora.gating.layer_inputs import LayerInputs
 from services.worker.lora.pool.roc_arena import RocArena
 
-_Scores = Callable[[torch.Tensor, LayerInputs], torch.Tensor]
-"""From responses `[T, R]` and inputs to a score per adapter `[T, L]`, or per component `[T, R]` under SMoRA."""
+_SUM = 0
+"""torch.embedding_bag's number for mode "sum"."""
+
+
+class AdaptiveTokens:
+    """What the plans of some tokens say for all layers.
+
+    Args:
+        table: the plans.
+        plans_T: numbers of the tokens' plans.
+    """
+
+    def __init__(self, table: AdaptiveTable, plans_T: torch.Tensor) -> None:
+        self.plans = TokenPlans(plans_T if table.is_shared else None)
+        self.columns_TX = self.plans.of(table.columns_PX)
+        self.constants_TL1 = self.plans.of(table.constants_PL1)
+        self.temperature: float | torch.Tensor = table.gate.temperature
+        if table.is_shared:
+            self.temperature = self.plans.of(table.temperatures_P1)
+        num_slots = table.num_adapters * table.num_slots
+        self.bag_starts_T = torch.arange(len(plans_T), device=plans_T.device) * num_slots
+        num_scores = num_slots if table.gate.rule is GateRule.SMORA else table.num_adapters
+        tops = [top if 0 < top < num_scores else num_scores for top in table.tops]
+        self.top_k: int | torch.Tensor = 0
+        if min(tops) < num_scores:
+            tops_P1 = torch.tensor(tops, device=plans_T.device)[:, None]
+            self.top_k = self.plans.of(tops_P1) if table.is_shared else tops[0]
 
 
 class AdaptiveLayer:
-    """One plan's gate in one layer.
+    """The plans' gate in one layer.
 
     Args:
-        plan: the budgets of those adapters that have components here.
-        num_rocs: how many components each of them has here.
-        rows_R: where they are in the arena.
-        arena: the layer's.
-        learned: what the plan's learned gate has for this layer.
+        table: the plans.
+        slots: theirs in this layer.
+        module_idx: the layer.
+        arena: where its components are.
+        learned: what the plans' learned gate has for it.
 
     Raises:
-        InvalidInput: `gate_shape_mismatch`: the learned gate has nothing for an adapter here, or another number of rows
-            than the adapter has components.
+        InvalidInput: `gate_shape_mismatch`; see `layer_scores`.
     """
 
     def __init__(
-        self,
-        *,
-        plan: RoutingPlan,
-        num_rocs: tuple[int, ...],
-        rows_R: torch.Tensor,
-        arena: RocArena,
-        learned: GateTensors | None,
+        self, table: AdaptiveTable, slots: SlotLayer, module_idx: int, arena: RocArena, learned: GateTensors | None
     ) -> None:
-        self.rows_R = rows_R
-        self._parameters = plan.gate
-        self._gate: ModuleGate = module_gate(plan, num_rocs=num_rocs)
-        owners = [owner for owner, size in enumerate(num_rocs) for _ in range(size)]
-        constants = [plan.gate.eta * plan.budgets[owner].weight for owner in owners]
-        self._owners_R = torch.tensor(owners, device=rows_R.device)
-        self._constants_R = torch.tensor(constants, dtype=arena.a_ND.dtype, device=rows_R.device)
-        self._biases_R: torch.Tensor | None = None
-        if plan.gate.rule is GateRule.SMORA:
-            self._biases_R = _biases(plan, num_rocs, learned, device=rows_R.device)
-        self._scores = _scores_of(plan, num_rocs, rows_R, arena, learned)
+        self._table = table
+        self._slots = slots
+        self._scores = layer_scores(table, slots, module_idx, arena, learned)
 
-    def gains(self, h_TR: torch.Tensor, inputs: LayerInputs, arena: RocArena) -> torch.Tensor:
-        """`g h` of each token and component, `[T, R]`.
+    def add(self, inputs: LayerInputs, y_TO: torch.Tensor, arena: RocArena, tokens: AdaptiveTokens) -> None:
+        """Add the output of the tokens' plans to `y` in place.
 
         Args:
-            h_TR: the tokens' responses.
-            inputs: the layer's inputs, which they come from.
-            arena: the layer's.
+            inputs: the layer's.
+            y_TO: what the base layer made of them.
+            arena: where the layer's components are.
+            tokens: the tokens' plans.
         """
-        factors_TR = self._factors(self._scores(h_TR, inputs)).to(h_TR.dtype)
-        if self._gate.is_full:
-            return h_TR * factors_TR * self._constants_R
-        return h_TR * factors_TR * gate_rocs(h_TR, gate=self._gate, b_norm_R=arena.b_norms_N[self.rows_R])
+        table, slots = self._table, self._slots
+        h_TX = inputs.products(arena.a_ND, slots.rows_C)
+        if table.is_shared:
+            h_TX = h_TX.gather(1, tokens.columns_TX)
+        h_TLS = h_TX.view(-1, table.num_adapters, table.num_slots)
+        gains_TLS = h_TLS * self._factors(h_TLS, inputs, tokens) * tokens.constants_TL1
+        if slots.budgets is not None:
+            gains_TLS = torch.where(self._is_kept(h_TLS, slots.budgets, arena, tokens), gains_TLS, 0.0)
+        if not table.is_shared:
+            y_TO.addmm_(gains_TLS.flatten(1), arena.b_NO.index_select(0, slots.rows_C))
+            return
+        # Bags, and not one product with the up-vectors of all plans: what is not finite stays with its own plan.
+        summed, *_ = torch.embedding_bag(
+            arena.b_NO,
+            tokens.plans.of(slots.rows_PX).flatten(),
+            tokens.bag_starts_T,
+            scale_grad_by_freq=False,
+            mode=_SUM,
+            sparse=False,
+            per_sample_weights=gains_TLS.flatten(),
+        )
+        y_TO += summed
 
-    def _factors(self, scores: torch.Tensor) -> torch.Tensor:
-        gate = self._parameters
-        if gate.rule is GateRule.SEQR:
-            return best_factors(scores)[:, self._owners_R]
-        if self._biases_R is None:
-            return softmax_factors(scores, temperature=gate.temperature, top_k=gate.top_k)[:, self._owners_R]
-        contest_TR = scores + self._biases_R
-        return softmax_factors(scores, temperature=gate.temperature, top_k=gate.top_k, contest_TN=contest_TR)
+    def _factors(self, h_TLS: torch.Tensor, inputs: LayerInputs, tokens: AdaptiveTokens) -> torch.Tensor:
+        """Factors of adapters `[T, L, 1]`, under SMoRA of components `[T, L, S]`."""
+        slots, rule = self._slots, self._table.gate.rule
+        scores_TN = self._scores.of(h_TLS, inputs, tokens.plans)
+        is_there_PN = slots.is_real_PX if rule is GateRule.SMORA else slots.is_there_PL
+        is_there_TN = None if is_there_PN is None else tokens.plans.of(is_there_PN)
+        if is_there_TN is not None:
+            scores_TN = torch.where(is_there_TN, scores_TN, -math.inf)
+        if rule is GateRule.SEQR:
+            factors_TN = best_factors(scores_TN)
+        else:
+            biases_TN = self._scores.biases(tokens.plans)
+            contest_TN = None if biases_TN is None else scores_TN + biases_TN
+            factors_TN = softmax_factors(
+                scores_TN, temperature=tokens.temperature, top_k=tokens.top_k, contest_TN=contest_TN
+            )
+        if is_there_TN is not None:
+            # A plan without any adapter in this layer has no factors at all.
+            factors_TN = torch.where(is_there_TN, factors_TN, 0.0)
+        return factors_TN.to(h_TLS.dtype).view(len(h_TLS), self._table.num_adapters, -1)
 
-
-def _scores_of(
-    plan: RoutingPlan, num_rocs: tuple[int, ...], rows_R: torch.Tensor, arena: RocArena, learned: GateTensors | None
-) -> _Scores:
-    match plan.gate.rule:
-        case GateRule.ARROW:
-            return _arrow(num_rocs, rows_R, arena)
-        case GateRule.SPECTR | GateRule.SEQR:
-            members_RL = _members(num_rocs, arena)
-            return lambda h_TR, _: output_norms(h_TR, members_RL=members_RL)
-        case GateRule.RAMOLE:
-            return _ramole(num_rocs, rows_R, arena, learned)
-        case GateRule.PHATGOOSE:
-            return _phatgoose(plan, learned)
-        case GateRule.SMORA:
-            # Stacked in every step: a copy kept for each plan would be as large as the adapters themselves.
-            rows = [_gate_of(plan, idx, learned, size) for idx, size in enumerate(num_rocs)]
-            return lambda _, inputs: exact(inputs.products(torch.cat(rows)))
-        case GateRule.ROCS:
-            raise ValueError("rule rocs does not choose among adapters")
-
-
-def _arrow(num_rocs: tuple[int, ...], rows_R: torch.Tensor, arena: RocArena) -> _Scores:
-    first_L = torch.tensor(list(accumulate(num_rocs[:-1], initial=0)), device=rows_R.device)
-    norms_L = torch.linalg.vector_norm(exact(arena.a_ND[rows_R[first_L]]), dim=1)
-    return lambda h_TR, _: arrow_scores(h_TR, first_columns_L=first_L, first_norms_L=norms_L)
-
-
-def _phatgoose(plan: RoutingPlan, learned: GateTensors | None) -> _Scores:
-    vectors = [_gate_of(plan, idx, learned) for idx in range(len(plan.budgets))]
-    return lambda _, inputs: phatgoose_scores(
-        inputs.products(torch.stack(vectors)), deviations_T=inputs.deviations(), num_features=len(vectors[0])
-    )
-
-
-def _ramole(num_rocs: tuple[int, ...], rows_R: torch.Tensor, arena: RocArena, learned: GateTensors | None) -> _Scores:
-    if learned is None or learned.router_a_GD is None or learned.router_b_OG is None:
-        raise _mismatch("The gate has no router for a layer that the plan's adapters change.")
-    members_RL, router_a_GD = _members(num_rocs, arena), learned.router_a_GD
-    keys_RG = exact(ramole_keys(arena.b_NO.index_select(0, rows_R), learned.router_b_OG))
-    return lambda h_TR, inputs: ramole_scores(
-        inputs.products(router_a_GD), h_TR, keys_RG=keys_RG, members_RL=members_RL
-    )
-
-
-def _members(num_rocs: tuple[int, ...], arena: RocArena) -> torch.Tensor:
-    """1 where a component belongs to an adapter, `[R, L]`, in the type of scores."""
-    ones = [torch.ones(size, 1, device=arena.a_ND.device) for size in num_rocs]
-    return torch.block_diag(*ones).to(exact(arena.b_norms_N[:0]).dtype)
-
-
-def _gate_of(
-    plan: RoutingPlan, adapter_idx: int, learned: GateTensors | None, num_rows: int | None = None
-) -> torch.Tensor:
-    adapter_id = plan.budgets[adapter_idx].adapter_id
-    gate = None if learned is None else learned.gates.get(adapter_id)
-    if gate is None:
-        raise _mismatch(f"The gate has nothing for a layer that {adapter_id} changes.")
-    if num_rows not in {None, gate.shape[0]}:
-        raise _mismatch(f"The gate has {gate.shape[0]} rows for {num_rows} components of {adapter_id}.")
-    return gate
-
-
-def _biases(
-    plan: RoutingPlan, num_rocs: tuple[int, ...], learned: GateTensors | None, *, device: torch.device
-) -> torch.Tensor:
-    given = {} if learned is None else learned.biases
-    sizes = zip(plan.budgets, num_rocs, strict=True)
-    return torch.cat([given.get(budget.adapter_id, torch.zeros(size, device=device)) for budget, size in sizes])
-
-
-def _mismatch(message: str) -> InvalidInput:
-    return InvalidInput(
-        message,
-        code="gate_shape_mismatch",
-        remedy="Name a gate that was trained with the base model and the adapter versions that are served here.",
-        place="plan.gate.gate_id",
-    )
+    def _is_kept(self, h_TLS: torch.Tensor, budgets: Budgets, arena: RocArena, tokens: AdaptiveTokens) -> torch.Tensor:
+        table, slots, plans = self._table, self._slots, tokens.plans
+        shape = (-1, table.num_adapters, table.num_slots)
+        scores_TLS = h_TLS.abs()
+        if table.is_by_norm:
+            norms_TLS = arena.b_norms_N[plans.of(slots.rows_PX)].view(shape)
+            scores_TLS = torch.where(plans.of(table.by_norm_P11), scores_TLS * norms_TLS, scores_TLS)
+        is_real_TLS = plans.of(slots.is_real_PX).view(shape)
+        of_adapters_TLS = torch.where(is_real_TLS, scores_TLS, -math.inf)
+        is_kept_TLS = largest_mask(of_adapters_TLS, num_kept=plans.of(budgets.of_adapters_PL1))
+        of_plans_TLS = torch.where(is_real_TLS, scores_TLS * plans.of(table.competing_weights), -math.inf)
+        of_plans_TX = largest_mask(of_plans_TLS.flatten(1), num_kept=plans.of(budgets.of_plans_P1))
+        return is_kept_TLS & of_plans_TX.view(h_TLS.shape)

@@ -10,14 +10,13 @@ base model's do. Which form a segment takes is chosen once per step, by what was
     float32 on a CPU, kernel compiled     one native segment for all rows
     otherwise, decode rows                union of all components up to 512 columns, packs above
     otherwise, prompt chunks              dense products with the plan's components
-    plans with another rule than `rocs`   one adaptive segment per plan
+    plans with another rule than `rocs`   adaptive segments, each of plans with one rule
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, Protocol
 
@@ -26,10 +25,11 @@ import torch
 
 from hilora.routing_plan import GateRule, RoutingPlan
 from services.worker.kernels.native_ops import is_native_usable
-from services.worker.lora.gating.adaptive_segment import AdaptivePlans, AdaptiveSegment
+from services.worker.lora.gating.adaptive_segment import AdaptiveSegment
 from services.worker.lora.gating.gate_tables import PlanTable, StepTable, plan_table
 from services.worker.lora.gating.learned_gates import LearnedGates
 from services.worker.lora.gating.native_form import NativeSegment
+from services.worker.lora.gating.row_runs import Run, adaptive_parts
 from services.worker.lora.gating.torch_form import ChunkSegment, PackSegment, TokenGates, UnionSegment
 from services.worker.lora.pool.roc_pool import RocPool
 
@@ -62,21 +62,12 @@ class Segment(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Run:
-    """Consecutive rows with one plan."""
-
-    start: int
-    stop: int
-    plan: RoutingPlan
-
-
 def decode_order(plan: RoutingPlan) -> tuple[int, str]:
-    """Sort key of a step's decode rows: rows that gate by components, other rules with equal plans as neighbours, rows
-    without ROCs."""
+    """Sort key of a step's decode rows: rows that gate by components, then rule by rule and gate by gate those of other
+    rules, with equal plans as neighbours, then rows without ROCs."""
     if plan.is_base_only:
         return (2, "")
-    return (0, "") if plan.gate.rule is GateRule.ROCS else (1, plan.digest)
+    return (0, "") if plan.gate.rule is GateRule.ROCS else (1, f"{plan.gate.rule} {plan.gate.gate_id} {plan.digest}")
 
 
 class StepRocs:
@@ -92,8 +83,8 @@ class StepRocs:
     def __init__(
         self,
         token_segments: Sequence[Segment],
-        token_runs: Sequence[_Run],
-        logit_runs: Sequence[_Run],
+        token_runs: Sequence[Run],
+        logit_runs: Sequence[Run],
         builder: StepRocsBuilder,
     ) -> None:
         self._token_segments = tuple(token_segments)
@@ -224,7 +215,8 @@ class StepRocsBuilder:
         form: RocForm = "auto",
     ) -> None:
         self._pool = pool
-        self._adaptive_plans = AdaptivePlans(pool, gates)
+        self._gates = gates
+        self._num_gate_evictions = 0
         self._dtype = dtype
         self._device = device
         self._form = _chosen_form(dtype, device) if form == "auto" else form
@@ -244,18 +236,19 @@ class StepRocsBuilder:
             chunk_plans: for each prompt chunk its rows, its rows among the logits (None if it has none there), and its
                 plan. Decode rows are the first rows among the logits, too.
         """
-        tokens = [_Run(start=row, stop=row + 1, plan=plan) for row, plan in enumerate(decode_plans)]
+        tokens = [Run(start=row, stop=row + 1, plan=plan) for row, plan in enumerate(decode_plans)]
         logits = list(tokens)
         for rows, logit_rows, plan in chunk_plans:
             if plan.is_base_only:
                 continue
-            tokens.append(_Run(start=rows.start, stop=rows.stop, plan=plan))
+            tokens.append(Run(start=rows.start, stop=rows.stop, plan=plan))
             if logit_rows is not None:
-                logits.append(_Run(start=logit_rows.start, stop=logit_rows.stop, plan=plan))
+                logits.append(Run(start=logit_rows.start, stop=logit_rows.stop, plan=plan))
         return StepRocs(self.segments(tokens), tokens, logits, self) if tokens else None
 
-    def segments(self, runs: Sequence[_Run]) -> tuple[Segment, ...]:
+    def segments(self, runs: Sequence[Run]) -> tuple[Segment, ...]:
         """The segments of some rows with plans."""
+        self._forget_evicted_gates()
         key = tuple((run.start, run.stop, run.plan.digest, self._placements_of(run.plan)) for run in runs)
         segments = self._segments.pop(key, None)
         if segments is None:
@@ -265,12 +258,12 @@ class StepRocsBuilder:
             self._segments.popitem(last=False)
         return segments
 
-    def targeted_modules(self, runs: Sequence[_Run]) -> np.ndarray:
+    def targeted_modules(self, runs: Sequence[Run]) -> np.ndarray:
         """Whether any of the rows' adapters has components in each layer, bool `[M]`."""
         plans = {run.plan.digest: run.plan for run in runs}
         return np.logical_or.reduce([self._plan_table(plan).is_targeted_M for plan in plans.values()])
 
-    def _made(self, runs: Sequence[_Run]) -> list[Segment]:
+    def _made(self, runs: Sequence[Run]) -> list[Segment]:
         by_components = [run for run in runs if run.plan.gate.rule is GateRule.ROCS]
         segments: list[Segment] = []
         if by_components and self._form == "native":
@@ -282,16 +275,29 @@ class StepRocsBuilder:
             segments.append(TritonSegment(table, self._pool, dtype=self._dtype, device=self._device))
         elif by_components:
             segments.extend(self._torch_segments(by_components))
-        for rows, plan in _joined([run for run in runs if run.plan.gate.rule is not GateRule.ROCS]):
-            segments.append(AdaptiveSegment(rows, self._adaptive_plans.of(plan), self._pool))
+        adaptive = [run for run in runs if run.plan.gate.rule is not GateRule.ROCS]
+        segments.extend(map(self._adaptive_segment, adaptive_parts(adaptive, self._plan_table)))
         return segments
 
-    def _fits_triton(self, runs: Sequence[_Run]) -> bool:
+    def _adaptive_segment(self, runs: Sequence[Run]) -> AdaptiveSegment:
+        start = runs[0].start
+        own = [Run(start=run.start - start, stop=run.stop - start, plan=run.plan) for run in runs]
+        return AdaptiveSegment(
+            slice(start, runs[-1].stop),
+            list({run.plan.digest: run.plan for run in runs}.values()),
+            self._step_table(own),
+            self._pool,
+            self._gates,
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def _fits_triton(self, runs: Sequence[Run]) -> bool:
         from services.worker.lora.gating.triton_form import MAX_CONTEST_SLOTS
 
         return all(max(self._plan_table(run.plan).group_sizes) <= MAX_CONTEST_SLOTS for run in runs)
 
-    def _torch_segments(self, runs: Sequence[_Run]) -> list[Segment]:
+    def _torch_segments(self, runs: Sequence[Run]) -> list[Segment]:
         # Single rows one after another, from row 0: the decode rows. Everything else is a chunk.
         num_decodes = next((idx for idx, run in enumerate(runs) if (run.start, run.stop) != (idx, idx + 1)), len(runs))
         segments: list[Segment] = []
@@ -307,7 +313,7 @@ class StepRocsBuilder:
             segments.append(ChunkSegment(slice(run.start, run.stop), self._gates_of(run.plan), self._pool))
         return segments
 
-    def _step_table(self, runs: Sequence[_Run]) -> StepTable:
+    def _step_table(self, runs: Sequence[Run]) -> StepTable:
         places: dict[str, int] = {}
         token_plans = np.full(max(run.stop for run in runs), -1, dtype=np.int32)
         plans: list[PlanTable] = []
@@ -341,6 +347,12 @@ class StepRocsBuilder:
             self._placements[plan.digest] = placements
         return placements
 
+    def _forget_evicted_gates(self) -> None:
+        """Let go of learned gates that have left the device: their memory is somebody else's now."""
+        if self._gates is not None and self._gates.num_evictions != self._num_gate_evictions:
+            self._num_gate_evictions = self._gates.num_evictions
+            self._segments.clear()
+
     def _gates_of(self, plan: RoutingPlan) -> TokenGates:
         key = (plan.digest, self._placements_of(plan))
         gates = self._chunk_gates.pop(key, None)
@@ -357,14 +369,3 @@ def _chosen_form(dtype: torch.dtype, device: torch.device) -> RocForm:
     if device.type == "cuda" and find_spec("triton") is not None:
         return "triton"
     return "native" if is_native_usable(dtype=dtype, device=device) else "torch"
-
-
-def _joined(runs: Sequence[_Run]) -> list[tuple[slice, RoutingPlan]]:
-    """Neighbouring rows with one plan as one piece."""
-    joined: list[tuple[slice, RoutingPlan]] = []
-    for run in runs:
-        if joined and joined[-1][0].stop == run.start and joined[-1][1].digest == run.plan.digest:
-            joined[-1] = (slice(joined[-1][0].start, run.stop), run.plan)
-        else:
-            joined.append((slice(run.start, run.stop), run.plan))
-    return joined

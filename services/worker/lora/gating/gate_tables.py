@@ -87,7 +87,7 @@ class StepTable:
         """The layers that any adapter has components in, by module index: of a mixture's thousands, few."""
         self.place_of = {int(module_idx): place for place, module_idx in enumerate(self.targets_N)}
         """Where a targeted layer stands among them."""
-        rows = [pool.rows(key)[self.targets_N] for key in self.keys]
+        rows = [pool.rows(key).of_modules(self.targets_N) for key in self.keys]
         self.rows_NU = np.ascontiguousarray(np.concatenate(rows, axis=1), dtype=np.int32)
         """Row of the pool behind each column in each targeted layer; 0, the zero row, for padding."""
         self.ranks = tuple(of_key.shape[1] for of_key in rows)

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from hilora.adaptive_gating import deviations
-from services.worker.kernels.torch_ops import roc_shrink
+from services.worker.kernels.native_ops import linear
 
 
 class LayerInputs(Protocol):
@@ -34,7 +34,7 @@ class DenseInputs:
 
     def products(self, vectors_ND: torch.Tensor, rows_R: torch.Tensor | None = None) -> torch.Tensor:
         """See `LayerInputs`."""
-        return roc_shrink(self._x_TD, vectors_ND if rows_R is None else vectors_ND.index_select(0, rows_R))
+        return linear(self._x_TD, vectors_ND if rows_R is None else vectors_ND.index_select(0, rows_R))
 
     def deviations(self) -> torch.Tensor:
         """See `LayerInputs`."""

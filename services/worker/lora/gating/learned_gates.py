@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -68,8 +69,8 @@ class LearnedGates:
         self._used_bytes = 0
         self._num_evictions = 0
         self._lock = threading.Lock()
-        # Held while a gate is fetched, so that two requests do not fetch the same one.
-        self._fetch_lock = threading.Lock()
+        # Of gates that somebody fetches: two requests do not fetch the same one, and nobody waits for another one.
+        self._fetch_locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     @property
     def used_bytes(self) -> int:
@@ -104,7 +105,9 @@ class LearnedGates:
         gate_id = gate_id_of(plan)
         if gate_id is None or self._refer(gate_id, plan):
             return
-        with self._fetch_lock:
+        with self._lock:
+            fetch_lock = self._fetch_locks.setdefault(gate_id, threading.Lock())
+        with fetch_lock:
             if self._refer(gate_id, plan):
                 return
             loaded = self._loaded(gate_id)

@@ -3,8 +3,9 @@
 Shapes: T tokens, D embedding dimension.
 
 An embedding is a linear layer with one-hot inputs: `a . x` is the entry of `a` at the token's id. Some models multiply
-their embeddings by a constant; PEFT multiplies the adapter's part by it too, and so does this. An output embedding
-that shares the weight is another layer: it is not touched.
+their embeddings by a number; PEFT multiplies the adapter's part by it too, and so does this. Which embeddings are
+wrapped, and which make something else of their input, `hilora/target_layer.py` says. An output embedding that shares
+the weight is another layer: it is not touched.
 """
 
 from __future__ import annotations
@@ -49,11 +50,21 @@ class GatedEmbedding(nn.Module):
         if step is None:
             return y
         y_TD = y.view(-1, y.shape[-1])
-        factor: Any = getattr(self.embedding, "embed_scale", None)
-        if factor is None:
+        scale: Any = getattr(self.embedding, "embed_scale", None)
+        if scale is None:
             step.add_embedding(self._module_idx, token_ids.reshape(-1), y_TD)
         else:
             update_TD = torch.zeros_like(y_TD)
             step.add_embedding(self._module_idx, token_ids.reshape(-1), update_TD)
-            y_TD += update_TD * factor
+            # In the model's type, as bases take it: in half precision that is another number.
+            y_TD += update_TD * torch.as_tensor(scale, dtype=y_TD.dtype, device=y_TD.device)
         return y
+
+    def __getattr__(self, name: str) -> Any:
+        """What models ask an embedding about, such as `padding_idx`, is the base's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "embedding":
+                raise
+            return getattr(self.embedding, name)

@@ -11,6 +11,7 @@ Shapes: N rows of an arena, R rows of one adapter, D in-features, O out-features
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,6 +70,10 @@ class ArenaStorage(Protocol):
         Args:
             height: the new one, row 0 included.
             moved_to: the new row of each old one, 0 for rows that are dropped; None: rows stay where they are.
+
+        Raises:
+            torch.OutOfMemoryError: some of the tensors may have been replaced. If rows stay where they are, all of them
+                can be used as before, and this may be tried again.
         """
         ...
 
@@ -126,14 +131,25 @@ class ReservedStorage:
     def discard(self, rows: np.ndarray) -> int:
         """See `ArenaStorage`."""
         backed = rows[self._is_backed[rows]]
-        num_bytes = 0
-        for start, stop in _runs(backed):
-            first, last = int(backed[start]), int(backed[stop - 1]) + 1
-            for buffer, width in zip((self._a, self._b), self._widths, strict=True):
-                num_bytes += buffer.discard(first * width, last * width)
         self._is_backed[backed] = False
         self._num_backed_rows -= len(backed)
+        num_bytes = 0
+        for start, stop in _runs(backed):
+            for buffer, width in zip((self._a, self._b), self._widths, strict=True):
+                num_bytes += buffer.discard(*self._own_pages(int(backed[start]), int(backed[stop - 1]) + 1, width))
         return num_bytes
+
+    def _own_pages(self, first: int, last: int, width: int) -> tuple[int, int]:
+        """Elements of the rows `first` to `last` (exclusive), and what is left of their pages where that belongs to
+        rows that were given up before: the pages between adapters that leave one after another would stay for ever."""
+        page = mmap.PAGESIZE // self._arena.a_ND.itemsize
+        rows_per_page = -(-page // width)
+        below = np.flatnonzero(self._is_backed[max(0, first - rows_per_page) : first][::-1])
+        above = np.flatnonzero(self._is_backed[last : last + rows_per_page])
+        num_below = int(below[0]) if len(below) else min(first, rows_per_page)
+        num_above = int(above[0]) if len(above) else min(self.height - last, rows_per_page)
+        start = max((first - num_below) * width, first * width // page * page)
+        return start, min((last + num_above) * width, -(-last * width // page) * page)
 
     def resize(self, height: int, moved_to: np.ndarray | None) -> None:
         """See `ArenaStorage`; never needed, all rows are there."""
@@ -172,12 +188,13 @@ class GrowingStorage:
     @property
     def height(self) -> int:
         """See `ArenaStorage`."""
-        return len(self._arena.a_ND)
+        # All three are as high, unless memory ran out between them.
+        return min(len(self._arena.a_ND), len(self._arena.b_NO), len(self._arena.b_norms_N))
 
     @property
     def num_backed_rows(self) -> int:
         """See `ArenaStorage`."""
-        return self.height - 1
+        return max(len(self._arena.a_ND), len(self._arena.b_NO)) - 1
 
     def back(self, rows: np.ndarray) -> None:
         """See `ArenaStorage`; the tensors are there already."""
@@ -228,7 +245,7 @@ class GrowingStorage:
     def _transfer(self, rows: np.ndarray, parts: Sequence[RankOneComponents]) -> None:
         assert self._stream is not None, "transfers have a stream of their own"
         arena = self._arena
-        index = torch.from_numpy(rows).to(self._device)
+        index = torch.from_numpy(rows.astype(np.int64)).to(self._device)
         a_RD = _staged([part.a_RD for part in parts], arena.a_ND.dtype).to(self._device, non_blocking=True)
         arena.a_ND.index_copy_(0, index, a_RD)
         b_RO = _staged([part.b_RO for part in parts], arena.b_NO.dtype).to(self._device, non_blocking=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hilora.adapter import DecomposedAdapter
 from hilora.errors import Unavailable
-from services.worker.lora.pool.loader_threads import LoaderThreads
+from services.worker.lora.pool.loader_threads import LoaderThreads, failure_of
 from services.worker.lora.pool.pool_entries import RocKey
 from services.worker.lora.pool.residency_ticket import ResidencyTicket
 from services.worker.lora.pool.roc_arena import ComponentSizes
@@ -93,10 +93,11 @@ class ComponentFetches:
 
         Raises:
             BaseException: what one of its fetches raised.
+            Unavailable: `worker_draining`: after a shutdown.
         """
         fetches = self._of(ticket)
         for fetch in fetches.values():
-            if fetch.loading.done() and (error := fetch.loading.exception()) is not None:
+            if fetch.loading.done() and (error := failure_of(fetch.loading)) is not None:
                 raise error
         return all(fetch.loading.done() for fetch in fetches.values())
 

@@ -18,13 +18,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from hilora.errors import Unavailable
+
 _ParamT = ParamSpec("_ParamT")
 _ResultT = TypeVar("_ResultT")
 
 _IDLE_SECONDS = 5.0
 """A thread without work for so long ends; the next task starts a new one."""
 _NICENESS = 10
-"""A thread of this niceness gets about a tenth of what it competes for with one of niceness 0."""
+"""A thread that is so much nicer than another gets about a tenth of what both compete for."""
 _EXIT_SECONDS = 2.0
 """At the end of the process, for tasks inside torch: an interpreter that ends under them aborts the process."""
 
@@ -131,6 +133,13 @@ class LoaderThreads(Generic[_ResultT]):
             del future, task
 
 
+def failure_of(future: Future[Any]) -> BaseException | None:
+    """What a task that has ended raised, or None; an `Unavailable`, `worker_draining`, for one that was never begun."""
+    if future.cancelled():
+        return Unavailable("This worker is shutting down.", code="worker_draining", remedy="Use another worker.")
+    return future.exception()
+
+
 _all_loaders: weakref.WeakSet[LoaderThreads[Any]] = weakref.WeakSet()
 
 
@@ -148,5 +157,7 @@ def _end_threads() -> None:
 def _give_way() -> None:
     """Lower the calling thread's priority, where that is possible for one thread."""
     if sys.platform == "linux":
+        thread = threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            # More than the process has: as root, a fixed number would speed the thread up where the process is nicer.
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)

@@ -6,14 +6,13 @@ every step while room is short. Not thread-safe: its owner holds the lock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, ItemsView, KeysView, ValuesView
+from collections.abc import Collection, ItemsView, ValuesView
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from hilora.adapter import RocBasis
 from services.worker.lora.pool.eviction import EvictionPolicy
+from services.worker.lora.pool.row_table import RowTable
 
 
 class RocKey(NamedTuple):
@@ -27,9 +26,7 @@ class RocKey(NamedTuple):
 class PoolEntry:
     """One adapter on the device. Whoever changes it tells `PoolEntries.note`."""
 
-    rows_MR: np.ndarray
-    module_ranks: tuple[int, ...]
-    """ROCs in each module, by module index; 0 where the adapter has none."""
+    rows: RowTable
     num_bytes: int
     placement: int
     """See `RocPool.placement`."""
@@ -87,14 +84,16 @@ class PoolEntries:
         return self._evictable_bytes
 
     @property
-    def evictable_keys(self) -> KeysView[RocKey]:
-        """Those that may leave."""
-        return self._evictable.keys()
-
-    @property
     def is_writing(self) -> bool:
         """Whether some are reserved and not committed."""
         return any(not entry.is_committed for entry in self._entries.values())
+
+    @property
+    def table_bytes(self) -> int:
+        """Main memory of what says where their rows are."""
+        tables = [entry.rows for entry in self._entries.values()]
+        layouts = {id(table.layout): table.layout for table in tables}
+        return sum(table.num_bytes for table in tables) + sum(layout.num_bytes for layout in layouts.values())
 
     def pinned_bytes(self, *, without: Collection[RocKey] = ()) -> int:
         """Bytes of those that are pinned."""
@@ -129,6 +128,16 @@ class PoolEntries:
         elif not entry.is_evictable and key in self._evictable:
             del self._evictable[key]
             self._evictable_bytes -= entry.num_bytes
+
+    def victims(self, num_bytes: int, policy: EvictionPolicy[RocKey]) -> list[RocKey]:
+        """Those to evict for so many bytes, in the policy's order; all that may leave, if they are too few."""
+        chosen: list[RocKey] = []
+        for key in policy.by_value(self._evictable) if num_bytes > 0 else ():
+            chosen.append(key)
+            num_bytes -= self._entries[key].num_bytes
+            if num_bytes <= 0:
+                break
+        return chosen
 
     def soonest_free(
         self, num_bytes: int, policy: EvictionPolicy[RocKey], *, without: Collection[RocKey]

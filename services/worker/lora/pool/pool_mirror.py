@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from hilora.adapter import DecomposedAdapter, RankOneComponents
@@ -74,9 +75,9 @@ class PoolLeader:
             del self._mirrored[key]
         for arrival in change.arrivals:
             values = _empty_values(arrival, self._modules, dtype=self._dtype, device=self._device)
-            rows_MR = self._pool.rows(arrival.key)
+            table = self._pool.rows(arrival.key)
             for module_idx, a_RD, b_RO in _parts(values, arrival, self._modules):
-                rows = torch.from_numpy(rows_MR[module_idx, : len(a_RD)].copy()).to(self._device)
+                rows = torch.from_numpy(table.of_module(module_idx).astype(np.int64)).to(self._device)
                 arena = self._pool.arena(module_idx)
                 torch.index_select(arena.a_ND, 0, rows, out=a_RD)
                 torch.index_select(arena.b_NO, 0, rows, out=b_RO)
@@ -126,7 +127,8 @@ class PoolFollower:
             },
         )
         sizes = self._pool.sizes_of(adapter, adapter_id=key.adapter_id)
-        assert self._pool.try_acquire([key], {key: sizes}), "a follower has no room for what its leader has"
+        is_placed = self._pool.try_acquire([key], {key: sizes})
+        assert is_placed, "a follower has no room for what its leader has"
         if not self._pool.is_committed([key]):
             self._pool.write(key, adapter)
             self._pool.commit(key)

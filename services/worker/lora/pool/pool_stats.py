@@ -25,6 +25,8 @@ class RocPoolStats:
     reserved_bytes: int
     """Memory that is really spent: used rows, and free rows that are kept for the next adapter."""
     pinned_bytes: int
+    table_bytes: int
+    """Main memory of the tables of their rows; not of the capacity."""
     num_adapters: int
     num_hits: int
     """Adapters that a new request found there, or being written."""

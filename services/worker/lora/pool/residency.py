@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from hilora.errors import GenerationFailed, HiloraError
 from hilora.routing_plan import RoutingPlan
 from services.worker.lora.pool.component_fetches import ComponentFetches
-from services.worker.lora.pool.loader_threads import LoaderThreads
+from services.worker.lora.pool.loader_threads import LoaderThreads, failure_of
 from services.worker.lora.pool.pinning import Pinning
 from services.worker.lora.pool.pool_entries import RocKey
 from services.worker.lora.pool.residency_ticket import ResidencyTicket, TicketState, keys_of
@@ -202,7 +202,8 @@ class Residency:
                     if key not in self._writes and not self._pool.is_committed([key]):
                         self._write(key, ticket)
                 return True
-            ticket.refused_at = self._pool.num_changes + self._num_departures
+            # As it was before it was asked for: what another thread has changed since then may be the room.
+            ticket.refused_at = now
         is_drained = self._drained_for is ticket and self._pool.is_draining
         if is_first and not is_drained and self._clock() - ticket.since > self._max_placing_seconds:
             self._drained_for = ticket
@@ -219,7 +220,7 @@ class Residency:
             if not write.done():
                 continue
             del self._writes[key]
-            error = write.exception()
+            error = failure_of(write)
             if error is None:
                 self._pool.commit(key)
                 continue

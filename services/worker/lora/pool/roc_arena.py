@@ -3,7 +3,7 @@
 Layers of one shape share an arena, each component takes one row of it: a model has a handful of arenas whatever its
 depth and its number of experts, adapters of any rank and any target modules use the same rows, and nothing is padded.
 
-Shapes: M linear layers, R an adapter's largest rank, C arenas, N rows of an arena, D in-features, O out-features.
+Shapes: M linear layers, P an adapter's components, C arenas, N rows of an arena, D in-features, O out-features.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from hilora.adapter import DecomposedAdapter
-from hilora.errors import AdapterShapeMismatch
+from hilora.errors import AdapterShapeMismatch, RocPoolFull
 from services.worker.lora.pool.arena_storage import ArenaStorage, GrowingStorage, ReservedStorage, RocArena
 from services.worker.lora.pool.row_allocator import RowAllocator
+from services.worker.lora.pool.row_table import RankLayouts, RowTable
 
 __all__ = ["ArenaStrategy", "ComponentSizes", "ModuleShape", "RocArena", "RocArenas", "RowMoves"]
 
@@ -95,6 +96,7 @@ class RocArenas:
             strategy = ArenaStrategy.RESERVED if device.type == "cpu" else ArenaStrategy.GROWING
         self._strategy = strategy
         self._arenas = self._made(shapes)
+        self._layouts = RankLayouts()
 
     @property
     def num_modules(self) -> int:
@@ -122,9 +124,10 @@ class RocArenas:
             idx = self._module_idx.get(module_path)
             if idx is None:
                 raise AdapterShapeMismatch(
-                    f"{adapter_id} targets {module_path}, which the base model does not have as a linear layer.",
+                    f"{adapter_id} targets {module_path}, which is no layer of the base model that can carry a LoRA.",
                     code="unknown_target_module",
-                    remedy="Register the adapter against the base model that this worker serves.",
+                    remedy="Register the adapter against the base model that this worker serves, on its linear layers "
+                    "and word embeddings.",
                     place=module_path,
                 )
             shape = self._modules[idx]
@@ -140,11 +143,11 @@ class RocArenas:
             num_bytes += rocs.num_rocs * self._arenas[self._arena_of_M[idx]].row_bytes
         return ComponentSizes(num_bytes=num_bytes, module_ranks=tuple(ranks))
 
-    def rows_by_arena(self, sizes: Iterable[ComponentSizes]) -> np.ndarray:
-        """Rows that adapters need of each arena, int64 `[C]`."""
+    def rows_by_arena(self, module_ranks: Iterable[tuple[int, ...]]) -> np.ndarray:
+        """Rows that adapters with so many components by module need of each arena, int64 `[C]`."""
         rows_C = np.zeros(len(self._arenas), dtype=np.int64)
-        for size in sizes:
-            np.add.at(rows_C, self._arena_of_M, np.asarray(size.module_ranks))
+        for ranks in module_ranks:
+            np.add.at(rows_C, self._arena_of_M, np.asarray(ranks))
         return rows_C
 
     def must_replace(self, rows_C: np.ndarray) -> bool:
@@ -160,6 +163,10 @@ class RocArenas:
 
         Returns:
             Where rows went to, if the space of some arena had to be given to another one; None: all rows stayed.
+
+        Raises:
+            RocPoolFull: `device_memory_full`: the device cannot give what the pool may have. Some tensors were
+                replaced, all rows stayed.
         """
         needed = [
             max(arena.storage.height, arena.rows.height_with(num_rows))
@@ -175,8 +182,18 @@ class RocArenas:
                 # Twice as much each time, so that all growth together copies a row once or twice.
                 num_more = min(max(0, 2 * arena.storage.height - height), spare_bytes // arena.row_bytes)
                 spare_bytes -= num_more * arena.row_bytes
-                arena.storage.resize(height + num_more, None)
+                self._grow(arena.storage, height + num_more)
         return None
+
+    def _grow(self, storage: ArenaStorage, height: int) -> None:
+        try:
+            storage.resize(height, None)
+        except torch.OutOfMemoryError as error:
+            raise RocPoolFull(
+                f"The device has no memory for more components; the pool may take {self._capacity_bytes} bytes.",
+                code="device_memory_full",
+                remedy="Lower HILORA_WORKER_ROC_POOL_BYTES, or the memory for keys and values.",
+            ) from error
 
     def compact(self, rows_C: np.ndarray | None = None) -> RowMoves | None:
         """Make arenas just high enough for what they hold and so many rows more. Nobody may be reading or writing rows
@@ -195,33 +212,34 @@ class RocArenas:
             arena.storage.resize(arena.rows.height_with(num_rows), moves[-1])
         return moves
 
-    def moved(self, rows_MR: np.ndarray, moves: RowMoves) -> np.ndarray:
+    def moved(self, table: RowTable, moves: RowMoves) -> RowTable:
         """An adapter's rows after a move."""
-        moved_MR = np.empty_like(rows_MR)
+        arenas_P = table.by_component(self._arena_of_M)
+        moved_P = np.empty_like(table.rows_P)
         for arena_idx, move in enumerate(moves):
-            of_arena = self._arena_of_M == arena_idx
-            moved_MR[of_arena] = move[rows_MR[of_arena]]
-        return _read_only(moved_MR)
+            of_arena = arenas_P == arena_idx
+            moved_P[of_arena] = move[table.rows_P[of_arena]]
+        return RowTable.made(table.layout, moved_P)
 
-    def take(self, sizes: ComponentSizes) -> np.ndarray:
-        """Hand out an adapter's rows, int64 `[M, R]`, read-only; 0 where a module has fewer than R."""
-        ranks_M = np.asarray(sizes.module_ranks, dtype=np.int64)
-        rows_MR = np.zeros((len(ranks_M), int(ranks_M.max(initial=0))), dtype=np.int64)
-        is_used_MR = np.arange(rows_MR.shape[1]) < ranks_M[:, None]
+    def take(self, sizes: ComponentSizes) -> RowTable:
+        """Hand out an adapter's rows."""
+        layout = self._layouts.of(sizes.module_ranks)
+        arenas_P = np.repeat(self._arena_of_M, sizes.module_ranks)
+        rows_P = np.empty(len(arenas_P), dtype=np.int64)
         for arena_idx, arena in enumerate(self._arenas):
-            places = is_used_MR & (self._arena_of_M == arena_idx)[:, None]
-            rows = arena.rows.take(int(places.sum()))
+            of_arena = arenas_P == arena_idx
+            rows = arena.rows.take(int(of_arena.sum()))
             arena.storage.back(rows)
-            rows_MR[places] = rows
+            rows_P[of_arena] = rows
         if self.reserved_bytes > self._capacity_bytes:
             self.discard_free_rows()
-        return _read_only(rows_MR)
+        return RowTable.made(layout, rows_P)
 
-    def give_back(self, rows_MR: np.ndarray, *, must_discard: bool) -> None:
+    def give_back(self, table: RowTable, *, must_discard: bool) -> None:
         """Take an adapter's rows back, and their memory if they are not to be used again soon."""
+        arenas_P = table.by_component(self._arena_of_M)
         for arena_idx, arena in enumerate(self._arenas):
-            rows = rows_MR[self._arena_of_M == arena_idx]
-            rows = rows[rows > 0]
+            rows = table.rows_P[arenas_P == arena_idx]
             arena.rows.give_back(rows)
             if must_discard:
                 arena.storage.discard(np.sort(rows))
@@ -230,7 +248,7 @@ class RocArenas:
         """Give the memory behind free rows back to the system, where rows can be; returns the bytes."""
         return sum(arena.storage.discard(arena.rows.free_rows) for arena in self._arenas)
 
-    def write(self, rows_MR: np.ndarray, adapter: DecomposedAdapter) -> None:
+    def write(self, table: RowTable, adapter: DecomposedAdapter) -> None:
         """Copy components into rows that nobody reads yet."""
         for arena_idx, arena in enumerate(self._arenas):
             idxs = [
@@ -240,19 +258,17 @@ class RocArenas:
             ]
             if idxs:
                 parts = [adapter.modules[self._modules[idx].module_path] for idx in idxs]
-                rows = [rows_MR[idx, : part.num_rocs] for idx, part in zip(idxs, parts, strict=True)]
-                arena.storage.write(np.concatenate(rows), parts)
+                arena.storage.write(np.concatenate([table.of_module(idx) for idx in idxs]), parts)
 
-    def check_integrity(self, all_rows_MR: Sequence[np.ndarray]) -> None:
+    def check_integrity(self, tables: Sequence[RowTable]) -> None:
         """AssertionError unless these rows and the free ones are all there are, and zero rows are zero.
 
         Args:
-            all_rows_MR: the rows of every adapter.
+            tables: the rows of every adapter.
         """
         for arena_idx, arena in enumerate(self._arenas):
-            of_arena = self._arena_of_M == arena_idx
-            used = np.concatenate([np.empty(0, dtype=np.int64), *(rows[of_arena].ravel() for rows in all_rows_MR)])
-            arena.rows.check_integrity(used[used > 0])
+            used = [table.rows_P[table.by_component(self._arena_of_M) == arena_idx] for table in tables]
+            arena.rows.check_integrity(np.concatenate([np.empty(0, dtype=np.int64), *used]))
             assert arena.rows.height <= arena.storage.height, "more rows than the arena has"
             tensors = arena.storage.arena
             for rows in (tensors.a_ND, tensors.b_NO, tensors.b_norms_N):
@@ -282,8 +298,3 @@ class RocArenas:
                 in_features=in_features, out_features=out_features, dtype=self._dtype, device=self._device
             )
         return _ShapeArena(storage=storage, row_bytes=row_bytes, rows=RowAllocator())
-
-
-def _read_only(rows_MR: np.ndarray) -> np.ndarray:
-    rows_MR.flags.writeable = False
-    return rows_MR

@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from hilora.adapter import DecomposedAdapter
@@ -29,6 +28,7 @@ from services.worker.lora.pool.roc_arena import (
     RocArenas,
     RowMoves,
 )
+from services.worker.lora.pool.row_table import RowTable
 
 _MAX_RETIRED_IDS = 4096
 """Adapters that are known to have left the catalogue; requests accepted before may still bring them in."""
@@ -114,6 +114,7 @@ class RocPool:
                 used_bytes=self._entries.used_bytes,
                 reserved_bytes=self._arenas.reserved_bytes,
                 pinned_bytes=self._entries.pinned_bytes(),
+                table_bytes=self._entries.table_bytes,
                 num_adapters=len(self._entries),
                 num_hits=self._num_hits,
                 num_misses=self._num_misses,
@@ -144,7 +145,8 @@ class RocPool:
             False if there is no room now, or a key is neither there nor in `missing`, or is being drained.
 
         Raises:
-            RocPoolFull: `plan_exceeds_roc_pool`: the keys would not fit a pool with nothing but what is pinned.
+            RocPoolFull: `plan_exceeds_roc_pool`: the keys would not fit a pool with nothing but what is pinned;
+                `device_memory_full`: the device cannot give what the pool may have.
         """
         with self._lock:
             absent = [key for key in keys if key not in self._entries]
@@ -157,9 +159,13 @@ class RocPool:
             # References first, so that a plan never evicts its own adapters.
             for key in there:
                 self._refer(key, 1)
-            if not self._make_room([missing[key] for key in absent]):
-                for key in there:
+            has_room = False
+            try:
+                has_room = self._make_room([missing[key] for key in absent])
+            finally:
+                for key in there if not has_room else ():
                     self._refer(key, -1)
+            if not has_room:
                 return False
             for key in absent:
                 self._reserve(key, missing[key])
@@ -190,9 +196,9 @@ class RocPool:
     def write(self, key: RocKey, adapter: DecomposedAdapter) -> None:
         """Copy components into reserved rows. Off the step loop: no plan refers to these rows yet."""
         with self._lock:
-            rows_MR = self._entries[key].rows_MR
+            rows = self._entries[key].rows
         # Without the lock: nothing is moved while an adapter is reserved and not committed.
-        self._arenas.write(rows_MR, adapter)
+        self._arenas.write(rows, adapter)
 
     def commit(self, key: RocKey) -> None:
         """Declare a reserved adapter's rows written."""
@@ -279,11 +285,10 @@ class RocPool:
                 if moves is not None:
                     self._rearrange(moves)
 
-    def rows(self, key: RocKey) -> np.ndarray:
-        """Rows of a committed adapter in each module's arena, int64 `[M, R]`, read-only: `rows[m, j]` holds its
-        j-th ROC in module m, row 0 where it has fewer there. Modules of one shape share an arena, so that rows differ
+    def rows(self, key: RocKey) -> RowTable:
+        """Rows of a committed adapter in each module's arena. Modules of one shape share an arena, so that rows differ
         by module."""
-        return self._entries[key].rows_MR
+        return self._entries[key].rows
 
     def placement(self, key: RocKey) -> int:
         """A number that the adapter keeps while its rows stay as they are, in tensors that stay as they are; no two
@@ -292,7 +297,7 @@ class RocPool:
 
     def module_ranks(self, key: RocKey) -> tuple[int, ...]:
         """ROCs of a committed adapter by module index."""
-        return self._entries[key].module_ranks
+        return self._entries[key].rows.layout.module_ranks
 
     def arena(self, module_idx: int) -> RocArena:
         """The rows that a module's components are among. Its tensors may be others after `try_acquire`."""
@@ -308,7 +313,7 @@ class RocPool:
         """AssertionError unless every row is free, or owned once, and the accounts agree."""
         with self._lock:
             self._entries.check_integrity()
-            self._arenas.check_integrity([entry.rows_MR for entry in self._entries.values()])
+            self._arenas.check_integrity([entry.rows for entry in self._entries.values()])
             assert self.used_bytes <= self._arenas.reserved_bytes <= self._capacity_bytes, "bytes out of order"
 
     def _refuse_impossible(self, keys: Sequence[RocKey], missing: Mapping[RocKey, ComponentSizes]) -> None:
@@ -330,9 +335,9 @@ class RocPool:
         num_bytes = sum(size.num_bytes for size in sizes)
         if self.used_bytes - self._entries.evictable_bytes + num_bytes > self._capacity_bytes:
             return False
-        victims = self._victims(self.used_bytes + num_bytes - self._capacity_bytes)
-        rows_C = self._arenas.rows_by_arena(sizes)
-        freed_C = self._arenas.rows_by_arena(victims.values())
+        victims = self._entries.victims(self.used_bytes + num_bytes - self._capacity_bytes, self._eviction)
+        rows_C = self._arenas.rows_by_arena(size.module_ranks for size in sizes)
+        freed_C = self._arenas.rows_by_arena(self.module_ranks(victim) for victim in victims)
         if self._entries.is_writing and self._arenas.must_replace(rows_C - freed_C):
             # A loader thread is writing to the tensors of now; its end is a change, and this is tried again. Nobody is
             # evicted before that, as until then it would be for nothing.
@@ -341,32 +346,25 @@ class RocPool:
             self._drop(victim, is_gone=False)
             self._num_evictions += 1
         if self._arenas.must_replace(rows_C):
-            self._rearrange(self._arenas.replace(rows_C))
+            moves: RowMoves | None = None
+            try:
+                moves = self._arenas.replace(rows_C)
+            finally:
+                # Also when memory runs out halfway: some tensors are others by then.
+                self._rearrange(moves)
         return True
-
-    def _victims(self, surplus: int) -> dict[RocKey, ComponentSizes]:
-        """The adapters to evict for so many bytes."""
-        victims: dict[RocKey, ComponentSizes] = {}
-        for key in self._eviction.by_value(self._entries.evictable_keys) if surplus > 0 else ():
-            entry = self._entries[key]
-            victims[key] = ComponentSizes(num_bytes=entry.num_bytes, module_ranks=entry.module_ranks)
-            surplus -= entry.num_bytes
-            if surplus <= 0:
-                break
-        return victims
 
     def _rearrange(self, moves: RowMoves | None) -> None:
         """Enter that tensors were replaced and, perhaps, rows moved."""
         self._layout_version += 1
         for entry in self._entries.values():
             if moves is not None:
-                entry.rows_MR = self._arenas.moved(entry.rows_MR, moves)
+                entry.rows = self._arenas.moved(entry.rows, moves)
             entry.placement = self._new_placement()
 
     def _reserve(self, key: RocKey, sizes: ComponentSizes) -> None:
         entry = PoolEntry(
-            rows_MR=self._arenas.take(sizes),
-            module_ranks=sizes.module_ranks,
+            rows=self._arenas.take(sizes),
             num_bytes=sizes.num_bytes,
             placement=self._new_placement(),
             num_references=1,
@@ -388,7 +386,7 @@ class RocPool:
     def _drop(self, key: RocKey, *, is_gone: bool) -> None:
         entry = self._entries.pop(key)
         # Whoever makes room needs these rows at once; a retirement is meant to make the process smaller.
-        self._arenas.give_back(entry.rows_MR, must_discard=is_gone)
+        self._arenas.give_back(entry.rows, must_discard=is_gone)
         (self._eviction.forget if is_gone else self._eviction.mark_evicted)(key)
         self._is_trim_due = self._is_trim_due or is_gone
         self._layout_version += 1

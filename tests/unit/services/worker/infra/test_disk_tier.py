@@ -71,6 +71,24 @@ class TestComponentFiles:
         stats = ComponentFiles(tmp_path / "none", capacity_bytes=250).stats()
         assert (stats.num_adapters, stats.used_bytes) == (0, 0)
 
+    def test_files_that_cannot_be_removed_count_and_what_has_no_room_is_not_kept(self, tmp_path, monkeypatch) -> None:
+        files = ComponentFiles(tmp_path, capacity_bytes=250)
+        for number in (1, 2):
+            files.write(*_content(number))
+            os.utime(tmp_path / f"{_content(number)[0]}.safetensors", (number, number))
+        unlink = Path.unlink
+
+        def guarded(path: Path, **options: bool) -> None:
+            if path.stem == _content(1)[0]:
+                raise PermissionError("another user's")
+            unlink(path, **options)
+
+        monkeypatch.setattr(Path, "unlink", guarded)
+        files.write(*_content(3))
+        assert [files.read(_content(number)[0]) is not None for number in (1, 2, 3)] == [True, False, True]
+        files.write(*_content(4, num_bytes=200))
+        assert (files.used_bytes(), files.stats().num_evictions) == (100, 2)
+
     def test_forgetting_says_what_it_frees(self, tmp_path: Path) -> None:
         files = ComponentFiles(tmp_path, capacity_bytes=1000)
         files.write(*_content(1))
@@ -84,11 +102,12 @@ class TestComponentFiles:
         assert files.used_bytes() == 0
 
     def test_unfinished_files_of_the_past_are_cleared_away(self, tmp_path: Path) -> None:
-        for name, age in (("old.part", 7200), ("new.part", 0)):
+        for name, age in (("components-old.part", 7200), ("components-new.part", 0), ("film.part", 7200)):
             (tmp_path / name).write_bytes(b"half")
             os.utime(tmp_path / name, (time.time() - age, time.time() - age))
         ComponentFiles(tmp_path, capacity_bytes=1000).write(*_content(1))
-        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".part", ".safetensors"]
+        # Whatever else lies in the folder is left alone.
+        assert sorted(path.name for path in tmp_path.glob("*.part")) == ["components-new.part", "film.part"]
 
     @pytest.mark.parametrize("name", ["../model", "model", "", "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"])
     def test_what_is_no_checksum_touches_nothing(self, tmp_path: Path, name) -> None:

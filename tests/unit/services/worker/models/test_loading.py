@@ -14,7 +14,7 @@ from hilora.errors import InvalidInput
 from services.worker.models.loader import load_model, public_name_of
 from services.worker.models.prompt_encoder import ChatTurn, PromptEncoder
 from services.worker.models.tensor_parallel import ParallelGroup
-from tests.builders.models import save_base
+from tests.builders.models import load_tiny, save_base
 from tests.builders.seq2seq import save_seq2seq_base
 
 _TEMPLATE = (
@@ -96,6 +96,17 @@ class TestLoadModel:
         loaded = load_model(str(tmp_path / "base"), device="cpu")
         assert len(tokenizer) > loaded.vocab_size
         assert loaded.eos_token_ids and max(loaded.eos_token_ids) < loaded.vocab_size
+
+    def test_a_model_that_cannot_be_told_positions_is_refused(self, tmp_path) -> None:
+        save_base(tmp_path, architecture="bart", d_model=32, decoder_layers=1, decoder_ffn_dim=48, is_decoder=True)
+        with pytest.raises(InvalidInput, match="positions") as caught:
+            load_model(str(tmp_path), device="cpu")
+        assert caught.value.code == "base_architecture_unsupported"
+
+    def test_positions_that_begin_at_an_offset_are_learned_ones(self) -> None:
+        loaded = load_tiny("opt", ffn_dim=48, word_embed_proj_dim=32, num_key_value_heads=None)
+        assert loaded.num_learned_positions == 128
+        assert load_tiny().num_learned_positions is None
 
     def test_public_names(self, folder) -> None:
         assert public_name_of(f"{folder}/") == "my-base"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -12,7 +14,8 @@ from hilora.learned_gate import GateTensors, LearnedGate
 from hilora.reference_adaptive import reference_adaptive_update
 from hilora.routing_plan import GateRule, GateScope, RocBudget, RocScore, RoutingPlan
 from hilora.token_gating import gate_rocs, module_gate
-from services.worker.lora.gating.adaptive_segment import AdaptivePlans, AdaptiveSegment
+from services.worker.lora.gating import row_runs
+from services.worker.lora.gating.adaptive_segment import AdaptiveSegment
 from services.worker.lora.gating.batch_plan import StepRocsBuilder, decode_order
 from services.worker.lora.gating.learned_gates import LearnedGates
 from services.worker.lora.pool.roc_arena import ModuleShape
@@ -188,16 +191,6 @@ class TestMixedSteps:
             torch.testing.assert_close(together[rows], expected)
         assert not together[-1].any()
 
-    def test_neighbours_with_one_plan_are_one_segment(self):
-        stage = Stage()
-        arrow, spectr = stage.plan(GateRule.ARROW), stage.plan(GateRule.SPECTR)
-        decodes = sorted([arrow, spectr, arrow, arrow, spectr], key=decode_order)
-        step = stage.builder.build(decode_plans=decodes, chunk_plans=[])
-        assert step is not None
-        segments = step._token_segments
-        assert all(isinstance(segment, AdaptiveSegment) for segment in segments)
-        assert sorted(segment.rows.stop - segment.rows.start for segment in segments) == [2, 3]
-
     @pytest.mark.parametrize("rule", ADAPTIVE_RULES)
     def test_a_selection_of_the_rows(self, rule):
         stage = Stage()
@@ -225,43 +218,151 @@ class TestMixedSteps:
         torch.testing.assert_close(y_TO, stage.reference(plan, "q", one_hot))
 
 
+class TestSharing:
+    def _segments(self, stage: Stage, decodes: list[RoutingPlan], chunks=()) -> list[tuple[int, int, int]]:
+        """Rows and number of plans of each segment."""
+        step = stage.builder.build(decode_plans=sorted(decodes, key=decode_order), chunk_plans=list(chunks))
+        assert step is not None
+        assert all(isinstance(segment, AdaptiveSegment) for segment in step._token_segments)
+        return [(segment.rows.start, segment.rows.stop, segment.num_plans) for segment in step._token_segments]
+
+    def test_plans_of_one_rule_are_one_segment_whatever_they_say(self):
+        stage = Stage()
+        arrows = [stage.plan(GateRule.ARROW, names) for names in ("a", "bc", "abc")]
+        warm = stage.plan(GateRule.ARROW, "abc", temperature=2.0, top_k=1)
+        spectr = stage.plan(GateRule.SPECTR)
+        assert self._segments(stage, [spectr, *arrows, spectr, warm]) == [(0, 4, 4), (4, 6, 1)]
+
+    def test_learned_gates_are_kept_apart(self):
+        router = Stage().files[make_gate_parameters(GateRule.RAMOLE).gate_id or ""]
+        stage = Stage(gates={"other@1": router})
+        plans = [stage.plan(GateRule.RAMOLE), stage.plan(GateRule.RAMOLE, gate_id="other@1")]
+        assert [num_plans for *_, num_plans in self._segments(stage, plans)] == [1, 1]
+
+    def test_long_prompts_do_not_pay_for_one_another(self, monkeypatch):
+        monkeypatch.setattr(row_runs, "MAX_SHARED_PRODUCTS", 60)
+        stage = Stage()
+        first, second = stage.plan(GateRule.ARROW, "a"), stage.plan(GateRule.ARROW, "b")
+        chunks = [(slice(2, 8), None, first), (slice(8, 50), None, second), (slice(50, 90), None, second)]
+        # Six components for ten rows are enough; a plan of its own may have as many rows as it likes.
+        assert self._segments(stage, [first, second], chunks) == [(0, 8, 2), (8, 90, 1)]
+
+    @pytest.mark.parametrize("rule", ADAPTIVE_RULES)
+    def test_what_differs_between_plans_is_each_row_s_own(self, rule):
+        stage = Stage()
+        plans = [
+            stage.plan(rule, "abc", temperature=0.5),
+            stage.plan(rule, "ca", top_k=1),
+            stage.plan(rule, "b", eta=0.25),
+            stage.plan(rule, "c", top_k=3, temperature=3.0),
+            stage.plan(rule, "bca", top_k=2),
+        ]
+        decodes = sorted([*plans, plans[0], plans[3]], key=decode_order)
+        assert [rows[:2] for rows in self._segments(stage, decodes)] == [(0, 7)]
+        step = stage.builder.build(decode_plans=decodes, chunk_plans=[])
+        for path in _SHAPES:
+            x_TD = stage.inputs(7, path)
+            expected = [stage.reference(plan, path, x_TD[row : row + 1]) for row, plan in enumerate(decodes)]
+            torch.testing.assert_close(
+                _added(stage, step, path, x_TD), torch.cat(expected), rtol=1e-9, atol=1e-9, msg=path
+            )
+        tokens = torch.tensor([6, 0, 0, 3])
+        x_KD, y_KO = stage.inputs(4, "down"), torch.zeros(4, 9).double()
+        step.add(2, x_KD, y_KO, token_idx_T=tokens)
+        expected = [stage.reference(decodes[token], "down", x_KD[[row]]) for row, token in enumerate(tokens.tolist())]
+        torch.testing.assert_close(y_KO, torch.cat(expected))
+        token_ids, y_TO = torch.tensor([0, 3, 8, 3, 1, 2, 5]), torch.zeros(7, 7).double()
+        step.add_embedding(0, token_ids, y_TO)
+        one_hot = torch.nn.functional.one_hot(token_ids, 9).double()
+        expected = [stage.reference(plan, "q", one_hot[[row]]) for row, plan in enumerate(decodes)]
+        torch.testing.assert_close(y_TO, torch.cat(expected))
+
+    def test_budgets_scopes_and_scores_of_plans_that_share(self):
+        stage = Stage()
+
+        def plan(names: str, num_rocs: int, **changes) -> RoutingPlan:
+            full = stage.plan(GateRule.SPECTR, names, **changes)
+            budgets = [
+                RocBudget(
+                    adapter_id=name,
+                    adapter_name=name,
+                    lora_rank=_LARGEST[name],
+                    num_rocs=min(num_rocs, _LARGEST[name]),
+                    weight=0.5 + place,
+                )
+                for place, name in enumerate(names)
+            ]
+            return RoutingPlan(budgets=tuple(budgets), gate=full.gate)
+
+        plans = [
+            plan("abc", 2),
+            plan("ca", 2, scope=GateScope.GLOBAL),
+            plan("cb", 1, scope=GateScope.GLOBAL, score=RocScore.CONTRIBUTION),
+            plan("ab", 1, score=RocScore.CONTRIBUTION),
+            plan("abc", 9),
+        ]
+        decodes = sorted(plans, key=decode_order)
+        assert self._segments(stage, decodes) == [(0, 5, 5)]
+        together = stage.builder.build(decode_plans=decodes, chunk_plans=[])
+        for path in _SHAPES:
+            x_TD = stage.inputs(5, path)
+            found = _added(stage, together, path, x_TD)
+            for row, each in enumerate(decodes):
+                alone = stage.builder.build(decode_plans=[each], chunk_plans=[])
+                torch.testing.assert_close(_added(stage, alone, path, x_TD[[row]])[0], found[row])
+
+    @pytest.mark.parametrize("rule", ADAPTIVE_RULES)
+    def test_what_is_not_finite_stays_with_its_own_plan(self, rule):
+        stage = Stage()
+        plans = sorted([stage.plan(rule, "a"), stage.plan(rule, "b")], key=decode_order)
+        step = stage.builder.build(decode_plans=plans, chunk_plans=[])
+        x_TD = stage.inputs(2, "q")
+        expected = _added(stage, step, "q", x_TD)
+        arena = stage.pool.arena(0)
+        rows = stage.pool.rows(RocKey("a", plans[0].gate.basis)).of_module(0)
+        arena.a_ND[int(rows[0])] = float("nan")
+        arena.b_NO[int(rows[1])] = float("inf")
+        found = _added(stage, stage.builder.build(decode_plans=plans, chunk_plans=[]), "q", x_TD)
+        of_b = [plan.budgets[0].adapter_id for plan in plans].index("b")
+        assert torch.equal(found[of_b], expected[of_b])
+        assert not found[1 - of_b].isfinite().all()
+
+
 class TestWhatIsKept:
     def test_a_plans_layers_are_made_once(self):
         stage = Stage()
         plan = stage.plan(GateRule.RAMOLE)
-        plans = AdaptivePlans(stage.pool, stage.gates)
-        assert plans.of(plan) is plans.of(plan)
-        assert plans.of(plan).layer(0) is plans.of(plan).layer(0)
+        first, second = (stage.builder.build(decode_plans=[plan], chunk_plans=[]) for _ in range(2))
+        assert first.only_segment() is second.only_segment()
+        assert first.only_segment()._layer(0) is second.only_segment()._layer(0)
 
     def test_an_adapter_that_moved_is_looked_up_anew(self):
         stage = Stage()
         plan = stage.plan(GateRule.SPECTR, "ab")
-        plans = AdaptivePlans(stage.pool, stage.gates)
-        before = plans.of(plan)
+        before = stage.builder.build(decode_plans=[plan], chunk_plans=[]).only_segment()
         key = RocKey("b", RocBasis.SVD)
         stage.pool.release([key])
         stage.pool.retire("b")
         stage.pool.readmit("b")
         stage.add(RocKey("filler", RocBasis.SVD), stage.adapters[key])
         stage.add(key, stage.adapters[key])
-        after = plans.of(plan)
-        assert after is not before
-        x_TD = stage.inputs(3, "q")
-        y_TO = torch.zeros(3, 7).double()
-        AdaptiveSegment(slice(0, 3), after, stage.pool).add(0, x_TD, y_TO)
-        torch.testing.assert_close(y_TO, stage.reference(plan, "q", x_TD))
+        step = stage.builder.build(decode_plans=[plan], chunk_plans=[])
+        assert step.only_segment() is not before
+        x_TD = stage.inputs(1, "q")
+        torch.testing.assert_close(_added(stage, step, "q", x_TD), stage.reference(plan, "q", x_TD))
 
     def test_a_gate_that_left_the_device_is_let_go(self):
         stage = Stage()
         plan = stage.plan(GateRule.PHATGOOSE)
-        plans = AdaptivePlans(stage.pool, stage.gates)
-        kept = plans.of(plan)
+        gate = weakref.ref(stage.gates.of(plan).modules[0].gates["a"])
+        step = stage.builder.build(decode_plans=[plan], chunk_plans=[])
+        _added(stage, step, "q", stage.inputs(1, "q"))
+        del step
         stage.gates.release(plan)
         stage.gates._make_room("another", stage.gates._capacity_bytes)
         other = stage.plan(GateRule.ARROW)
-        plans.of(other)
-        stage.gates.acquire(plan)
-        assert plans.of(plan) is not kept
+        stage.builder.build(decode_plans=[other], chunk_plans=[])
+        assert gate() is None
 
 
 class TestGatesThatDoNotFit:

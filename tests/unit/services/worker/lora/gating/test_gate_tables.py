@@ -65,12 +65,12 @@ class TestStepTable:
         table = _step(pool, make_plan(("a", 4, 2, 1.0), ("b", 2, 1, 1.0)), make_plan(("b", 2, 2, 1.0)))
         assert table.num_columns == 6
         assert table.columns_of(table.plans[1]).tolist() == [4, 5]
-        assert np.array_equal(table.rows_NU[:, 4:], pool.rows(_key("b")))
+        assert np.array_equal(table.rows_NU[:, 4:], pool.rows(_key("b")).of_modules(np.arange(pool.num_modules)))
 
     def test_layers_that_no_adapter_targets_take_no_room(self, pool) -> None:
         table = _step(pool, make_plan(("c", 6, 2, 1.0)))
         assert table.place_of == {0: 0, 2: 1}
-        assert np.array_equal(table.rows_NU, pool.rows(_key("c"))[[0, 2]])
+        assert np.array_equal(table.rows_NU, pool.rows(_key("c")).of_modules(np.array([0, 2])))
 
 
 class TestTokenGates:
@@ -89,7 +89,7 @@ class TestTokenGates:
         table = self._gates(_step(pool, *plans), pool).of(0)
         assert table is not None
         assert table.rows_TGS[0, 1].tolist() == [0, 0, 0, 0]
-        assert table.rows_TGS[1, 0].tolist() == [*pool.rows(_key("b"))[0].tolist(), 0, 0]
+        assert table.rows_TGS[1, 0].tolist() == [*pool.rows(_key("b")).of_module(0).tolist(), 0, 0]
         assert table.gate.kept_TGK is not None
         assert table.gate.kept_TGK.tolist() == [[[1, 0, 0], [0, 0, 0]], [[1, 0, 0], [1, 1, 1]]]
 
@@ -116,5 +116,5 @@ class TestTokenGates:
         assert first is not None
         assert second is not None
         assert first.gate is second.gate
-        assert first.rows_TGS.flatten().tolist() == pool.rows(_key("a"))[0].tolist()
-        assert second.rows_TGS.flatten().tolist() == pool.rows(_key("a"))[1].tolist()
+        assert first.rows_TGS.flatten().tolist() == pool.rows(_key("a")).of_module(0).tolist()
+        assert second.rows_TGS.flatten().tolist() == pool.rows(_key("a")).of_module(1).tolist()

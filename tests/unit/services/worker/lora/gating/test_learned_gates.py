@@ -82,6 +82,29 @@ class TestLoading:
         assert source.num_fetches == 1
         gates.check_integrity([_plan("g")] * 3)
 
+    def test_a_gate_that_does_not_come_holds_up_no_other(self):
+        class HalfHung(InMemoryGateSource):
+            def fetch(self, gate_id):
+                if gate_id == "hung":
+                    return super().fetch(gate_id)
+                return self.gates[gate_id]
+
+        source = HalfHung(_source("hung", "g").gates)
+        source.may_answer.clear()
+        gates = _gates(source)
+        hung = threading.Thread(target=gates.load, args=[_plan("hung")])
+        hung.start()
+        while source.num_fetches == 0:
+            pass
+        healthy = threading.Thread(target=gates.load, args=[_plan("g")], daemon=True)
+        healthy.start()
+        healthy.join(timeout=10)
+        is_loaded = gates.is_loaded(_plan("g"))
+        source.may_answer.set()
+        hung.join()
+        assert is_loaded
+        assert gates.is_loaded(_plan("hung"))
+
 
 class TestRoom:
     @staticmethod

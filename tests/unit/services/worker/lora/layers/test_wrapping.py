@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
 from hilora.target_layer import EXPERT_PROJECTIONS
@@ -111,6 +112,21 @@ class TestEmbedding:
         layer = Scaled(9, 4)
         ids = torch.tensor([[3, 1, 3]])
         torch.testing.assert_close(wrapped(layer, FakeStep())(ids), layer(ids) + 5)
+
+    def test_half_precision_scales_by_what_the_base_scales_by(self):
+        layer = Gemma3TextScaledWordEmbedding(9, 4, 0, embed_scale=640**0.5).bfloat16()
+        ids = torch.tensor([[3, 1, 3]])
+        # 25.298 is 25.25 in this type.
+        expected = layer(ids) + torch.tensor(9.0).bfloat16() * torch.tensor(25.25).bfloat16()
+        assert torch.equal(wrapped(layer, FakeStep(amount=9.0))(ids), expected)
+
+    def test_what_models_ask_an_embedding_about_is_the_base_s(self):
+        layer = Gemma3TextScaledWordEmbedding(9, 4, 2, embed_scale=3.0)
+        gated = wrapped(layer, None)
+        assert (gated.padding_idx, gated.embedding_dim, gated.num_embeddings) == (2, 4, 9)
+        assert gated.embed_scale is layer.embed_scale
+        with pytest.raises(AttributeError):
+            _ = gated.nothing_of_the_kind
 
 
 @pytest.mark.parametrize("architecture", EXPERT_ARCHITECTURES)

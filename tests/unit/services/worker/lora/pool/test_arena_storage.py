@@ -60,6 +60,21 @@ class TestReserved:
         assert not storage.arena.a_ND[[0, 2, 3]].any()
         assert storage.arena.a_ND[[1, 4]].any(dim=1).all()
 
+    def test_rows_that_are_given_up_one_after_another_take_their_common_page_along(self) -> None:
+        # Three rows lie in two pages.
+        width = mmap.PAGESIZE // 4 * 2 // 3
+        storage = ReservedStorage(in_features=width, out_features=width, max_height=13, dtype=torch.float32)
+        rows = np.arange(1, 13)
+        storage.back(rows)
+        storage.write(rows, [_rocs(12, width, width)])
+        kept = storage.arena.a_ND[[3, 7]].clone()
+        num_bytes = sum(storage.discard(np.array(part)) for part in ([5], [1, 2], [4], [6], [9, 10], [8], [11, 12]))
+        assert storage.num_backed_rows == 2
+        assert torch.equal(storage.arena.a_ND[[3, 7]], kept)
+        # Of eight whole pages, rows 3 and 7 are in two each.
+        assert num_bytes == 2 * 4 * mmap.PAGESIZE
+        assert not storage.arena.a_ND[[0, 5, 10, 11]].any()
+
     def test_rows_that_share_a_page_with_others_are_left_alone(self) -> None:
         buffer = PageBuffer(mmap.PAGESIZE, torch.float32)
         buffer.tensor.fill_(1.0)
@@ -91,7 +106,7 @@ class TestStrategies:
         modules = [ModuleShape(module_path="q", in_features=6, out_features=4)]
         arenas = RocArenas(modules=modules, capacity_bytes=10_000, dtype=torch.float32, device=_CPU)
         sizes = arenas.sizes_of(make_adapter({"q": (6, 4)}, rank=3), adapter_id="a")
-        assert arenas.must_replace(arenas.rows_by_arena([sizes]))
+        assert arenas.must_replace(arenas.rows_by_arena([sizes.module_ranks]))
 
     def test_a_thousand_experts_are_two_arenas(self) -> None:
         modules = [

@@ -66,11 +66,11 @@ class _Pair:
         key = _key(name)
         rows = [pool.rows(key) for pool in self.pools]
         assert self.pools[0].module_ranks(key) == self.pools[1].module_ranks(key)
-        for module_idx, rank in enumerate(self.pools[0].module_ranks(key)):
+        for module_idx in range(len(self.pools[0].module_ranks(key))):
             for field in ("a_ND", "b_NO", "b_norms_N"):
                 one, other = (
-                    getattr(pool.arena(module_idx), field)[rows_MR[module_idx, :rank].tolist()]
-                    for pool, rows_MR in zip(self.pools, rows, strict=True)
+                    getattr(pool.arena(module_idx), field)[table.of_module(module_idx).tolist()]
+                    for pool, table in zip(self.pools, rows, strict=True)
                 )
                 assert torch.equal(one, other)
 

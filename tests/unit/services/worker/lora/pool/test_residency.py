@@ -195,6 +195,27 @@ class TestDeadlines:
         world.residency.shutdown()
         late = world.open("d")
         world.poll_until(lambda: late.state is TicketState.FAILED)
+        assert late.error.code == "worker_draining"
+
+    def test_a_write_that_a_shutdown_forestalls_fails_its_ticket_and_frees_its_rows(self, world, monkeypatch) -> None:
+        has_begun, may_write = threading.Event(), threading.Event()
+        write = world.pool.write
+
+        def slow_write(*args) -> None:
+            has_begun.set()
+            assert may_write.wait(timeout=30)
+            write(*args)
+
+        monkeypatch.setattr(world.pool, "write", slow_write)
+        running, queued = world.open("a"), world.open("b")
+        world.poll_until(lambda: running.state is queued.state is TicketState.WRITING)
+        assert has_begun.wait(timeout=30)
+        world.residency.shutdown()
+        world.poll_until(lambda: queued.state is TicketState.FAILED)
+        assert queued.error.code == "worker_draining"
+        may_write.set()
+        world.poll_until(lambda: running.is_ready)
+        assert world.pool.used_bytes == _ADAPTER_BYTES
 
 
 class TestFairness:
@@ -230,6 +251,24 @@ class TestFairness:
         world.close(cold)
         assert not world.pool.is_draining
         assert world.open("a", "b", "c").is_ready
+        world.close(held)
+
+    def test_room_that_comes_while_it_is_refused_is_not_missed(self, world, monkeypatch) -> None:
+        world.close(world.ready("a"))
+        held = world.ready("b", "c")
+        world.pool.pin(_key("a"))
+        try_acquire = world.pool.try_acquire
+
+        def refuse_and_be_overtaken(keys, missing) -> bool:
+            is_placed = try_acquire(keys, missing)
+            if not is_placed:
+                # What a registry's notice on another thread does between the refusal and what follows it.
+                world.pool.retire("a")
+            return is_placed
+
+        monkeypatch.setattr(world.pool, "try_acquire", refuse_and_be_overtaken)
+        cold = world.open("d")
+        world.poll_until(lambda: cold.is_ready)
         world.close(held)
 
     def test_younger_ones_do_not_overtake_for_room(self, world) -> None:

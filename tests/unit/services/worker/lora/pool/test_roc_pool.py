@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,7 +50,7 @@ def _assert_written(
     for idx, path in enumerate(shapes):
         if path in adapter.modules:
             rocs, arena = adapter.modules[path], pool.arena(idx)
-            rows = pool.rows(_key(name))[idx, : rocs.num_rocs].tolist()
+            rows = pool.rows(_key(name)).of_module(idx).tolist()
             assert torch.equal(arena.a_ND[rows], rocs.a_RD)
             assert torch.equal(arena.b_NO[rows], rocs.b_RO)
             torch.testing.assert_close(arena.b_norms_N[rows], rocs.b_RO.norm(dim=1))
@@ -59,8 +60,9 @@ class TestRows:
     def test_rows_hold_what_was_written_by_module_rank(self) -> None:
         pool, adapter = _pool(), make_adapter(_SHAPES, rank={"q": 2, "up": 3})
         assert _load(pool, "a", adapter)
-        assert (pool.rows(_key("a")).shape, pool.module_ranks(_key("a"))) == ((2, 3), (2, 3))
-        assert pool.rows(_key("a"))[0, 2] == 0
+        rows_MR = pool.rows(_key("a")).of_modules(np.arange(2))
+        assert (rows_MR.shape, pool.module_ranks(_key("a"))) == ((2, 3), (2, 3))
+        assert rows_MR[0, 2] == 0
         _assert_written(pool, "a", adapter)
         pool.check_integrity()
 
@@ -69,7 +71,8 @@ class TestRows:
         pool, adapter = _pool(shapes=shapes), make_adapter(shapes, rank=2)
         assert _load(pool, "a", adapter)
         _assert_written(pool, "a", adapter, shapes)
-        assert not set(pool.rows(_key("a"))[0]) & set(pool.rows(_key("a"))[1])
+        table = pool.rows(_key("a"))
+        assert not set(table.of_module(0).tolist()) & set(table.of_module(1).tolist())
 
     def test_rows_survive_others_coming_and_going(self) -> None:
         pool, adapters = _pool(12), {}
@@ -108,12 +111,12 @@ class TestRows:
     def test_what_was_derived_from_rows_is_good_while_placements_stay(self, strategy) -> None:
         pool = _pool(12)
         _load(pool, "a", make_adapter(_SHAPES, rank=2))
-        placement, rows, arena = pool.placement(_key("a")), pool.rows(_key("a")), pool.arena(0)
+        placement, rows, arena = pool.placement(_key("a")), pool.rows(_key("a")).rows_P, pool.arena(0)
         _load(pool, "b", make_adapter(_SHAPES, rank=8))
         has_stayed = pool.placement(_key("a")) == placement
         assert has_stayed == (strategy is ArenaStrategy.RESERVED)
         assert (pool.arena(0).a_ND is arena.a_ND) == has_stayed
-        assert pool.rows(_key("a")).tolist() == rows.tolist()
+        assert pool.rows(_key("a")).rows_P.tolist() == rows.tolist()
 
     def test_tensors_are_not_replaced_under_a_writer(self, strategy) -> None:
         pool, adapter = _pool(12), make_adapter(_SHAPES, rank=2)
@@ -328,3 +331,35 @@ class TestMisuse:
         pool.release([_key("a")])
         with pytest.raises(AssertionError):
             pool.release([_key("a")])
+
+
+class TestDeviceMemoryThatRunsOut:
+    @pytest.fixture
+    def strategy(self, monkeypatch) -> None:
+        monkeypatch.setattr(sys.modules[__name__], "_strategy", ArenaStrategy.GROWING)
+
+    @pytest.mark.parametrize("num_done", [0, 1, 2, 4])
+    def test_a_refused_acquisition_leaves_everything_as_it_was(self, monkeypatch, num_done) -> None:
+        pool, adapters = _pool(), {name: make_adapter(_SHAPES, rank=2, seed=ord(name)) for name in "ab"}
+        assert _load(pool, "a", adapters["a"])
+        empty, calls = torch.empty, []
+
+        def scarce(*sizes, **options) -> torch.Tensor:
+            calls.append(sizes)
+            if len(calls) > num_done:
+                raise torch.OutOfMemoryError("no more")
+            return empty(*sizes, **options)
+
+        monkeypatch.setattr(torch, "empty", scarce)
+        keys = [_key("a"), _key("b")]
+        missing = {_key("b"): pool.sizes_of(adapters["b"], adapter_id="b")}
+        with pytest.raises(RocPoolFull) as caught:
+            pool.try_acquire(keys, missing)
+        assert caught.value.code == "device_memory_full"
+        assert pool.num_references(_key("a")) == 1
+        pool.check_integrity()
+        _assert_written(pool, "a", adapters["a"])
+        monkeypatch.setattr(torch, "empty", empty)
+        assert _load(pool, "b", adapters["b"])
+        for name, adapter in adapters.items():
+            _assert_written(pool, name, adapter)

@@ -125,14 +125,13 @@ class _PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         for key in self.pool.resident_keys():
-            rows_MR = self.pool.rows(key)
+            table = self.pool.rows(key)
             for idx, path in enumerate(_SHAPES):
                 rocs = self.adapters[key.adapter_id].modules.get(path)
                 rank = self.pool.module_ranks(key)[idx]
-                assert not rows_MR[idx, rank:].any()
                 assert rank == (0 if rocs is None else rocs.num_rocs)
                 if rocs is not None:
-                    rows = rows_MR[idx, :rank].tolist()
+                    rows = table.of_module(idx).tolist()
                     assert torch.equal(self.pool.arena(idx).a_ND[rows], rocs.a_RD)
                     assert torch.equal(self.pool.arena(idx).b_NO[rows], rocs.b_RO)
 
