@@ -165,14 +165,15 @@ class HubDownloader:
         # The session drops the Authorization header by itself when it is led to another host: content is served from
         # elsewhere, by links that carry their own signature.
         with get_session().stream("GET", url, headers=headers, timeout=_READ_SECONDS) as answer:
-            if answer.status_code == 416:
-                sink.truncate(0)  # the server does not know our beginning: the next attempt has none
-                return
-            hf_raise_for_status(answer)
-            if start and answer.status_code != 206:
-                sink.truncate(0)  # it was sent from the beginning all the same
+            if start and answer.status_code in {200, 416}:
+                # Ranges are not known there: it comes from the beginning all the same, or (416) with the next attempt.
+                sink.truncate(0)
                 sink.seek(0)
-            for data in answer.iter_bytes(COPY_BYTES):
+                transfer.forget(start)
+                if answer.status_code == 416:
+                    return
+            hf_raise_for_status(answer)
+            for data in answer.iter_bytes():
                 if sink.tell() + len(data) > file.size:
                     raise OSError(f"more than the {file.size} bytes of {file.name} arrive")
                 transfer.count(len(data))

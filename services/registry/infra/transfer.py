@@ -68,6 +68,10 @@ class Transfer:
             raise self.too_slow()
         self._on_progress(self.done_bytes, self._total_bytes)
 
+    def forget(self, num_bytes: int) -> None:
+        """Take back a count: these bytes were thrown away and will come again."""
+        self.done_bytes -= num_bytes
+
     def too_slow(self) -> InvalidInput:
         """The refusal of a source that takes too long. Final: a stranger's server must not hold the ingest for ever."""
         return InvalidInput(
