@@ -131,7 +131,8 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits) -> str | None:
             raise _unreadable(error) from error
         except zstandard.ZstdError as error:
             raise _unreadable_zstd(error) from error
-        except (EOFError, NotImplementedError, ValueError, OverflowError) as error:
+        except (EOFError, IndexError, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+            # What the readers of the standard library let through where a file contradicts itself.
             raise _unreadable(error) from error
 
 

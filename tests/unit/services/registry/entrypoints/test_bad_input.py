@@ -109,6 +109,10 @@ BAD_ARCHIVES = {
     ),
     "long list of contents": ("too_many_members", lambda: zip_with_a_long_list()),
     "zip64": ("zip64_archive", lambda: zip64()),
+    "name that begins with NUL": (
+        "unreadable_archive",
+        lambda: zip_bytes({**adapter_files(), "X.md": b""}).replace(b"X.md", b"\0.md"),
+    ),
     "zip without its end": ("unreadable_archive", lambda: b"PK\x03\x04" + bytes(100)),
     "many members": ("too_many_members", lambda: zip_bytes({f"{number}.md": b"" for number in range(9)})),
     "pickle": ("pickle_refused", lambda: zip_bytes({CONFIG: config_bytes(), "adapter_model.bin": b"\x80\x04."})),
