@@ -6,6 +6,7 @@ decides nothing but which file is meant. All limits are counted on bytes that we
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import stat
@@ -133,6 +134,10 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits) -> str | None:
             raise _unreadable_zstd(error) from error
         except (EOFError, IndexError, NotImplementedError, ValueError, OverflowError, struct.error) as error:
             # What the readers of the standard library let through where a file contradicts itself.
+            raise _unreadable(error) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a seek to before the beginning; anything else is our disk's
+                raise
             raise _unreadable(error) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hilora.errors import InvalidAdapter
@@ -52,6 +52,7 @@ class TestUnpack:
         assert (tmp_path / "inside" / CARD).read_bytes() == b"# first"
 
     @settings(max_examples=400, deadline=None)
+    @example(kind="zip", changes=[(1900, 1)], length=381)
     @given(
         kind=st.sampled_from(sorted(SOUND)),
         changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
