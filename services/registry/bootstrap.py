@@ -28,22 +28,27 @@ from services.registry.entrypoints.tasks import (
     register_ingest_task,
     run_ingest_process,
 )
+from services.registry.fetching import Fetcher
+from services.registry.infra.archive import ArchiveLimits, unpack
 from services.registry.infra.artifact_store import DiskArtifactStore
+from services.registry.infra.assembly import assemble
 from services.registry.infra.base_model import TransformersBaseModel
 from services.registry.infra.celery_queue import CeleryIngestQueue
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
+from services.registry.infra.object_source import ObjectStoreSource
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import broker_url_of, open_redis, translated_redis_errors
 from services.registry.infra.redis_jobs import RedisJobStore
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
-from services.registry.infra.upload_source import ArchiveLimits, unpack
+from services.registry.infra.transfer import FetchLimits
+from services.registry.infra.url_source import UrlSource
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
-from services.registry.ports import AdapterSource
+from services.registry.ports import AdapterSource, ArchiveUnpacker
 from services.registry.recovery import JobRecovery
 from services.registry.settings import RegistrySettings
 from services.registry.validation import AdapterValidator, ValidationLimits
@@ -65,6 +70,7 @@ class _Shared:
     base: TransformersBaseModel
     validator: AdapterValidator
     sources: Mapping[SourceKind, AdapterSource]
+    unpack: ArchiveUnpacker
 
 
 class RegistryService:
@@ -79,11 +85,6 @@ class RegistryService:
         queue = CeleryIngestQueue(
             app=shared.celery, task_name=INGEST_TASK, queue_key=INGEST_QUEUE_KEY, redis=shared.redis
         )
-        limits = ArchiveLimits(
-            max_members=settings.max_archive_members,
-            max_unpacked_bytes=settings.max_unpacked_bytes,
-            max_ratio=settings.max_archive_ratio,
-        )
         intake = Intake(
             staging=shared.staging,
             jobs=shared.jobs,
@@ -91,7 +92,8 @@ class RegistryService:
             catalog=shared.catalog,
             validator=shared.validator,
             sources=shared.sources,
-            unpack=partial(unpack, limits=limits),
+            unpack=shared.unpack,
+            assemble=assemble,
             # A router without a name of its own for the base shows the last part of a hub id.
             taken_names=frozenset({shared.base.name, shared.base.name.rpartition("/")[2]}),
         )
@@ -206,7 +208,7 @@ class IngestProcess:
             validator=shared.validator,
             base=shared.base,
             encoder=SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction),
-            sources=shared.sources,
+            fetcher=Fetcher(sources=shared.sources, jobs=shared.jobs, assemble=assemble),
             lease_seconds=settings.job_lease_seconds,
         )
         self._celery = shared.celery
@@ -253,6 +255,14 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
         name=settings.base_model_name or _public_name(settings.base_model),
         cache_folder=data_dir / "cache",
     )
+    unpack_limited = partial(
+        unpack,
+        limits=ArchiveLimits(
+            max_members=settings.max_archive_members,
+            max_unpacked_bytes=settings.max_unpacked_bytes,
+            max_ratio=settings.max_archive_ratio,
+        ),
+    )
     return _Shared(
         redis=redis,
         celery=build_celery_app(broker_url_of(redis_url)),
@@ -273,13 +283,26 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
             base=base,
             limits=ValidationLimits(max_lora_rank=settings.max_lora_rank, max_eager_bytes=settings.max_eager_bytes),
         ),
-        sources={
-            SourceKind.PATH: LocalFolderSource(
-                allowed_folders=settings.allowed_local_dirs, max_bytes=settings.max_upload_bytes
-            ),
-            SourceKind.HUB: HubSource(is_allowed=settings.allow_hub, max_bytes=settings.max_upload_bytes),
-        },
+        sources=_build_sources(settings, unpack=unpack_limited),
+        unpack=unpack_limited,
     )
+
+
+def _build_sources(settings: RegistrySettings, *, unpack: ArchiveUnpacker) -> dict[SourceKind, AdapterSource]:
+    limits = FetchLimits(max_bytes=settings.max_upload_bytes, max_seconds=settings.max_fetch_seconds)
+    return {
+        SourceKind.PATH: LocalFolderSource(allowed_folders=settings.allowed_local_dirs, limits=limits, unpack=unpack),
+        SourceKind.HUB: HubSource(
+            is_allowed=settings.allow_hub,
+            limits=limits,
+            cache=settings.data_dir / "hub",
+            token=settings.hub_token.get_secret_value() if settings.hub_token else None,
+        ),
+        SourceKind.OBJECT: ObjectStoreSource(
+            allowed_prefixes=settings.allowed_object_stores, limits=limits, unpack=unpack
+        ),
+        SourceKind.URL: UrlSource(allowed_hosts=settings.allowed_url_hosts, limits=limits, unpack=unpack),
+    }
 
 
 def _public_name(base_model: str) -> str:

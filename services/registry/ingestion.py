@@ -8,21 +8,18 @@ READY. A job without a folder is therefore either published or lost, and the poi
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.decomposition import decompose
 from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, Unavailable
 from services.common.log import get_logger
-from services.registry.adapter_files import SAMPLES_FILE
 from services.registry.artifact import ArtifactDraft, Provenance
 from services.registry.catalog import Catalog
-from services.registry.job import IngestJob, IngestRequest, IngestState, SourceKind, pending_job
+from services.registry.fetching import Fetcher
+from services.registry.job import IngestJob, IngestRequest, IngestState, pending_job
 from services.registry.ports import (
-    AdapterSource,
     ArtifactStore,
     BaseModel,
     JobStore,
@@ -34,8 +31,6 @@ from services.registry.profiling import profile
 from services.registry.validation import AdapterValidator, ValidatedAdapter
 
 _log = get_logger(__name__)
-
-_OWN_SAMPLES_FILE = ".own-samples.jsonl"
 
 RETRY_WINDOW_SECONDS = 120.0
 """A job that waits for its next attempt is not taken for lost during this time."""
@@ -52,7 +47,7 @@ class Ingestion:
         validator: checks files.
         base: the served base model.
         encoder: embeds sample texts.
-        sources: what can be read besides uploads.
+        fetcher: brings referenced files in.
         lease_seconds: how long a claim of the job store lasts without being extended.
     """
 
@@ -66,7 +61,7 @@ class Ingestion:
         validator: AdapterValidator,
         base: BaseModel,
         encoder: TextEncoder,
-        sources: Mapping[SourceKind, AdapterSource],
+        fetcher: Fetcher,
         lease_seconds: float,
     ) -> None:
         self._staging = staging
@@ -76,7 +71,7 @@ class Ingestion:
         self._validator = validator
         self._base = base
         self._encoder = encoder
-        self._sources = sources
+        self._fetcher = fetcher
         self._lease_seconds = lease_seconds
 
     async def run(self, job_id: str) -> None:
@@ -149,9 +144,7 @@ class Ingestion:
     async def _ingest(self, job: IngestJob, request: IngestRequest) -> None:
         job = await self._move(job, IngestState.FETCHING, "fetching the files")
         folder = self._staging.files(request.job_id)
-        source = request.source
-        if request.source_kind is not SourceKind.UPLOAD:
-            source = await asyncio.to_thread(self._fetch, request, folder)
+        source = await self._fetcher.fetch(job, request, folder)
         if await self._is_registered(job, request, folder):
             return
         job = await self._move(job, IngestState.VALIDATING, "checking files, tensors and shapes")
@@ -181,17 +174,6 @@ class Ingestion:
             is_replacement=request.is_replacement,
         )
         await self._finish(job, entry.adapter_id)
-
-    def _fetch(self, request: IngestRequest, folder: Path) -> str:
-        """Bring the files in beside the request; sample texts of the client stay."""
-        samples, kept = folder / SAMPLES_FILE, folder / _OWN_SAMPLES_FILE
-        if request.has_own_samples and not kept.exists():
-            # Aside under a name no source writes, in one step: whenever this is killed, the next attempt finds them.
-            samples.rename(kept)
-        source = self._sources[request.source_kind].fetch(request.source, folder)
-        if request.has_own_samples:
-            shutil.copyfile(kept, samples)
-        return source
 
     async def _is_registered(self, job: IngestJob, request: IngestRequest, folder: Path) -> bool:
         """Finish early if the name means this very content already."""

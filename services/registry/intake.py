@@ -16,10 +16,17 @@ from pathlib import Path, PurePosixPath
 from hilora.adapter import check_adapter_name
 from hilora.errors import InvalidInput, Unavailable
 from services.common.log import get_logger
-from services.registry.adapter_files import SAMPLES_FILE
+from services.registry.adapter_files import SAMPLES_FILE, archive_stem
 from services.registry.catalog import Catalog
 from services.registry.job import IngestJob, IngestRequest, SourceKind, new_job_id, pending_job
-from services.registry.ports import AdapterSource, ArchiveUnpacker, IngestQueue, JobStore, StagingArea
+from services.registry.ports import (
+    AdapterSource,
+    ArchiveUnpacker,
+    FolderAssembler,
+    IngestQueue,
+    JobStore,
+    StagingArea,
+)
 from services.registry.profiling import read_samples
 from services.registry.validation import AdapterValidator
 
@@ -27,8 +34,6 @@ _log = get_logger(__name__)
 
 PENDING_GRACE_SECONDS = 10.0
 """A job that waits longer while the queue is empty has lost its message."""
-
-_ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +62,7 @@ class Intake:
         validator: checks the files.
         sources: what can be read besides uploads.
         unpack: takes files out of an archive.
+        assemble: makes of the files that came in those that are checked.
         taken_names: names that mean something else to clients: the base model's.
     """
 
@@ -70,6 +76,7 @@ class Intake:
         validator: AdapterValidator,
         sources: Mapping[SourceKind, AdapterSource],
         unpack: ArchiveUnpacker,
+        assemble: FolderAssembler,
         taken_names: frozenset[str] = frozenset(),
     ) -> None:
         self._staging = staging
@@ -79,6 +86,7 @@ class Intake:
         self._validator = validator
         self._sources = sources
         self._unpack = unpack
+        self._assemble = assemble
         self._taken_names = taken_names
 
     async def open_folder(self) -> tuple[str, Path]:
@@ -133,8 +141,8 @@ class Intake:
         """Accept an adapter that the registry is to fetch itself.
 
         Args:
-            reference: path or hub repository.
-            kind: which of the two.
+            reference: path, hub repository or URL.
+            kind: which of them.
             adapter_name: name to register; the reference's last segment if `None`.
             texts: sample texts; empty means that the source brings its own.
             is_replacement: whether another version of the name may be replaced.
@@ -145,7 +153,7 @@ class Intake:
             RegistryUnavailable: Redis does not answer; nothing is kept.
         """
         await asyncio.to_thread(self._sources[kind].check, reference)
-        name = self._checked(_name_for(adapter_name, PurePosixPath(reference.partition("@")[0].rstrip("/")).name))
+        name = self._checked(_name_for(adapter_name, _last_segment(reference, kind)))
         job_id, folder = await self.open_folder()
         try:
             if texts:
@@ -194,6 +202,7 @@ class Intake:
             upload.archive.unlink()
         if upload.samples is not None:
             upload.samples.replace(upload.folder / SAMPLES_FILE)
+        self._assemble(upload.folder)
         return inner_name
 
 
@@ -211,11 +220,16 @@ def _name_for(given: str | None, derived: str) -> str:
 
 
 def _stem(archive_name: str) -> str:
-    name = PurePosixPath(archive_name.replace("\\", "/")).name
-    for suffix in _ARCHIVE_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return ""
+    return archive_stem(PurePosixPath(archive_name.replace("\\", "/")).name)
+
+
+def _last_segment(reference: str, kind: SourceKind) -> str:
+    """What a reference calls the adapter: its folder, its repository without the revision, its archive."""
+    # A branch of the hub may have slashes, and the query of a URL anything.
+    separator = {SourceKind.HUB: "@", SourceKind.URL: "?"}.get(kind)
+    path = reference.partition(separator)[0] if separator else reference
+    name = PurePosixPath(path.rstrip("/")).name.partition("@")[0]
+    return name if kind is SourceKind.HUB else archive_stem(name) or name
 
 
 def _write_samples(path: Path, texts: Sequence[str]) -> None:

@@ -82,6 +82,10 @@ class SourceKind(StrEnum):
     """A folder on the registry's own file system."""
     HUB = "hub"
     """A repository of the HuggingFace Hub."""
+    OBJECT = "object"
+    """A folder or an archive in an object store."""
+    URL = "url"
+    """An archive on a web server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +96,7 @@ class IngestRequest:
     adapter_name: str
     source_kind: SourceKind
     source: str
-    """File name of the upload, path of the folder, or `owner/name[@revision]`."""
+    """File name of the upload, path of the folder, `owner/name[@revision]`, or a URL."""
     is_replacement: bool
     """Whether another version of the same name may be replaced."""
     has_own_samples: bool
@@ -132,6 +136,17 @@ class IngestJob:
             state=state,
             detail=detail,
             progress=_PROGRESS.get(state, 1.0 if state is IngestState.READY else self.progress),
+            updated_at=time.time() if now is None else now,
+        )
+
+    def advanced(self, share: float, *, detail: str, now: float | None = None) -> IngestJob:
+        """The job further on within its state, of whose work a share of 0 to 1 is done."""
+        begin = _PROGRESS.get(self.state, self.progress)
+        end = min((mark for mark in _PROGRESS.values() if mark > begin), default=1.0)
+        return replace(
+            self,
+            detail=detail,
+            progress=begin + (end - begin) * min(1.0, max(0.0, share)),
             updated_at=time.time() if now is None else now,
         )
 

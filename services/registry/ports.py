@@ -197,6 +197,14 @@ class IngestQueue(Protocol):
         ...
 
 
+class ProgressListener(Protocol):
+    """Hears how far a fetch is. Called in the fetching thread, often: once a piece."""
+
+    def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
+        """Take note; `total_bytes` is `None` where the source does not say. Raises Unavailable to stop the fetch."""
+        ...
+
+
 class AdapterSource(Protocol):
     """Brings an adapter's files in from a place the registry can read. Blocking."""
 
@@ -204,15 +212,17 @@ class AdapterSource(Protocol):
         """Refuse a reference that can be refused at once. Raises InvalidInput."""
         ...
 
-    def fetch(self, reference: str, folder: Path) -> str:
-        """Write config, weights and samples (where there are any) into a folder.
+    def fetch(self, reference: str, folder: Path, *, on_progress: ProgressListener) -> str:
+        """Write config, weights (whole, or shards with their index), samples and card (where there are any).
 
         Returns:
-            The reference made exact, as provenance keeps it.
+            The reference made exact, as provenance keeps it; free of credentials.
 
         Raises:
-            InvalidInput: not found, not allowed, or too large.
-            Unavailable: the source does not answer.
+            InvalidInput: not found, not allowed, too large, or too slow.
+            InvalidAdapter: the files there make no adapter, or their archive is refused.
+            Exhausted: the source wants to be asked later.
+            Unavailable: the source does not answer; another attempt goes on where this one ended, if it can.
         """
         ...
 
@@ -225,6 +235,14 @@ class ArchiveUnpacker(Protocol):
 
         Raises UnsafeArchive or InvalidAdapter.
         """
+        ...
+
+
+class FolderAssembler(Protocol):
+    """Makes of the files that came in those that are checked. Blocking, and harmless when repeated."""
+
+    def __call__(self, folder: Path) -> None:
+        """Join shards to one weights file, and drop a card that is no text. Raises InvalidAdapter."""
         ...
 
 

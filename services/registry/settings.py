@@ -49,8 +49,17 @@ class RegistrySettings(ServiceSettings):
     """Folders (a JSON list) from which adapters may be ingested by path; none by default."""
     allow_hub: bool = True
     """Whether adapters may be fetched from the HuggingFace Hub."""
+    hub_token: SecretStr | None = None
+    """Credential for private and gated repositories of the hub; if unset, the library's own: HF_TOKEN or its file."""
+    allowed_object_stores: tuple[str, ...] = ()
+    """Prefixes (a JSON list) such as `s3://bucket/adapters` below which adapters may be read; none by default."""
+    allowed_url_hosts: tuple[str, ...] = ()
+    """Hosts (a JSON list) from which archives may be fetched: `host`, `host:port`, or `http://host` to allow plain HTTP
+    there. None by default; private addresses are refused whatever is listed."""
+    max_fetch_seconds: float = Field(default=1800.0, gt=0)
+    """Longest time that fetching one adapter may take."""
     max_upload_bytes: int = Field(default=2048 * _MEBIBYTE, ge=1)
-    """Largest upload, and largest adapter from a folder or the hub."""
+    """Largest upload, and largest adapter from anywhere else."""
     max_unpacked_bytes: int = Field(default=4096 * _MEBIBYTE, ge=1)
     """Most bytes an archive may unpack to."""
     max_archive_members: int = Field(default=64, ge=1)

@@ -12,12 +12,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import zstandard
 
 from tests.builders.adapters import peft_config, peft_tensors, random_adapter
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_INDEX = "adapter_model.safetensors.index.json"
 SAMPLES = "samples.jsonl"
+CARD = "README.md"
 
 
 def config_bytes(**changes: object) -> bytes:
@@ -41,6 +44,19 @@ def adapter_files(**changes: bytes) -> dict[str, bytes]:
     }
 
 
+def sharded_weights(whole: bytes, *, num_shards: int) -> dict[str, bytes]:
+    """The tensors of a file dealt out to shards, with the index; by file name."""
+    tensors = safetensors.torch.load(whole)
+    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(num_shards)]
+    for place, (name, tensor) in enumerate(sorted(tensors.items())):
+        shards[place % num_shards][name] = tensor
+    names = [f"adapter_model-{number + 1:05d}-of-{num_shards:05d}.safetensors" for number in range(num_shards)]
+    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    index = json.dumps({"metadata": {"total_size": len(whole)}, "weight_map": weight_map}).encode()
+    files = {name: safetensors.torch.save(shard) for name, shard in zip(names, shards, strict=True)}
+    return {WEIGHTS_INDEX: index, **files}
+
+
 def safetensors_bytes(
     header: Mapping[str, Any] | bytes, data: bytes = b"", *, header_bytes: int | None = None
 ) -> bytes:
@@ -60,6 +76,13 @@ def zip_bytes(members: Mapping[str, bytes], *, symlinks: Mapping[str, str] | Non
             member.external_attr = 0o120777 << 16
             archive.writestr(member, target)
     return buffer.getvalue()
+
+
+def zstd_bytes(data: bytes, *, level: int = 3, window_log: int = 0) -> bytes:
+    """Packed in one frame whose header asks for a window of its own size."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, window_log=window_log)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(data) + packer.flush()
 
 
 def tar_bytes(

@@ -11,16 +11,22 @@ from pydantic import SecretStr
 from services.registry.catalog import Catalog
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.rest import RestDependencies, create_rest_app
+from services.registry.fetching import Fetcher
+from services.registry.infra.archive import ArchiveLimits, unpack
 from services.registry.infra.artifact_store import DiskArtifactStore
+from services.registry.infra.assembly import assemble
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
+from services.registry.infra.object_source import ObjectStoreSource
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
-from services.registry.infra.upload_source import ArchiveLimits, unpack
+from services.registry.infra.transfer import FetchLimits
+from services.registry.infra.url_source import UrlSource
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
+from services.registry.ports import AdapterSource
 from services.registry.recovery import JobRecovery
 from services.registry.validation import AdapterValidator, ValidationLimits
 from tests.builders.adapters import MODULE_SHAPES
@@ -29,13 +35,20 @@ from tests.fakes.router_encoder import HashEncoder
 
 MAX_UPLOAD_BYTES = 4 * 1024 * 1024
 ARCHIVE_LIMITS = ArchiveLimits(max_members=8, max_unpacked_bytes=64 * 1024 * 1024, max_ratio=100)
+FETCH_LIMITS = FetchLimits(max_bytes=MAX_UPLOAD_BYTES, max_seconds=60.0)
 
 
 class RegistryStack:
     """All parts of a registry, each open to a test."""
 
     def __init__(
-        self, data_dir: Path, *, allowed: tuple[Path, ...] = (), max_eager_bytes: int = 1 << 20, key: str | None = None
+        self,
+        data_dir: Path,
+        *,
+        allowed: tuple[Path, ...] = (),
+        allowed_hosts: tuple[str, ...] = (),
+        max_eager_bytes: int = 1 << 20,
+        key: str | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.staging = DiskStagingArea(data_dir / "incoming")
@@ -52,9 +65,17 @@ class RegistryStack:
             base=base,
             limits=ValidationLimits(max_lora_rank=16, max_eager_bytes=max_eager_bytes),
         )
-        sources = {
-            SourceKind.PATH: LocalFolderSource(allowed_folders=allowed, max_bytes=MAX_UPLOAD_BYTES),
-            SourceKind.HUB: HubSource(is_allowed=True, max_bytes=MAX_UPLOAD_BYTES),
+        unpack_limited = partial(unpack, limits=ARCHIVE_LIMITS)
+        self.sources: dict[SourceKind, AdapterSource] = {
+            SourceKind.PATH: LocalFolderSource(allowed_folders=allowed, limits=FETCH_LIMITS, unpack=unpack_limited),
+            SourceKind.HUB: HubSource(is_allowed=True, limits=FETCH_LIMITS, cache=data_dir / "hub"),
+            SourceKind.OBJECT: ObjectStoreSource(
+                allowed_prefixes=("memory://pool",),
+                limits=FETCH_LIMITS,
+                unpack=unpack_limited,
+                store_options={"memory": {}},
+            ),
+            SourceKind.URL: UrlSource(allowed_hosts=allowed_hosts, limits=FETCH_LIMITS, unpack=unpack_limited),
         }
         self.intake = Intake(
             staging=self.staging,
@@ -62,8 +83,9 @@ class RegistryStack:
             queue=self.queue,
             catalog=self.catalog,
             validator=validator,
-            sources=sources,
-            unpack=partial(unpack, limits=ARCHIVE_LIMITS),
+            sources=self.sources,
+            unpack=unpack_limited,
+            assemble=assemble,
             taken_names=frozenset({base.name}),
         )
         self.ingestion = Ingestion(
@@ -74,7 +96,7 @@ class RegistryStack:
             validator=validator,
             base=base,
             encoder=self.encoder,
-            sources=sources,
+            fetcher=Fetcher(sources=self.sources, jobs=self.jobs, assemble=assemble, report_seconds=0.01),
             lease_seconds=1.0,
         )
         self.recovery = JobRecovery(

@@ -15,7 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from hilora.errors import InvalidInput
-from services.registry.adapter_files import is_wanted
+from services.registry.adapter_files import ARCHIVE_SUFFIXES, is_wanted
 from services.registry.intake import ReceivedUpload
 
 _BUFFER_BYTES = 1024 * 1024
@@ -23,7 +23,6 @@ _MAX_PARTS = 32
 _MAX_FIELD_BYTES = 4096
 _ARCHIVE_FILE = ".archive"
 _SAMPLES_FILE = ".samples"
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _TEXT_FIELDS = frozenset({"name", "replace"})
 _REMEDY = (
     "Send multipart/form-data with `archive`, or with several `files`; besides them `samples`, `name` and `replace`."
@@ -152,7 +151,7 @@ class MultipartUpload:
         file_name = PurePosixPath(options.get(b"filename", b"").decode("utf-8", "replace").replace("\\", "/")).name
         if field in _TEXT_FIELDS:
             self._field = (field, bytearray())
-        elif field == "archive" or file_name.lower().endswith(_ARCHIVE_SUFFIXES):
+        elif field == "archive" or file_name.lower().endswith(ARCHIVE_SUFFIXES):
             self._archive_name = file_name
             self._sink = self._new_file(_ARCHIVE_FILE)
         elif field == "samples":

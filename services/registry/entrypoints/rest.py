@@ -20,6 +20,7 @@ from services.common.errors import http_headers, mapping_of, openai_body
 from services.registry.catalog import Catalog
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.multipart import MultipartUpload, too_large
+from services.registry.entrypoints.raw_upload import RAW_CONTENT_TYPES, RawUpload
 from services.registry.entrypoints.schemas import (
     AdapterDetails,
     AdapterList,
@@ -86,13 +87,18 @@ def _probe_routes(dependencies: RestDependencies) -> APIRouter:
 def _admin_routes(dependencies: RestDependencies) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
+    @routes.put("/adapters", status_code=202)
     @routes.post("/adapters", status_code=202)
     async def add_adapter(
-        request: Request, response: Response, *, replace: Annotated[bool, Query()] = False
+        request: Request,
+        response: Response,
+        *,
+        name: Annotated[str | None, Query()] = None,
+        replace: Annotated[bool, Query()] = False,
     ) -> JobView:
         started_at = time.monotonic()
         try:
-            job = await _add(request, dependencies, is_replacement=replace)
+            job = await _add(request, dependencies, name=name, is_replacement=replace)
         except HiloraError as error:
             dependencies.metrics.uploads.labels(outcome=mapping_of(error).openai_type).inc()
             raise
@@ -137,17 +143,23 @@ def _admin_routes(dependencies: RestDependencies) -> APIRouter:
     return routes
 
 
-async def _add(request: Request, dependencies: RestDependencies, *, is_replacement: bool) -> IngestJob:
+async def _add(
+    request: Request, dependencies: RestDependencies, *, name: str | None, is_replacement: bool
+) -> IngestJob:
     content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() == "application/json":
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == "application/json":
         return await _add_reference(request, dependencies, is_replacement=is_replacement)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > dependencies.max_upload_bytes:
         raise too_large(dependencies.max_upload_bytes)
     job_id, folder = await dependencies.intake.open_folder()
+    max_bytes = dependencies.max_upload_bytes
     try:
-        upload = MultipartUpload(
-            content_type=content_type, job_id=job_id, folder=folder, max_bytes=dependencies.max_upload_bytes
+        upload = (
+            RawUpload(adapter_name=name, job_id=job_id, folder=folder, max_bytes=max_bytes)
+            if media_type in RAW_CONTENT_TYPES
+            else MultipartUpload(content_type=content_type, job_id=job_id, folder=folder, max_bytes=max_bytes)
         )
         received = await upload.receive(request.stream())
     except ClientDisconnect as error:
@@ -157,7 +169,7 @@ async def _add(request: Request, dependencies: RestDependencies, *, is_replaceme
         await dependencies.intake.abandon(job_id)
         raise
     return await dependencies.intake.submit_upload(
-        received, adapter_name=upload.adapter_name, is_replacement=is_replacement or upload.is_replacement
+        received, adapter_name=upload.adapter_name or name, is_replacement=is_replacement or upload.is_replacement
     )
 
 

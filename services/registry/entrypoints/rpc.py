@@ -122,13 +122,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         kinds = {
             "local_path": (SourceKind.PATH, request.local_path),
             "hub_repo": (SourceKind.HUB, request.hub_repo),
+            "object_url": (SourceKind.OBJECT, request.object_url),
+            "archive_url": (SourceKind.URL, request.archive_url),
         }
         given = request.WhichOneof("source")
         if given is None:
             raise InvalidInput(
                 "The request names no source.",
                 code="invalid_request",
-                remedy="Set local_path or hub_repo; files are uploaded over REST.",
+                remedy="Set local_path, hub_repo, object_url or archive_url; files are uploaded over REST.",
                 place="source",
             )
         kind, reference = kinds[given]

@@ -12,30 +12,43 @@ from services.registry.registration import CatalogEntry
 
 
 class SourceReference(BaseModel):
-    """Where the registry finds the files itself: exactly one of the two."""
+    """Where the registry finds the files itself: exactly one of these."""
 
     model_config = ConfigDict(extra="forbid")
 
     hub: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     """`owner/name` or `owner/name@revision`."""
     path: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
-    """A folder the operator allows."""
+    """A folder or an archive where the operator allows it."""
+    object: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = None
+    """`s3://bucket/folder`, or an archive there; `gs://` and `az://` likewise."""
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = None
+    """An archive on a web server that the operator allows."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.hub is None) == (self.path is None):
-            raise ValueError("give exactly one of hub and path")
+        if len(self._given()) != 1:
+            raise ValueError("give exactly one of hub, path, object and url")
         return self
 
     @property
     def kind(self) -> SourceKind:
-        """Which of the two it is."""
-        return SourceKind.HUB if self.hub is not None else SourceKind.PATH
+        """Which of them it is."""
+        return next(iter(self._given()))
 
     @property
     def reference(self) -> str:
         """The one that is given."""
-        return self.hub or self.path or ""
+        return next(iter(self._given().values()))
+
+    def _given(self) -> dict[SourceKind, str]:
+        fields = {
+            SourceKind.HUB: self.hub,
+            SourceKind.PATH: self.path,
+            SourceKind.OBJECT: self.object,
+            SourceKind.URL: self.url,
+        }
+        return {kind: reference for kind, reference in fields.items() if reference is not None}
 
 
 class AddAdapterBody(BaseModel):

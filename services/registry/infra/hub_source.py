@@ -1,20 +1,27 @@
-"""Reads adapters from the HuggingFace Hub: two or three files of one commit, nothing else of a repository.
+"""Reads adapters from the HuggingFace Hub: the few files of one commit that make one, nothing else of a repository.
 
-`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are honoured by the library itself.
+`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE` and `HF_HUB_OFFLINE` are honoured by the library itself. The
+endpoint is the operator's, so it is trusted, a private one included.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hilora.errors import HiloraError, InvalidInput, Unavailable
-from services.registry.adapter_files import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE, is_wanted
+from hilora.errors import HiloraError, InvalidInput
+from services.registry.adapter_files import CARD_FILE, MAX_CARD_BYTES, files_to_fetch
+from services.registry.infra.hub_download import HubDownloader, HubFile
+from services.registry.infra.hub_errors import translated
+from services.registry.infra.transfer import FetchLimits, Transfer, oversize
+from services.registry.ports import ProgressListener
 
+_PLACE = "source.hub"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./-]{0,127}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_SECONDS = 20.0
 
 
@@ -23,12 +30,16 @@ class HubSource:
 
     Args:
         is_allowed: whether the operator lets adapters come from the hub.
-        max_bytes: limit on the sum of an adapter's files, checked before anything is downloaded.
+        limits: on the sum of an adapter's files, checked before anything is downloaded, and on the time.
+        cache: folder of unfinished downloads.
+        token: credential for private and gated repositories; `None` leaves it to the library.
     """
 
-    def __init__(self, *, is_allowed: bool, max_bytes: int) -> None:
+    def __init__(self, *, is_allowed: bool, limits: FetchLimits, cache: Path, token: str | None = None) -> None:
         self._is_allowed = is_allowed
-        self._max_bytes = max_bytes
+        self._limits = limits
+        self._token = token
+        self._downloader = HubDownloader(cache, token=token)
 
     def check(self, reference: str) -> None:
         """See `AdapterSource.check`. Raises InvalidInput: `hub_not_allowed` or `invalid_hub_reference`."""
@@ -37,54 +48,67 @@ class HubSource:
                 "This registry takes no adapters from the hub.",
                 code="hub_not_allowed",
                 remedy="Upload the files, or have the operator set HILORA_REGISTRY_ALLOW_HUB=true.",
-                place="source.hub",
+                place=_PLACE,
             )
         _parse(reference)
 
-    def fetch(self, reference: str, folder: Path) -> str:
-        """See `AdapterSource.fetch`; returns `owner/name@<40-digit commit>`."""
+    def fetch(self, reference: str, folder: Path, *, on_progress: ProgressListener) -> str:
+        """See `AdapterSource.fetch`; returns `owner/name@<40-digit commit>`.
+
+        Raises:
+            InvalidInput: `hub_not_found`, `hub_gated`, `hub_access_denied`, `hub_revision_not_found`, `hub_offline`,
+                `hub_refused`, `upload_too_large`, `fetch_too_slow`.
+            InvalidAdapter: `not_an_adapter`, `pickle_refused`.
+            Exhausted: `hub_rate_limited`.
+            Unavailable: `hub_unavailable`, `hub_busy`, `hub_content_mismatch`; what has arrived is kept.
+        """
         self.check(reference)
         repo, revision = _parse(reference)
-        from huggingface_hub import HfApi, hf_hub_download  # a second of import that uploads need not pay
-
-        api = HfApi()
+        transfer = Transfer(self._limits, on_progress=on_progress, place=_PLACE)
         try:
-            info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
-            commit = str(info.sha)
-            for name in self._chosen(repo, info.siblings or []):
-                cached = hf_hub_download(repo, name, revision=commit, local_dir=folder / ".hub")
-                Path(cached).replace(folder / name)
+            files = self._listed(repo, revision)
+            transfer.expect(sum(file.size for file in files))
+            for file in files:
+                self._downloader.download(file, folder / file.name, transfer)
         except HiloraError:
             raise
         except Exception as error:
-            # The library raises its own classes, those of two HTTP libraries and OSError; all become two of ours.
-            raise _translated(error, reference) from error
-        finally:
-            shutil.rmtree(folder / ".hub", ignore_errors=True)
-        return f"{repo}@{commit}"
+            raise translated(error, reference) from error
+        return f"{repo}@{files[0].commit}"
 
-    def _chosen(self, repo: str, siblings: list[Any]) -> list[str]:
-        sizes = {str(file.rfilename): file.size for file in siblings}
-        chosen = [name for name in ADAPTER_FILES if name in sizes]
-        if WEIGHTS_FILE not in chosen or CONFIG_FILE not in chosen:
-            for name in sizes:
-                if name.startswith("adapter_model."):
-                    is_wanted(name)  # says what to do with a pickle
+    def _listed(self, repo: str, revision: str | None) -> list[HubFile]:
+        """The files to bring, at the commit that the revision means now, with their sizes and digests."""
+        from huggingface_hub import HfApi  # a second of import that uploads need not pay
+
+        info = HfApi(token=self._token).model_info(
+            repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
+        )
+        commit = str(info.sha)
+        if not _COMMIT.fullmatch(commit):
             raise InvalidInput(
-                f"{repo} holds no {CONFIG_FILE} with {WEIGHTS_FILE}.",
-                code="not_an_adapter",
-                remedy="Give a repository that PEFT's save_pretrained or push_to_hub made.",
-                place="source.hub",
+                f"{repo} names no commit.", code="hub_refused", remedy="Check HF_ENDPOINT.", place=_PLACE
             )
-        unknown = [name for name in chosen if sizes[name] is None]
-        if unknown or sum(sizes[name] for name in chosen) > self._max_bytes:
-            raise InvalidInput(
-                f"The adapter in {repo} is larger than {self._max_bytes} bytes, or its size is not stated.",
-                code="upload_too_large",
-                remedy="Reduce the rank, or have the operator raise HILORA_REGISTRY_MAX_UPLOAD_BYTES.",
-                place="source.hub",
+        by_name = {str(file.rfilename): file for file in info.siblings or ()}
+        wanted = files_to_fetch(by_name, place=_PLACE)
+        return list(self._sized(repo, commit, (by_name[name] for name in wanted)))
+
+    def _sized(self, repo: str, commit: str, siblings: Iterable[Any]) -> Iterable[HubFile]:
+        for sibling in siblings:
+            lfs = sibling.lfs
+            size = sibling.size if lfs is None else lfs.size
+            if sibling.rfilename == CARD_FILE and (size is None or size > MAX_CARD_BYTES):
+                continue
+            if size is None:
+                # An endpoint that does not say could send for ever.
+                raise oversize(self._limits.max_bytes, place=_PLACE)
+            yield HubFile(
+                repo=repo,
+                commit=commit,
+                name=str(sibling.rfilename),
+                size=int(size),
+                sha256=None if lfs is None else str(lfs.sha256),
+                blob_id=sibling.blob_id,
             )
-        return chosen
 
 
 def _parse(reference: str) -> tuple[str, str | None]:
@@ -95,45 +119,6 @@ def _parse(reference: str) -> tuple[str, str | None]:
             f"{reference[:200]!r} names no repository of the hub.",
             code="invalid_hub_reference",
             remedy="Write owner/name, or owner/name@revision with a branch, tag or commit.",
-            place="source.hub",
+            place=_PLACE,
         )
     return repo, revision or None
-
-
-def _translated(error: Exception, reference: str) -> HiloraError:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return InvalidInput(
-            f"{reference} is gated and this registry has no access.",
-            code="hub_gated",
-            remedy="Accept the conditions on the hub and give the registry HF_TOKEN.",
-            place="source.hub",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return InvalidInput(
-            f"{reference}: the repository has no such revision.",
-            code="hub_revision_not_found",
-            remedy="Give a branch, tag or commit that exists.",
-            place="source.hub",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return InvalidInput(
-            f"{reference} does not exist on the hub, or is private.",
-            code="hub_not_found",
-            remedy="Check the name; for a private repository give the registry HF_TOKEN.",
-            place="source.hub",
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return InvalidInput(
-            "The registry runs with HF_HUB_OFFLINE set and cannot reach the hub.",
-            code="hub_offline",
-            remedy="Upload the files instead, or unset HF_HUB_OFFLINE.",
-            place="source.hub",
-        )
-    return Unavailable(
-        f"The hub does not answer for {reference}: {type(error).__name__}: {str(error)[:200]}",
-        code="hub_unavailable",
-        remedy="Try again later, or upload the files.",
-        place="source.hub",
-    )

@@ -26,15 +26,21 @@ _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**59
 _MAX_DIMENSION = 2**31
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+"""How a header calls a dtype."""
+
 _REMEDY = "Save the adapter again with peft's save_pretrained; if it was downloaded, download it again."
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class TensorEntry:
+    """One tensor, as a file's header describes it."""
+
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
+    """Where its bytes begin, counted from the beginning of the data."""
     end: int
 
 
@@ -43,12 +49,12 @@ class HardenedSafetensorsReader:
 
     def header(self, path: Path) -> dict[str, torch.Tensor]:
         """See `TensorFileReader.header`."""
-        _, entries = _checked_entries(path)
+        _, entries = checked_entries(path)
         return {entry.name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for entry in entries}
 
     def tensors(self, path: Path) -> dict[str, torch.Tensor]:
         """See `TensorFileReader.tensors`."""
-        data_start, entries = _checked_entries(path)
+        data_start, entries = checked_entries(path)
         tensors: dict[str, torch.Tensor] = {}
         with path.open("rb") as stream:
             for entry in entries:
@@ -64,8 +70,12 @@ class HardenedSafetensorsReader:
         return tensors
 
 
-def _checked_entries(path: Path) -> tuple[int, list[_Entry]]:
-    """Where the data begin, and the tensors in the order in which they lie there."""
+def checked_entries(path: Path) -> tuple[int, list[TensorEntry]]:
+    """Where the data begin, and the tensors in the order in which they lie there, without gap or overlap.
+
+    Raises:
+        InvalidAdapter: the header is not that of such a file.
+    """
     file_bytes = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(_LENGTH_BYTES)
@@ -110,7 +120,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _entry(path: Path, name: str, fields: Any) -> _Entry:
+def _entry(path: Path, name: str, fields: Any) -> TensorEntry:
     """One tensor of the header; Python's integers cannot overflow, so products need only an upper bound."""
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise _refusal(path, f"tensor {name!r} lacks dtype, shape or data_offsets", "invalid_header")
@@ -128,7 +138,7 @@ def _entry(path: Path, name: str, fields: Any) -> _Entry:
         raise _refusal(path, f"tensor {name!r} has impossible offsets", "invalid_offsets")
     if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
         raise _refusal(path, f"the shape of tensor {name!r} does not fit its offsets", "invalid_offsets")
-    return _Entry(name=name, dtype=dtype, shape=shape, begin=offsets[0], end=offsets[1])
+    return TensorEntry(name=name, dtype=dtype, shape=shape, begin=offsets[0], end=offsets[1])
 
 
 def _integers(value: Any) -> tuple[int, ...] | None:

@@ -185,8 +185,18 @@ class TestIngest:
             await stub.Ingest(registry_pb2.IngestRequest(adapter_name="a"))
         with pytest.raises(InvalidInput) as outside, translated_errors("registry"):
             await stub.Ingest(registry_pb2.IngestRequest(local_path="/etc"))
+        with pytest.raises(InvalidInput) as store, translated_errors("registry"):
+            await stub.Ingest(registry_pb2.IngestRequest(object_url="s3://bucket/sorter"))
+        with pytest.raises(InvalidInput) as web, translated_errors("registry"):
+            await stub.Ingest(registry_pb2.IngestRequest(archive_url="https://files.example/sorter.zip"))
         with pytest.raises(UnknownAdapter) as no_job, translated_errors("registry"):
             await stub.GetJob(registry_pb2.GetJobRequest(job_id="x"))
 
-        codes = [raised.value.code for raised in (no_source, outside, no_job)]
-        assert codes == ["invalid_request", "path_not_allowed", "unknown_job"]
+        codes = [raised.value.code for raised in (no_source, outside, store, web, no_job)]
+        assert codes == [
+            "invalid_request",
+            "path_not_allowed",
+            "object_store_not_allowed",
+            "url_not_allowed",
+            "unknown_job",
+        ]

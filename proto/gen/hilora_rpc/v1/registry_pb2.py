@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hilora_rpc.v1 import routing_pb2 as hilora__rpc_dot_v1_dot_routing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chilora_rpc/v1/registry.proto\x12\rhilora_rpc.v1\x1a\x1bhilora_rpc/v1/routing.proto\"-\n\x12GetSnapshotRequest\x12\x17\n\x0fwithout_samples\x18\x01 \x01(\x08\"u\n\x14\x43\x61talogSnapshotChunk\x12\x1a\n\x12\x63\x61talog_generation\x18\x01 \x01(\x04\x12\x13\n\x0bnum_entries\x18\x02 \x01(\r\x12,\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1b.hilora_rpc.v1.CatalogEntry\"\xc6\x03\n\x0c\x43\x61talogEntry\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x11\n\tlora_rank\x18\x04 \x01(\r\x12\x13\n\x0bnum_modules\x18\x05 \x01(\r\x12\x17\n\x0f\x63omponent_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12\x63\x61talog_generation\x18\x07 \x01(\x04\x12\x12\n\ncreated_at\x18\x08 \x01(\x01\x12\x12\n\nbase_model\x18\t \x01(\t\x12\x12\n\nencoder_id\x18\n \x01(\t\x12\x16\n\x0esamples_source\x18\x0b \x01(\t\x12\x13\n\x0bnum_samples\x18\x0c \x01(\r\x12\x19\n\x11sample_embeddings\x18\r \x01(\x0c\x12\x15\n\rembedding_dim\x18\x0e \x01(\r\x12J\n\x10\x63omponent_sha256\x18\x0f \x03(\x0b\x32\x30.hilora_rpc.v1.CatalogEntry.ComponentSha256Entry\x1a\x36\n\x14\x43omponentSha256Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x0cWatchRequest\x12\x18\n\x10\x61\x66ter_generation\x18\x01 \x01(\x04\x12\x17\n\x0fwithout_samples\x18\x02 \x01(\x08\"\x81\x02\n\x0c\x43\x61talogEvent\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .hilora_rpc.v1.CatalogEvent.Kind\x12\x1a\n\x12\x63\x61talog_generation\x18\x02 \x01(\x04\x12*\n\x05\x65ntry\x18\x03 \x01(\x0b\x32\x1b.hilora_rpc.v1.CatalogEntry\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x04 \x01(\t\"c\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_UPSERT\x10\x01\x12\x0f\n\x0bKIND_REMOVE\x10\x02\x12\x12\n\x0eKIND_HEARTBEAT\x10\x03\x12\x0f\n\x0bKIND_RESYNC\x10\x04\"T\n\x16\x46\x65tchComponentsRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12&\n\x05\x62\x61sis\x18\x02 \x01(\x0e\x32\x17.hilora_rpc.v1.RocBasis\"C\n\x0e\x43omponentChunk\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"o\n\rIngestRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x14\n\nlocal_path\x18\x02 \x01(\tH\x00\x12\x12\n\x08hub_repo\x18\x03 \x01(\tH\x00\x12\x14\n\x0csample_texts\x18\x04 \x03(\tB\x08\n\x06source\"\xe5\x01\n\tIngestJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.hilora_rpc.v1.IngestState\x12\x10\n\x08progress\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nadapter_id\x18\x06 \x01(\t\x12)\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x1a.hilora_rpc.v1.IngestError\x12\x12\n\ncreated_at\x18\x08 \x01(\x01\x12\x12\n\nupdated_at\x18\t \x01(\x01\"K\n\x0bIngestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\x12\r\n\x05place\x18\x04 \x01(\t\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\")\n\x11GetAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"\x15\n\x13ListAdaptersRequest\"`\n\x14ListAdaptersResponse\x12\x1a\n\x12\x63\x61talog_generation\x18\x01 \x01(\x04\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.hilora_rpc.v1.CatalogEntry\",\n\x14RetireAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"3\n\x15RetireAdapterResponse\x12\x1a\n\x12\x63\x61talog_generation\x18\x01 \x01(\x04*\xa0\x02\n\x0bIngestState\x12\x1c\n\x18INGEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14INGEST_STATE_PENDING\x10\x01\x12\x19\n\x15INGEST_STATE_FETCHING\x10\x02\x12\x1b\n\x17INGEST_STATE_VALIDATING\x10\x03\x12\x1c\n\x18INGEST_STATE_DECOMPOSING\x10\x04\x12\x1a\n\x16INGEST_STATE_PROFILING\x10\x05\x12\x16\n\x12INGEST_STATE_READY\x10\x06\x12\x1c\n\x18INGEST_STATE_QUARANTINED\x10\x07\x12\x17\n\x13INGEST_STATE_FAILED\x10\x08\x12\x18\n\x14INGEST_STATE_RETIRED\x10\t2\x90\x05\n\x0fRegistryService\x12W\n\x0bGetSnapshot\x12!.hilora_rpc.v1.GetSnapshotRequest\x1a#.hilora_rpc.v1.CatalogSnapshotChunk0\x01\x12\x43\n\x05Watch\x12\x1b.hilora_rpc.v1.WatchRequest\x1a\x1b.hilora_rpc.v1.CatalogEvent0\x01\x12Y\n\x0f\x46\x65tchComponents\x12%.hilora_rpc.v1.FetchComponentsRequest\x1a\x1d.hilora_rpc.v1.ComponentChunk0\x01\x12@\n\x06Ingest\x12\x1c.hilora_rpc.v1.IngestRequest\x1a\x18.hilora_rpc.v1.IngestJob\x12@\n\x06GetJob\x12\x1c.hilora_rpc.v1.GetJobRequest\x1a\x18.hilora_rpc.v1.IngestJob\x12K\n\nGetAdapter\x12 .hilora_rpc.v1.GetAdapterRequest\x1a\x1b.hilora_rpc.v1.CatalogEntry\x12W\n\x0cListAdapters\x12\".hilora_rpc.v1.ListAdaptersRequest\x1a#.hilora_rpc.v1.ListAdaptersResponse\x12Z\n\rRetireAdapter\x12#.hilora_rpc.v1.RetireAdapterRequest\x1a$.hilora_rpc.v1.RetireAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chilora_rpc/v1/registry.proto\x12\rhilora_rpc.v1\x1a\x1bhilora_rpc/v1/routing.proto\"-\n\x12GetSnapshotRequest\x12\x17\n\x0fwithout_samples\x18\x01 \x01(\x08\"u\n\x14\x43\x61talogSnapshotChunk\x12\x1a\n\x12\x63\x61talog_generation\x18\x01 \x01(\x04\x12\x13\n\x0bnum_entries\x18\x02 \x01(\r\x12,\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1b.hilora_rpc.v1.CatalogEntry\"\xc6\x03\n\x0c\x43\x61talogEntry\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x11\n\tlora_rank\x18\x04 \x01(\r\x12\x13\n\x0bnum_modules\x18\x05 \x01(\r\x12\x17\n\x0f\x63omponent_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12\x63\x61talog_generation\x18\x07 \x01(\x04\x12\x12\n\ncreated_at\x18\x08 \x01(\x01\x12\x12\n\nbase_model\x18\t \x01(\t\x12\x12\n\nencoder_id\x18\n \x01(\t\x12\x16\n\x0esamples_source\x18\x0b \x01(\t\x12\x13\n\x0bnum_samples\x18\x0c \x01(\r\x12\x19\n\x11sample_embeddings\x18\r \x01(\x0c\x12\x15\n\rembedding_dim\x18\x0e \x01(\r\x12J\n\x10\x63omponent_sha256\x18\x0f \x03(\x0b\x32\x30.hilora_rpc.v1.CatalogEntry.ComponentSha256Entry\x1a\x36\n\x14\x43omponentSha256Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x0cWatchRequest\x12\x18\n\x10\x61\x66ter_generation\x18\x01 \x01(\x04\x12\x17\n\x0fwithout_samples\x18\x02 \x01(\x08\"\x81\x02\n\x0c\x43\x61talogEvent\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .hilora_rpc.v1.CatalogEvent.Kind\x12\x1a\n\x12\x63\x61talog_generation\x18\x02 \x01(\x04\x12*\n\x05\x65ntry\x18\x03 \x01(\x0b\x32\x1b.hilora_rpc.v1.CatalogEntry\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x04 \x01(\t\"c\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_UPSERT\x10\x01\x12\x0f\n\x0bKIND_REMOVE\x10\x02\x12\x12\n\x0eKIND_HEARTBEAT\x10\x03\x12\x0f\n\x0bKIND_RESYNC\x10\x04\"T\n\x16\x46\x65tchComponentsRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12&\n\x05\x62\x61sis\x18\x02 \x01(\x0e\x32\x17.hilora_rpc.v1.RocBasis\"C\n\x0e\x43omponentChunk\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x9c\x01\n\rIngestRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\x12\x14\n\nlocal_path\x18\x02 \x01(\tH\x00\x12\x12\n\x08hub_repo\x18\x03 \x01(\tH\x00\x12\x14\n\nobject_url\x18\x05 \x01(\tH\x00\x12\x15\n\x0b\x61rchive_url\x18\x06 \x01(\tH\x00\x12\x14\n\x0csample_texts\x18\x04 \x03(\tB\x08\n\x06source\"\xe5\x01\n\tIngestJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.hilora_rpc.v1.IngestState\x12\x10\n\x08progress\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nadapter_id\x18\x06 \x01(\t\x12)\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x1a.hilora_rpc.v1.IngestError\x12\x12\n\ncreated_at\x18\x08 \x01(\x01\x12\x12\n\nupdated_at\x18\t \x01(\x01\"K\n\x0bIngestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\x12\r\n\x05place\x18\x04 \x01(\t\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\")\n\x11GetAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"\x15\n\x13ListAdaptersRequest\"`\n\x14ListAdaptersResponse\x12\x1a\n\x12\x63\x61talog_generation\x18\x01 \x01(\x04\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.hilora_rpc.v1.CatalogEntry\",\n\x14RetireAdapterRequest\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x01 \x01(\t\"3\n\x15RetireAdapterResponse\x12\x1a\n\x12\x63\x61talog_generation\x18\x01 \x01(\x04*\xa0\x02\n\x0bIngestState\x12\x1c\n\x18INGEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14INGEST_STATE_PENDING\x10\x01\x12\x19\n\x15INGEST_STATE_FETCHING\x10\x02\x12\x1b\n\x17INGEST_STATE_VALIDATING\x10\x03\x12\x1c\n\x18INGEST_STATE_DECOMPOSING\x10\x04\x12\x1a\n\x16INGEST_STATE_PROFILING\x10\x05\x12\x16\n\x12INGEST_STATE_READY\x10\x06\x12\x1c\n\x18INGEST_STATE_QUARANTINED\x10\x07\x12\x17\n\x13INGEST_STATE_FAILED\x10\x08\x12\x18\n\x14INGEST_STATE_RETIRED\x10\t2\x90\x05\n\x0fRegistryService\x12W\n\x0bGetSnapshot\x12!.hilora_rpc.v1.GetSnapshotRequest\x1a#.hilora_rpc.v1.CatalogSnapshotChunk0\x01\x12\x43\n\x05Watch\x12\x1b.hilora_rpc.v1.WatchRequest\x1a\x1b.hilora_rpc.v1.CatalogEvent0\x01\x12Y\n\x0f\x46\x65tchComponents\x12%.hilora_rpc.v1.FetchComponentsRequest\x1a\x1d.hilora_rpc.v1.ComponentChunk0\x01\x12@\n\x06Ingest\x12\x1c.hilora_rpc.v1.IngestRequest\x1a\x18.hilora_rpc.v1.IngestJob\x12@\n\x06GetJob\x12\x1c.hilora_rpc.v1.GetJobRequest\x1a\x18.hilora_rpc.v1.IngestJob\x12K\n\nGetAdapter\x12 .hilora_rpc.v1.GetAdapterRequest\x1a\x1b.hilora_rpc.v1.CatalogEntry\x12W\n\x0cListAdapters\x12\".hilora_rpc.v1.ListAdaptersRequest\x1a#.hilora_rpc.v1.ListAdaptersResponse\x12Z\n\rRetireAdapter\x12#.hilora_rpc.v1.RetireAdapterRequest\x1a$.hilora_rpc.v1.RetireAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CATALOGENTRY_COMPONENTSHA256ENTRY']._loaded_options = None
   _globals['_CATALOGENTRY_COMPONENTSHA256ENTRY']._serialized_options = b'8\001'
-  _globals['_INGESTSTATE']._serialized_start=1900
-  _globals['_INGESTSTATE']._serialized_end=2188
+  _globals['_INGESTSTATE']._serialized_start=1946
+  _globals['_INGESTSTATE']._serialized_end=2234
   _globals['_GETSNAPSHOTREQUEST']._serialized_start=76
   _globals['_GETSNAPSHOTREQUEST']._serialized_end=121
   _globals['_CATALOGSNAPSHOTCHUNK']._serialized_start=123
@@ -54,24 +54,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHCOMPONENTSREQUEST']._serialized_end=1110
   _globals['_COMPONENTCHUNK']._serialized_start=1112
   _globals['_COMPONENTCHUNK']._serialized_end=1179
-  _globals['_INGESTREQUEST']._serialized_start=1181
-  _globals['_INGESTREQUEST']._serialized_end=1292
-  _globals['_INGESTJOB']._serialized_start=1295
-  _globals['_INGESTJOB']._serialized_end=1524
-  _globals['_INGESTERROR']._serialized_start=1526
-  _globals['_INGESTERROR']._serialized_end=1601
-  _globals['_GETJOBREQUEST']._serialized_start=1603
-  _globals['_GETJOBREQUEST']._serialized_end=1634
-  _globals['_GETADAPTERREQUEST']._serialized_start=1636
-  _globals['_GETADAPTERREQUEST']._serialized_end=1677
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1679
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1700
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1702
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1798
-  _globals['_RETIREADAPTERREQUEST']._serialized_start=1800
-  _globals['_RETIREADAPTERREQUEST']._serialized_end=1844
-  _globals['_RETIREADAPTERRESPONSE']._serialized_start=1846
-  _globals['_RETIREADAPTERRESPONSE']._serialized_end=1897
-  _globals['_REGISTRYSERVICE']._serialized_start=2191
-  _globals['_REGISTRYSERVICE']._serialized_end=2847
+  _globals['_INGESTREQUEST']._serialized_start=1182
+  _globals['_INGESTREQUEST']._serialized_end=1338
+  _globals['_INGESTJOB']._serialized_start=1341
+  _globals['_INGESTJOB']._serialized_end=1570
+  _globals['_INGESTERROR']._serialized_start=1572
+  _globals['_INGESTERROR']._serialized_end=1647
+  _globals['_GETJOBREQUEST']._serialized_start=1649
+  _globals['_GETJOBREQUEST']._serialized_end=1680
+  _globals['_GETADAPTERREQUEST']._serialized_start=1682
+  _globals['_GETADAPTERREQUEST']._serialized_end=1723
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1725
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1746
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1748
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1844
+  _globals['_RETIREADAPTERREQUEST']._serialized_start=1846
+  _globals['_RETIREADAPTERREQUEST']._serialized_end=1890
+  _globals['_RETIREADAPTERRESPONSE']._serialized_start=1892
+  _globals['_RETIREADAPTERRESPONSE']._serialized_end=1943
+  _globals['_REGISTRYSERVICE']._serialized_start=2237
+  _globals['_REGISTRYSERVICE']._serialized_end=2893
 # @@protoc_insertion_point(module_scope)

@@ -380,13 +380,19 @@ class IngestRequest(_message.Message):
     ADAPTER_NAME_FIELD_NUMBER: _builtins.int
     LOCAL_PATH_FIELD_NUMBER: _builtins.int
     HUB_REPO_FIELD_NUMBER: _builtins.int
+    OBJECT_URL_FIELD_NUMBER: _builtins.int
+    ARCHIVE_URL_FIELD_NUMBER: _builtins.int
     SAMPLE_TEXTS_FIELD_NUMBER: _builtins.int
     adapter_name: _builtins.str
     """Optional; the reference's last path segment otherwise."""
     local_path: _builtins.str
-    """A folder on the registry's own file system, inside a folder the operator allows."""
+    """A folder or an archive on the registry's own file system, inside a folder the operator allows."""
     hub_repo: _builtins.str
     """"owner/name" or "owner/name@revision" on the HuggingFace Hub."""
+    object_url: _builtins.str
+    """"s3://bucket/folder", or an archive there, below a prefix the operator allows."""
+    archive_url: _builtins.str
+    """"https://host/adapter.tar.gz" on a host the operator allows."""
     @_builtins.property
     def sample_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts of the adapter's task; may be empty if the source folder has a samples.jsonl."""
@@ -397,13 +403,15 @@ class IngestRequest(_message.Message):
         adapter_name: _builtins.str = ...,
         local_path: _builtins.str = ...,
         hub_repo: _builtins.str = ...,
+        object_url: _builtins.str = ...,
+        archive_url: _builtins.str = ...,
         sample_texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hub_repo", b"hub_repo", "local_path", b"local_path", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_url", b"archive_url", "hub_repo", b"hub_repo", "local_path", b"local_path", "object_url", b"object_url", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "hub_repo", b"hub_repo", "local_path", b"local_path", "sample_texts", b"sample_texts", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "archive_url", b"archive_url", "hub_repo", b"hub_repo", "local_path", b"local_path", "object_url", b"object_url", "sample_texts", b"sample_texts", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["local_path", "hub_repo"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["local_path", "hub_repo", "object_url", "archive_url"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

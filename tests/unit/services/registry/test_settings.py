@@ -16,7 +16,13 @@ NEEDED = {"base_model": "base", "data_dir": Path("data"), "redis_url": SecretStr
 class TestSettings:
     def test_a_child_process_gets_the_same(self, monkeypatch):
         settings = RegistrySettings(
-            **NEEDED, allowed_local_dirs=(Path("/a"), Path("/b")), admin_api_key=SecretStr("key"), allow_hub=False
+            **NEEDED,
+            allowed_local_dirs=(Path("/a"), Path("/b")),
+            allowed_object_stores=("s3://a", "s3://b/c"),
+            allowed_url_hosts=("http://files.example",),
+            hub_token=SecretStr("hf_secret"),
+            admin_api_key=SecretStr("key"),
+            allow_hub=False,
         )
 
         for name, value in settings.to_environment().items():
@@ -25,10 +31,13 @@ class TestSettings:
         assert RegistrySettings() == settings
 
     def test_secrets_are_not_printed(self):
-        text = repr(RegistrySettings(**NEEDED, admin_api_key=SecretStr("key-of-the-door")))
+        text = repr(
+            RegistrySettings(**NEEDED, admin_api_key=SecretStr("key-of-the-door"), hub_token=SecretStr("hf_secret"))
+        )
 
         assert "secret@" not in text
         assert "key-of-the-door" not in text
+        assert "hf_secret" not in text
 
     def test_an_open_door_to_the_network_is_refused(self):
         with pytest.raises(ValidationError, match="HILORA_REGISTRY_ADMIN_API_KEY"):

@@ -22,6 +22,7 @@ from tests.builders.archives import (
     tar_bytes,
     weights_bytes,
     zip_bytes,
+    zstd_bytes,
 )
 from tests.fakes.registry_stack import MAX_UPLOAD_BYTES, RegistryStack
 
@@ -63,6 +64,25 @@ def rare_zip():
     return buffer.getvalue()
 
 
+def zip_with_a_long_list():
+    """Contents of 30,000 lines: each becomes an object of a KB before the first can be looked at."""
+    return zip_bytes({f"{number}.md": b"" for number in range(30_000)})
+
+
+def zip64():
+    data = zip_bytes(adapter_files())
+    end = data.rfind(b"PK\x05\x06")
+    return data[:end] + b"PK\x06\x07" + bytes(16) + data[end:]
+
+
+def bomb():
+    return tar_bytes({WEIGHTS: bytes(48 << 20)})
+
+
+def in_parts(data, size):
+    return (data[start : start + size] for start in range(0, len(data), size))
+
+
 BAD_ARCHIVES = {
     "parent folder": ("unsafe_path", lambda: zip_bytes({"../../adapter_config.json": b"{}"})),
     "parent folder in a tar": ("unsafe_path", lambda: tar_bytes({"a/../../adapter_config.json": b"{}"})),
@@ -77,6 +97,23 @@ BAD_ARCHIVES = {
     "zip bomb": ("zip_bomb", lambda: zip_bytes({**adapter_files(), WEIGHTS: bytes(48 << 20)})),
     "gzip bomb": ("zip_bomb", lambda: tar_bytes({WEIGHTS: bytes(48 << 20)}, compression="gz")),
     "bomb that is passed over": ("zip_bomb", lambda: tar_bytes({"README.md": bytes(48 << 20)}, compression="gz")),
+    "zstd bomb": ("zip_bomb", lambda: zstd_bytes(tar_bytes({WEIGHTS: bytes(48 << 20)}), level=19)),
+    "zstd bomb in frames": ("zip_bomb", lambda: b"".join(zstd_bytes(part) for part in in_parts(bomb(), 1 << 20))),
+    "zstd window": ("zstd_window_too_large", lambda: zstd_bytes(tar_bytes({WEIGHTS: bytes(1 << 20)}), window_log=27)),
+    "zstd dictionary": ("unreadable_archive", lambda: b"\x28\xb5\x2f\xfd\x01\x00\x05" + bytes(30)),
+    "cut tar.zst": ("unreadable_archive", lambda: zstd_bytes(tar_bytes(adapter_files()))[:400]),
+    "zst that is no tar": ("unreadable_archive", lambda: zstd_bytes(b"hello" * 1000)),
+    "symlink in a tar.zst": (
+        "link_in_archive",
+        lambda: zstd_bytes(tar_bytes({}, special={WEIGHTS: tarfile.SYMTYPE})),
+    ),
+    "long list of contents": ("too_many_members", lambda: zip_with_a_long_list()),
+    "zip64": ("zip64_archive", lambda: zip64()),
+    "name that begins with NUL": (
+        "unreadable_archive",
+        lambda: zip_bytes({**adapter_files(), "X.md": b""}).replace(b"X.md", b"\0.md"),
+    ),
+    "zip without its end": ("unreadable_archive", lambda: b"PK\x03\x04" + bytes(100)),
     "many members": ("too_many_members", lambda: zip_bytes({f"{number}.md": b"" for number in range(9)})),
     "pickle": ("pickle_refused", lambda: zip_bytes({CONFIG: config_bytes(), "adapter_model.bin": b"\x80\x04."})),
     "pickle of a trainer": ("pickle_refused", lambda: tar_bytes({**adapter_files(), "training_args.pt": b"\x80"})),
@@ -282,6 +319,12 @@ class TestReferences:
             ({"source": {"hub": "https://evil.example/a"}}, "invalid_hub_reference"),
             ({"source": {"hub": "owner/../x"}}, "invalid_hub_reference"),
             ({"source": {"hub": "o/n", "path": "/p"}}, "invalid_request"),
+            ({"source": {"hub": "o/n", "url": "https://h/a.zip"}}, "invalid_request"),
+            ({"source": {"object": "memory://pool-of-others/a"}}, "object_store_not_allowed"),
+            ({"source": {"object": "memory://pool/../a"}}, "invalid_object_reference"),
+            ({"source": {"object": "file:///etc"}}, "invalid_object_reference"),
+            ({"source": {"url": "https://files.example/a.zip"}}, "url_not_allowed"),
+            ({"source": {"url": "http://169.254.169.254/"}}, "url_not_allowed"),
             ({"source": {}}, "invalid_request"),
             ({"source": {"hub": "o/n"}, "surprise": 1}, "invalid_request"),
             ({"source": {"hub": "o/n"}, "samples": [1]}, "invalid_request"),

@@ -1,4 +1,4 @@
-"""Unpacks an uploaded archive without trusting anything it says about itself.
+"""Unpacks an archive from a stranger without trusting anything it says about itself.
 
 Only the adapter's own files are written, under names of ours, straight into one flat folder: a path inside the archive
 decides nothing but which file is meant. All limits are counted on bytes that were really produced.
@@ -6,9 +6,11 @@ decides nothing but which file is meant. All limits are counted on bytes that we
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -17,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import zstandard
+
 from hilora.errors import UnsafeArchive
-from services.registry.adapter_files import is_wanted
+from services.registry.adapter_files import CARD_FILE, is_wanted
 
 _COPY_BYTES = 1024 * 1024
 # An archive this small cannot hurt whatever its ratio; adapters hold many zeros before training and compress well.
@@ -27,6 +31,16 @@ _RATIO_MATTERS_ABOVE_BYTES = 16 * 1024 * 1024
 _MAX_TAR_HEADER_BYTES = 1024 * 1024
 _ZIP_MAGIC = b"PK\x03\x04"
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZIP_END_MAGIC = b"PK\x05\x06"
+_ZIP_END_BYTES = 22
+_ZIP_COMMENT_BYTES = 65535
+_ZIP64_LOCATOR_MAGIC = b"PK\x06\x07"
+_ZIP64_LOCATOR_BYTES = 20
+# A list of contents is read as a whole, into objects much larger than its lines; an adapter's has under 10 KB.
+_MAX_ZIP_DIRECTORY_BYTES = 1024 * 1024
+# Decompressing takes as much memory as a frame's header asks for. `zstd -19` asks for 8 MiB, `--ultra --long` for GiB.
+_MAX_ZSTD_WINDOW_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +100,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits) -> str | None:
     """Write the adapter's files of an archive into a folder.
 
     Args:
-        archive: zip, tar or tar.gz; recognised by its content.
+        archive: zip, tar, tar.gz or tar.zst; recognised by its content.
         folder: where the files go, directly.
         limits: when to stop.
 
@@ -108,15 +122,28 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits) -> str | None:
             if magic[:2] == _GZIP_MAGIC:
                 with gzip.GzipFile(fileobj=stream) as unzipped:
                     return _unpack_tar(unzipped, folder, budget)  # pyright: ignore[reportArgumentType]  (readable)
+            if magic == _ZSTD_MAGIC:
+                with zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES).stream_reader(
+                    stream, read_across_frames=True
+                ) as unzipped:
+                    return _unpack_tar(unzipped, folder, budget)
             return _unpack_tar(stream, folder, budget)
         except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error) as error:
             raise _unreadable(error) from error
-        except (EOFError, NotImplementedError, ValueError, OverflowError) as error:
+        except zstandard.ZstdError as error:
+            raise _unreadable_zstd(error) from error
+        except (EOFError, IndexError, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+            # What the readers of the standard library let through where a file contradicts itself.
+            raise _unreadable(error) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a seek to before the beginning; anything else is our disk's
+                raise
             raise _unreadable(error) from error
 
 
 def _unpack_zip(stream: IO[bytes], folder: Path, budget: _Budget) -> str | None:
     parents: set[str] = set()
+    _check_zip_directory(stream)
     with zipfile.ZipFile(stream) as archive:
         for member in archive.infolist():
             budget.count_member()
@@ -136,6 +163,26 @@ def _unpack_zip(stream: IO[bytes], folder: Path, budget: _Budget) -> str | None:
                 _copy(source, folder / path.name, budget.count_bytes)
             parents.add(str(path.parent))
     return _common_folder(parents)
+
+
+def _check_zip_directory(stream: IO[bytes]) -> None:
+    """Refuse a list of contents that would take memory out of proportion, before it is read."""
+    stream.seek(0, io.SEEK_END)
+    tail_bytes = min(stream.tell(), _ZIP64_LOCATOR_BYTES + _ZIP_END_BYTES + _ZIP_COMMENT_BYTES)
+    stream.seek(-tail_bytes, io.SEEK_END)
+    tail = stream.read(tail_bytes)
+    # As zipfile looks for it: at the very end, without a comment; failing that, the last one there is.
+    end = len(tail) - _ZIP_END_BYTES
+    if end < 0 or tail[end : end + 4] != _ZIP_END_MAGIC or tail[-2:] != b"\0\0":
+        end = tail.rfind(_ZIP_END_MAGIC)
+    if end < 0 or len(tail) < end + _ZIP_END_BYTES:
+        raise _refusal("its list of contents is missing", "unreadable_archive")
+    if tail[max(0, end - _ZIP64_LOCATOR_BYTES) : end].startswith(_ZIP64_LOCATOR_MAGIC):
+        raise _refusal("it is a zip64 file; pack one as large as that as tar.gz", "zip64_archive")
+    (directory_bytes,) = struct.unpack_from("<L", tail, end + 12)
+    if directory_bytes > _MAX_ZIP_DIRECTORY_BYTES:
+        raise _refusal(f"its list of contents has {directory_bytes} bytes", "too_many_members")
+    stream.seek(0)
 
 
 def _unpack_tar(stream: IO[bytes], folder: Path, budget: _Budget) -> str | None:
@@ -186,6 +233,8 @@ def _copy(source: IO[bytes], target: Path, count: Callable[[int], None]) -> None
     try:
         sink = target.open("xb")
     except FileExistsError as error:
+        if target.name == CARD_FILE:
+            return  # beside the adapter's folder and inside it: the first one is as good
         raise _refusal(f"it holds {target.name} twice", "duplicate_member") from error
     with sink:
         while data := source.read(_COPY_BYTES):
@@ -210,7 +259,18 @@ def _special(name: str) -> UnsafeArchive:
 
 
 def _unreadable(error: Exception) -> UnsafeArchive:
-    return _refusal(f"it is not a readable zip, tar or tar.gz file ({error})", "unreadable_archive")
+    return _refusal(f"it is not a readable zip, tar, tar.gz or tar.zst file ({error})", "unreadable_archive")
+
+
+def _unreadable_zstd(error: Exception) -> UnsafeArchive:
+    if "too much memory" not in str(error):
+        return _unreadable(error)
+    return UnsafeArchive(
+        f"The archive is refused: unpacking it takes more than {_MAX_ZSTD_WINDOW_BYTES} bytes of memory.",
+        code="zstd_window_too_large",
+        remedy="Pack it with `zstd -19` at most, without --ultra and --long.",
+        place="archive",
+    )
 
 
 def _refusal(reason: str, code: str) -> UnsafeArchive:
