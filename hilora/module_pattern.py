@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from hilora.errors import InvalidAdapter, UnsupportedAdapterFeature
+from hilora.finding import Refuse, raise_at_once
 
 _MAX_LENGTH = 512
 _MAX_UNBOUNDED = 2
@@ -31,14 +32,16 @@ class ModulePatterns:
     Args:
         patterns: the expressions.
         place: the config field they come from, for errors.
+        refuse: called with each reason for a refusal; where it returns, the pattern is left out.
 
     Raises:
         InvalidAdapter: `invalid_adapter_config`, for what is no regular expression.
         UnsupportedAdapterFeature: `unsupported_module_pattern`, for an expression that could take very long.
     """
 
-    def __init__(self, patterns: Iterable[str], *, place: str) -> None:
-        self._compiled = [(pattern, _compile(pattern, place=place)) for pattern in patterns]
+    def __init__(self, patterns: Iterable[str], *, place: str, refuse: Refuse = raise_at_once) -> None:
+        compiled = ((pattern, _compile(pattern, place=place, refuse=refuse)) for pattern in patterns)
+        self._compiled = [(pattern, expression) for pattern, expression in compiled if expression is not None]
 
     def matching(self, module_path: str) -> str | None:
         """The first pattern that applies to a module."""
@@ -50,23 +53,29 @@ def value_for(module_path: str, *, patterns: ModulePatterns, values: Mapping[str
     return values.get(patterns.matching(module_path) or module_path, default)
 
 
-def _compile(pattern: str, *, place: str) -> re.Pattern[str]:
+def _compile(pattern: str, *, place: str, refuse: Refuse) -> re.Pattern[str] | None:
     if not _is_simple(pattern):
-        raise UnsupportedAdapterFeature(
-            f"The pattern {pattern[:80]!r} is too involved to be matched safely.",
-            code="unsupported_module_pattern",
-            remedy="Write the module names out, one entry each.",
-            place=place,
+        refuse(
+            UnsupportedAdapterFeature(
+                f"The pattern {pattern[:80]!r} is too involved to be matched safely.",
+                code="unsupported_module_pattern",
+                remedy="Write the module names out, one entry each.",
+                place=place,
+            )
         )
+        return None
     try:
         return re.compile(rf"(.*\.)?({pattern})$")
     except re.error as error:
-        raise InvalidAdapter(
-            f"The pattern {pattern[:80]!r} is no regular expression: {error}.",
-            code="invalid_adapter_config",
-            remedy="Correct the pattern in adapter_config.json.",
-            place=place,
-        ) from error
+        refuse(
+            InvalidAdapter(
+                f"The pattern {pattern[:80]!r} is no regular expression: {error}.",
+                code="invalid_adapter_config",
+                remedy="Correct the pattern in adapter_config.json.",
+                place=place,
+            )
+        )
+        return None
 
 
 def _is_simple(pattern: str) -> bool:
