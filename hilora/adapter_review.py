@@ -141,8 +141,8 @@ def _outlier(kind: str, norm: float, *, typical: float, z: float) -> Finding:
         code="norm_outlier",
         severity=Severity.WARNING,
         place=kind,
-        message=f"The updates of {kind} have a norm of {norm:.3g}, {factor:.3g} times {direction} than is usual in this "
-        f"pool ({typical:.3g}; robust z {z:.1f}).",
+        message=f"The updates of {kind} have a norm of {norm:.3g}, {factor:.3g} times {direction} than is usual in "
+        f"this pool ({typical:.3g}; robust z {z:.1f}).",
         remedy="Check lora_alpha, use_rslora and whether the training diverged: a factor is easily applied twice.",
     )
 

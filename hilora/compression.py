@@ -1,6 +1,7 @@
 """LoRA-Squeeze (arXiv 2602.10993): an adapter of lower rank, the closest there is.
 
-    c B A = U S V^T by QR of B and A^T and the SVD of the R x R core;  keep the r largest:  B' = U_r S_r^1/2, A' = S_r^1/2 V_r^T
+    c B A = U S V^T  by QR of B and A^T and the SVD of the R x R core
+    B' = U_r S_r^1/2,  A' = S_r^1/2 V_r^T  of the r largest singular values
 
 Truncation is the best approximation of its rank in the Frobenius norm (Eckart and Young), and its error is the energy
 of the tail, `sqrt(sum_{j > r} s_j^2)`. Ranks may be given, or follow per module from the share of the energy

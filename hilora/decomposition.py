@@ -90,9 +90,7 @@ def _singular_components(factors: LoRAFactors) -> RankOneComponents:
     largest = torch.gather(triplets.u_RO, 1, triplets.u_RO.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(torch.float64)
     num_missing = factors.lora_rank - triplets.u_RO.shape[0]
-    return RankOneComponents(
-        a_RD=_padded(a_rows * sign, num_missing), b_RO=_padded(triplets.u_RO * sign, num_missing)
-    )
+    return RankOneComponents(a_RD=_padded(a_rows * sign, num_missing), b_RO=_padded(triplets.u_RO * sign, num_missing))
 
 
 def _padded(rows: torch.Tensor, num_missing: int) -> torch.Tensor:

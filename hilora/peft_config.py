@@ -195,9 +195,7 @@ def _check_feature(field: str, value: object, refuse: Refuse) -> None:
         if not is_off(value):
             problem, remedy = REFUSED[field]
             refuse(
-                UnsupportedAdapterFeature(
-                    f"adapter_config.json uses {field}: {problem}.", remedy=remedy, place=field
-                )
+                UnsupportedAdapterFeature(f"adapter_config.json uses {field}: {problem}.", remedy=remedy, place=field)
             )
         return
     if value:

@@ -9,11 +9,11 @@ Shapes: R rank, D in-features, O out-features, E experts, V vocabulary.
     a second such parameter of one module: PEFT wraps the wrapper, the one declared first is inside
                          <path>.base_layer.lora_A.weight ...
 
-All stand under `base_model.model.`, or directly under the model's own names where a trainer stripped the prefix. Files
-from before PEFT 0.5 and raw state dicts carry the adapter's name, `lora_A.default.weight`, and some leave `.weight` out;
-distributed and compiled training leaves the names of its wrappers among the path's. With a targeted embedding or output
-embedding PEFT also saves the base's own weight and bias, `<path>.base_layer.weight`; they are those of the base we have,
-and left aside. Rows of a stacked A run over the ranks of expert 0 first; columns of a stacked B
+All stand under `base_model.model.`, or directly under the model's own names where a trainer stripped the prefix.
+Files from before PEFT 0.5 and raw state dicts carry the adapter's name, `lora_A.default.weight`, and some leave
+`.weight` out; distributed and compiled training leaves the names of its wrappers among the path's. With a targeted
+embedding or output embedding PEFT also saves the base's own weight and bias, `<path>.base_layer.weight`; they are those
+of the base we have, and left aside. Rows of a stacked A run over the ranks of expert 0 first; columns of a stacked B
 over the experts of rank 0 first.
 """
 

@@ -3,8 +3,8 @@
     delta = c B diag(p) A,    p = r softmax(g / T)      =>      A' = diag(p) A
 
 Layout, as the authors' fork of PEFT saves it: PEFT's own, with `use_beamlora: true` in the config and a gate
-`<path>.lora_gate` `[1, R]` beside each pair of factors. T is not in the file: their code has 0.05, and 0.03 for learning
-rates below 1e-4. A config field `beamlora_temperature` says which.
+`<path>.lora_gate` `[1, R]` beside each pair of factors. T is not in the file: their code has 0.05, and 0.03 for
+learning rates below 1e-4. A config field `beamlora_temperature` says which.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ def importance(gate: torch.Tensor, *, temperature: float) -> torch.Tensor:
     return torch.softmax(logits, dim=0) * logits.shape[0]
 
 
-def _weighted(
-    path: str, lora_a: torch.Tensor, gate: torch.Tensor, temperature: float, refuse: Refuse
-) -> torch.Tensor:
+def _weighted(path: str, lora_a: torch.Tensor, gate: torch.Tensor, temperature: float, refuse: Refuse) -> torch.Tensor:
     if gate.numel() != lora_a.shape[0] or temperature <= 0:
         refuse(
             AdapterShapeMismatch(

@@ -68,9 +68,7 @@ class RasaImporter:
                 modules[path] = factors
         if not private:
             refuse(_incomplete("adapter_model.safetensors", {"rasa_A", "rasa_B", "rasa_mixing"}))
-        return ImportedAdapter(
-            adapter=LoRAAdapter(base_model=plain.base_model, modules=modules), source_format=FORMAT
-        )
+        return ImportedAdapter(adapter=LoRAAdapter(base_model=plain.base_model, modules=modules), source_format=FORMAT)
 
 
 def _kind_of(path: str) -> str:
@@ -112,6 +110,6 @@ def _incomplete(place: str, missing: Collection[str]) -> InvalidAdapter:
     return InvalidAdapter(
         f"{place[:120]} lacks {', '.join(sorted(missing))}.",
         code="unpaired_factor",
-        remedy="Upload the complete adapter_model.safetensors; shared parts stand under base_model.rasa_shared_A and _B.",
+        remedy="Upload the complete adapter_model.safetensors; what is shared is base_model.rasa_shared_A and _B.",
         place=place[:120],
     )

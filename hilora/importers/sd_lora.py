@@ -69,9 +69,7 @@ class SdLoraImporter:
                 modules[path] = factors
         if not tasks:
             refuse(_incomplete("adapter_model.safetensors"))
-        return ImportedAdapter(
-            adapter=LoRAAdapter(base_model=plain.base_model, modules=modules), source_format=FORMAT
-        )
+        return ImportedAdapter(adapter=LoRAAdapter(base_model=plain.base_model, modules=modules), source_format=FORMAT)
 
 
 def _magnitudes_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class ArtifactDraft:
     provenance: Provenance
     base_model: str
     """Name of the base the adapter was checked against."""
-    report: ValidationReport = ValidationReport()
+    report: ValidationReport = field(default_factory=ValidationReport)
     """What the checks found. No part of the identity: it speaks of the pool, too."""
     traits: AdapterTraits | None = None
     """What later adapters are compared with."""

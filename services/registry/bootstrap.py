@@ -36,6 +36,7 @@ from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import broker_url_of, open_redis, translated_redis_errors
 from services.registry.infra.redis_jobs import RedisJobStore
+from services.registry.infra.registered_pool import RegisteredPool
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
@@ -43,6 +44,7 @@ from services.registry.infra.upload_source import ArchiveLimits, unpack
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
+from services.registry.pool_check import PoolCheck
 from services.registry.ports import AdapterSource
 from services.registry.recovery import JobRecovery
 from services.registry.settings import RegistrySettings
@@ -206,6 +208,7 @@ class IngestProcess:
             validator=shared.validator,
             base=shared.base,
             encoder=SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction),
+            pool_check=PoolCheck(source=RegisteredPool(shared.registrations), artifacts=shared.artifacts),
             sources=shared.sources,
             lease_seconds=settings.job_lease_seconds,
         )

@@ -118,9 +118,7 @@ class PoolCheck:
             traits=manifest.traits,
         )
 
-    def _same_updates(
-        self, adapter: LoRAAdapter, traits: AdapterTraits, others: Sequence[PoolMember]
-    ) -> list[Finding]:
+    def _same_updates(self, adapter: LoRAAdapter, traits: AdapterTraits, others: Sequence[PoolMember]) -> list[Finding]:
         confirmed: list[PoolMember] = []
         distances: dict[str, float] = {}
         for member in others:

@@ -14,6 +14,7 @@ from services.registry.entrypoints.rest import RestDependencies, create_rest_app
 from services.registry.infra.artifact_store import DiskArtifactStore
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
+from services.registry.infra.registered_pool import RegisteredPool
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
@@ -21,6 +22,7 @@ from services.registry.infra.upload_source import ArchiveLimits, unpack
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
+from services.registry.pool_check import PoolCheck
 from services.registry.recovery import JobRecovery
 from services.registry.validation import AdapterValidator, ValidationLimits
 from tests.builders.adapters import MODULE_SHAPES
@@ -74,6 +76,7 @@ class RegistryStack:
             validator=validator,
             base=base,
             encoder=self.encoder,
+            pool_check=PoolCheck(source=RegisteredPool(self.registrations), artifacts=self.artifacts),
             sources=sources,
             lease_seconds=1.0,
         )

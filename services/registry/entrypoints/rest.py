@@ -112,7 +112,11 @@ def _admin_routes(dependencies: RestDependencies) -> APIRouter:
     @routes.get("/adapters/{name}")
     async def show_adapter(name: str) -> AdapterDetails:
         entry = await dependencies.catalog.entry(name)
-        return AdapterDetails.with_manifest(entry, await dependencies.catalog.manifest(entry))
+        return AdapterDetails.with_manifest(
+            entry,
+            await dependencies.catalog.manifest(entry),
+            await dependencies.catalog.validation_report(entry),
+        )
 
     @routes.delete("/adapters/{name}")
     async def retire_adapter(name: str) -> Retired:
@@ -150,6 +154,7 @@ async def _add(request: Request, dependencies: RestDependencies, *, is_replaceme
             content_type=content_type, job_id=job_id, folder=folder, max_bytes=dependencies.max_upload_bytes
         )
         received = await upload.receive(request.stream())
+        how = upload.squeeze
     except ClientDisconnect as error:
         await dependencies.intake.abandon(job_id)
         raise InvalidInput("The client went away during the upload.", code="malformed_upload") from error
@@ -157,7 +162,10 @@ async def _add(request: Request, dependencies: RestDependencies, *, is_replaceme
         await dependencies.intake.abandon(job_id)
         raise
     return await dependencies.intake.submit_upload(
-        received, adapter_name=upload.adapter_name, is_replacement=is_replacement or upload.is_replacement
+        received,
+        adapter_name=upload.adapter_name,
+        is_replacement=is_replacement or upload.is_replacement,
+        how=how,
     )
 
 
@@ -177,6 +185,7 @@ async def _add_reference(request: Request, dependencies: RestDependencies, *, is
         adapter_name=body.name,
         texts=body.samples,
         is_replacement=is_replacement or body.replace,
+        how=body.squeeze.to_squeeze() if body.squeeze else None,
     )
 
 

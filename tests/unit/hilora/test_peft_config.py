@@ -89,7 +89,13 @@ class TestRefusals:
         log = RefusalLog()
         config = peft_config(use_dora=True, bias="all", r="8", init_lora_weights="pissa", modules_to_save=["lm_head"])
         assert parse_peft_config(config, refuse=log).alpha == 8.0
-        assert {error.place for error in log.errors} == {"use_dora", "bias", "r", "init_lora_weights", "modules_to_save"}
+        assert {error.place for error in log.errors} == {
+            "use_dora",
+            "bias",
+            "r",
+            "init_lora_weights",
+            "modules_to_save",
+        }
 
     @pytest.mark.parametrize(
         ("change", "code"),

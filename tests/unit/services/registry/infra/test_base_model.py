@@ -38,7 +38,7 @@ class TestModules:
 
     def test_a_later_start_need_not_build_the_model(self, tmp_path, monkeypatch):
         first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
-        monkeypatch.setattr(base_model, "_modules_of", lambda _: pytest.fail("built again"))
+        monkeypatch.setattr(base_model, "_listing_of", lambda _: pytest.fail("built again"))
 
         assert TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules() == first
 
