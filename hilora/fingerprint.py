@@ -77,7 +77,7 @@ def relative_distance(one: LoRAAdapter, other: LoRAAdapter) -> float:
 
 
 def _difference_squared(one: LoRAFactors, other: LoRAFactors) -> float:
-    """Of the stacked factors `[c1 B1, -c2 B2] [A1; A2]`: no small difference of large numbers, as in a^2 + b^2 - 2ab."""
+    """Of the stacked factors `[c1 B1, -c2 B2] [A1; A2]`: nothing cancels, as it would in a^2 + b^2 - 2ab."""
     a_RD = torch.cat([one.lora_a.to(torch.float64), other.lora_a.to(torch.float64)])
     b_OR = torch.cat(
         [one.lora_b.to(torch.float64) * one.scaling, other.lora_b.to(torch.float64) * -other.scaling], dim=1

@@ -54,7 +54,7 @@ def value_for(module_path: str, *, patterns: ModulePatterns, values: Mapping[str
 
 
 def _compile(pattern: str, *, place: str, refuse: Refuse) -> re.Pattern[str] | None:
-    if not _is_simple(pattern):
+    if not is_simple(pattern):
         refuse(
             UnsupportedAdapterFeature(
                 f"The pattern {pattern[:80]!r} is too involved to be matched safely.",
@@ -78,7 +78,7 @@ def _compile(pattern: str, *, place: str, refuse: Refuse) -> re.Pattern[str] | N
         return None
 
 
-def _is_simple(pattern: str) -> bool:
+def is_simple(pattern: str) -> bool:
     """Whether matching is certain to take few steps.
 
     Time explodes where a repetition stands inside a repetition or many alternatives follow one another; neither can

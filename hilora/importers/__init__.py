@@ -24,6 +24,7 @@ from hilora.importers.rasa import RasaImporter
 from hilora.importers.sd_lora import SdLoraImporter
 from hilora.importers.smora import SmoraImporter
 from hilora.peft_format import pair_factors
+from hilora.peft_targets import find_untargeted
 
 __all__ = ["IMPORTERS", "PLAIN_FORMAT", "AdapterImporter", "ImportedAdapter", "import_adapter"]
 
@@ -54,6 +55,8 @@ def import_adapter(
     for importer in IMPORTERS:
         if importer.recognises(config, tensors.keys()):
             return importer.expand(config=config, tensors=tensors, refuse=refuse)
+    adapter = pair_factors(config=config, tensors=tensors, refuse=refuse)
+    untargeted = find_untargeted(config, adapter.modules)
     return ImportedAdapter(
-        adapter=pair_factors(config=config, tensors=tensors, refuse=refuse), source_format=PLAIN_FORMAT
+        adapter=adapter, source_format=PLAIN_FORMAT, notes=() if untargeted is None else (untargeted,)
     )

@@ -87,7 +87,7 @@ class TestEnergy:
         energies_R = torch.linalg.svdvals(dense(factors)).square()
         kept = energies_R.cumsum(dim=0) / energies_R.sum()
         assert squeezed.energy_kept["q"] >= share - 1e-9
-        assert rank == 1 or rank == factors.lora_rank or float(kept[rank - 2]) < share
+        assert rank in {1, factors.lora_rank} or float(kept[rank - 2]) < share
 
     def test_all_of_it_drops_components_that_add_nothing(self):
         plain = random_factors(out_features=6, in_features=5, rank=4, seed=0)
