@@ -1,8 +1,8 @@
 """HiLoRA: hierarchical, training-free routing over a pool of LoRA adapters (arXiv 2510.12266).
 
 Read bottom-up: `errors`, `finding`, `adapter`, `routing_plan` are the vocabulary; `peft_format`, `importers`,
-`compression` and `decomposition` turn a checkpoint into rank-one components, `fingerprint` and `adapter_review` say what
-is worth knowing about them, and `target_layer` says where a model can take them; `covariance`, `gaussian`,
+`compression` and `decomposition` turn a checkpoint into rank-one components, `fingerprint` and `adapter_review` say
+what is worth knowing about them, and `target_layer` says where a model can take them; `covariance`, `gaussian`,
 `pooled_gaussian`, `empirical_bayes` and `calibration` score texts; `candidate_selection`, `budget_allocation` and
 `sequence_routing` make a plan of the scores; `token_gating` applies the plan to tokens, `adaptive_gating` and
 `learned_gate` are the rules by which tokens choose among adapters; `reference` and `reference_adaptive` do so slowly.

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hilora.adapter import LoRAAdapter, LoRAFactors
 
@@ -55,8 +54,9 @@ def may_be_same(one_K: tuple[float, ...], other_K: tuple[float, ...], *, norm: f
     """
     if len(one_K) != len(other_K) or not one_K:
         return False
-    differences: NDArray[np.float64] = np.abs(np.asarray(one_K) - np.asarray(other_K))
-    return bool(differences.max() <= _SIGMAS * SAME_UPDATE_TOLERANCE * norm)
+    limit = _SIGMAS * SAME_UPDATE_TOLERANCE * norm
+    # The first projection tells most pairs apart: a pool is searched in a moment.
+    return all(abs(one - other) <= limit for one, other in zip(one_K, other_K, strict=True))
 
 
 def relative_distance(one: LoRAAdapter, other: LoRAAdapter) -> float:

@@ -70,11 +70,12 @@ def pair_factors(
     parsed = parse_peft_config(config, refuse=refuse)
     rank_patterns = ModulePatterns(parsed.rank_pattern, place="rank_pattern", refuse=refuse)
     alpha_patterns = ModulePatterns(parsed.alpha_pattern, place="alpha_pattern", refuse=refuse)
+    targeted_names = frozenset(parsed.target_parameters)
     modules: dict[str, LoRAFactors] = {}
     for pair in pair_up(tensors, target_parameters=parsed.target_parameters, refuse=refuse):
         parameter_path = f"{pair.path}.weight"
         # Patterns are matched with what PEFT wrapped: a parameter's path, or a layer's.
-        name = parameter_path if is_targeted(parameter_path, parsed.target_parameters) else pair.path
+        name = parameter_path if is_targeted(parameter_path, targeted_names) else pair.path
         rank = value_for(name, patterns=rank_patterns, values=parsed.rank_pattern, default=parsed.rank)
         alpha = value_for(name, patterns=alpha_patterns, values=parsed.alpha_pattern, default=parsed.alpha)
         scaling = parsed.scaling_of(rank=rank, alpha=alpha)

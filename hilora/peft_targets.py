@@ -17,6 +17,7 @@ from hilora.peft_tensors import is_targeted
 
 _ALL_LINEAR = "all-linear"
 _ANY_LAYER = r".*?\.[^.]*\.(?P<layer>\d+)\."
+_PLAIN_NAME = re.compile(r"[\w.]{1,64}")
 _MAX_NAMED = 5
 
 
@@ -28,18 +29,19 @@ class TargetRule:
     """
 
     def __init__(self, config: Mapping[str, object]) -> None:
-        self._targets = config.get("target_modules")
-        self._excluded = config.get("exclude_modules") or ()
+        self._targets = _choice(config.get("target_modules"))
+        self._excluded = _choice(config.get("exclude_modules"))
         self._layers = _numbers(config.get("layers_to_transform"))
         patterns = _strings(config.get("layers_pattern"))
         self._layer_expressions = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in patterns] or [_ANY_LAYER]
-        self._parameters = _strings(config.get("target_parameters"))
+        self._parameters = frozenset(_strings(config.get("target_parameters")))
         expressions = [item for item in (self._targets, self._excluded) if isinstance(item, str)]
         # What cannot be followed is not judged: an expression may be long, a wildcard needs the whole model.
         self._can_judge = (
-            isinstance(self._targets, str | list)
+            config.get("target_modules") is not None
             and self._targets != _ALL_LINEAR
-            and all(is_simple(expression) for expression in (*expressions, *patterns))
+            and all(is_simple(expression) for expression in expressions)
+            and all(_PLAIN_NAME.fullmatch(pattern) for pattern in patterns)
         )
 
     def leaves_out(self, module_path: str) -> bool:
@@ -86,11 +88,16 @@ def find_untargeted(config: Mapping[str, object], module_paths: Iterable[str]) -
     )
 
 
-def _names(choice: object, module_path: str) -> bool:
-    """Whether a list of names, or an expression, covers a module."""
+def _choice(value: object) -> str | frozenset[str]:
+    """An expression, or a set of names."""
+    return value if isinstance(value, str) and value else frozenset(_strings(value))
+
+
+def _names(choice: str | frozenset[str], module_path: str) -> bool:
+    """Whether names or an expression cover a module."""
     if isinstance(choice, str):
         return _matched(choice, module_path, is_whole=True) is not None
-    return any(module_path == name or module_path.endswith(f".{name}") for name in _strings(choice))
+    return is_targeted(module_path, choice)
 
 
 def _matched(expression: str, module_path: str, *, is_whole: bool) -> re.Match[str] | None:

@@ -20,7 +20,7 @@ over the experts of rank 0 first.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +78,7 @@ def pair_up(
         AdapterShapeMismatch: `factor_not_a_matrix`.
         InvalidAdapter: `unpaired_factor`, `duplicate_factor`, `no_effective_module`.
     """
+    targeted_names = frozenset(target_parameters)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     copies: dict[str, re.Match[str]] = {}
     for name, tensor in tensors.items():
@@ -106,7 +107,7 @@ def pair_up(
         if len(pair) == 1:
             refuse(_unpaired(path, missing="B" if "A" in pair else "A"))
             continue
-        found = _pair_of(path, pair, target_parameters, halves, refuse)
+        found = _pair_of(path, pair, targeted_names, halves, refuse)
         if found is not None:
             pairs.append(found)
     return sorted(pairs, key=lambda pair: pair.path)
@@ -155,7 +156,7 @@ def split_experts(
 def _pair_of(
     path: str,
     pair: Mapping[str, torch.Tensor],
-    target_parameters: Sequence[str],
+    target_parameters: Collection[str],
     halves: Mapping[str, Mapping[str, torch.Tensor]],
     refuse: Refuse,
 ) -> FactorPair | None:
@@ -197,9 +198,14 @@ def _pair_of(
     )
 
 
-def is_targeted(parameter_path: str, target_parameters: Sequence[str]) -> bool:
-    """Whether PEFT takes a parameter for one of those named: by its whole path, or by the end of it."""
-    return any(parameter_path == name or parameter_path.endswith(f".{name}") for name in target_parameters)
+def is_targeted(path: str, names: Collection[str]) -> bool:
+    """Whether PEFT takes a parameter, or a module, for one of those named: by its whole path, or by the end of it.
+
+    Args:
+        path: of the parameter or module.
+        names: a set, where there may be many.
+    """
+    return path in names or any(path[at + 1 :] in names for at, character in enumerate(path) if character == ".")
 
 
 def _is_copy_of_base(part: str, tensor: torch.Tensor, pair: Mapping[str, torch.Tensor] | None) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from hilora.errors import AdapterShapeMismatch
+from hilora.errors import AdapterShapeMismatch, InvalidAdapter
 from hilora.finding import Finding, Refuse, Severity
 from hilora.importers.protocol import ImportedAdapter, as_plain_lora, is_of_type
 from hilora.learned_gate import GateTensors, LearnedGate
@@ -54,7 +54,9 @@ class SmoraImporter:
         adapter = pair_factors(config=as_plain_lora(config, without=_OWN_FIELDS), tensors=plain, refuse=refuse)
         for path, parts in sorted(routers.items()):
             factors = adapter.modules.get(path)
-            if factors is not None and not _fits(parts, factors.lora_a):
+            if factors is None:
+                refuse(_router_alone(path))
+            elif not _fits(parts, factors.lora_a):
                 refuse(
                     AdapterShapeMismatch(
                         f"The router of {path[:120]} has shapes "
@@ -107,6 +109,15 @@ def _fits(parts: Mapping[str, torch.Tensor], lora_a: torch.Tensor) -> bool:
     weight, bias = parts.get("weight"), parts.get("bias")
     has_bias = bias is None or bias.shape == lora_a.shape[:1]
     return weight is not None and weight.shape == lora_a.shape and has_bias
+
+
+def _router_alone(path: str) -> InvalidAdapter:
+    return InvalidAdapter(
+        f"{path[:120]} has a router and no factors that can be read.",
+        code="unpaired_factor",
+        remedy="Upload the complete adapter_model.safetensors.",
+        place=path[:120],
+    )
 
 
 def _gate_is_apart(config: Mapping[str, object]) -> Finding:

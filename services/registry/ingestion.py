@@ -197,7 +197,7 @@ class Ingestion:
             job_id=request.job_id,
             is_replacement=request.is_replacement,
         )
-        self._pool_check.note(adapter_name=request.adapter_name, revision=manifest.revision)
+        await asyncio.to_thread(self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision)
         await self._finish(job, entry.adapter_id)
 
     def _fetch(self, request: IngestRequest, folder: Path) -> str:

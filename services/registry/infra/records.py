@@ -24,7 +24,8 @@ CATALOG_ENTRY = TypeAdapter(CatalogEntry)
 def job_to_json(job: IngestJob) -> str:
     """A job with its error's class, code and remedy."""
     fields: dict[str, Any] = {item.name: getattr(job, item.name) for item in dataclasses.fields(job)}
-    fields["error"] = error_to_dict(job.error) if job.error else None
+    # The details of a refusal are its report, which is kept once.
+    fields["error"] = {**error_to_dict(job.error), "details": {}} if job.error else None
     fields["report"] = job.report.to_json() if job.report else None
     return json.dumps(fields)
 

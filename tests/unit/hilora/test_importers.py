@@ -315,6 +315,79 @@ class TestDetection:
         assert imported.adapter.modules
 
 
+PARTS = [
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_A.0.weight",
+    "lora_B.1.weight",
+    "lora_gate",
+    "lora_router.weight",
+    "lora_router.bias",
+    "rasa_A.weight",
+    "rasa_B.weight",
+    "rasa_mixing.weight",
+    "scaling_factor",
+    "base_layer.weight",
+    "lora_embedding_A",
+    "lora_magnitude_vector",
+]
+names = st.one_of(
+    st.builds(
+        "base_model.model.{}.{}".format, st.sampled_from(["a.q", "m.experts", "layers.1.q"]), st.sampled_from(PARTS)
+    ),
+    st.sampled_from(
+        [
+            "scaling_factor",
+            "scaling_factor_prev",
+            "base_model.rasa_shared_A.q.weight",
+            "base_model.rasa_shared_B.q.weight",
+        ]
+    ),
+    st.text(max_size=12),
+)
+shapes = st.lists(st.integers(0, 4), max_size=3)
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 5), st.text(max_size=5), st.lists(st.integers(0, 2), max_size=2)
+)
+configs = st.dictionaries(
+    st.sampled_from(
+        [
+            "r",
+            "lora_alpha",
+            "use_beamlora",
+            "use_smora",
+            "smora_top_k",
+            "rank_pattern",
+            "target_modules",
+            "bias",
+            "target_parameters",
+            "beamlora_temperature",
+            "init_lora_weights",
+            "layers_to_transform",
+            "surprise",
+        ]
+    ),
+    values,
+)
+
+
+class TestGarbage:
+    @settings(max_examples=300, deadline=None)
+    @given(
+        method=st.sampled_from(["LORA", "RASA", "SD_LORA", "SMORA", "IA3", None, 7]),
+        config=configs,
+        tensors=st.dictionaries(names, shapes, max_size=8),
+        is_meta=st.booleans(),
+    )
+    def test_whatever_comes_is_refused_by_an_error_of_ours_or_read(self, method, config, tensors, is_meta):
+        device = "meta" if is_meta else "cpu"
+        content = {name: torch.ones(shape, device=device) for name, shape in tensors.items()}
+        log = RefusalLog()
+        imported = import_adapter(config={"peft_type": method, **config}, tensors=content, refuse=log)
+        assert log.errors or imported.adapter.modules
+        assert all(error.code and error.remedy and error.place is not None for error in log.errors)
+
+
 def smora_forward(tensors: Tensors, path: str, x_TD: torch.Tensor, *, top_k: int) -> torch.Tensor:
     name = f"base_model.model.{path}."
     scores_TR = x_TD @ tensors[f"{name}lora_router.weight"].T
