@@ -1,7 +1,8 @@
 """HiLoRA: hierarchical, training-free routing over a pool of LoRA adapters (arXiv 2510.12266).
 
-Read bottom-up: `errors`, `adapter`, `routing_plan` are the vocabulary; `peft_format` and `decomposition` turn a
-checkpoint into rank-one components, and `target_layer` says where a model can take them; `covariance`, `gaussian`,
+Read bottom-up: `errors`, `finding`, `adapter`, `routing_plan` are the vocabulary; `peft_format`, `importers`,
+`compression` and `decomposition` turn a checkpoint into rank-one components, `fingerprint` and `adapter_review` say
+what is worth knowing about them, and `target_layer` says where a model can take them; `covariance`, `gaussian`,
 `pooled_gaussian`, `empirical_bayes` and `calibration` score texts; `candidate_selection`, `budget_allocation` and
 `sequence_routing` make a plan of the scores; `token_gating` applies the plan to tokens, `adaptive_gating` and
 `learned_gate` are the rules by which tokens choose among adapters; `reference` and `reference_adaptive` do so slowly.
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
         adapter_id_of,
         check_adapter_name,
     )
+    from hilora.compression import Squeeze, SqueezedAdapter, squeeze
     from hilora.decomposition import decompose, delta_weight, recompose, roc_energies
     from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
     from hilora.errors import HiloraError
+    from hilora.finding import Finding, Severity
+    from hilora.fingerprint import AdapterTraits, traits_of
     from hilora.gaussian import AdapterGaussian, CovarianceFamily, fit_gaussian
+    from hilora.importers import ImportedAdapter, import_adapter
     from hilora.learned_gate import GateTensors, LearnedGate, gate_from_tensors, gate_tensors
     from hilora.peft_format import (
         PeftLoraConfig,
@@ -57,16 +62,19 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterGaussian",
     "AdapterProfile",
+    "AdapterTraits",
     "BudgetRule",
     "CandidateScore",
     "CovarianceFamily",
     "DecomposedAdapter",
     "EtaRule",
+    "Finding",
     "GateParameters",
     "GateRule",
     "GateScope",
     "GateTensors",
     "HiloraError",
+    "ImportedAdapter",
     "LearnedGate",
     "LoRAAdapter",
     "LoRAFactors",
@@ -83,6 +91,9 @@ __all__ = [
     "RoutingPlan",
     "RoutingSettings",
     "SequenceRouter",
+    "Severity",
+    "Squeeze",
+    "SqueezedAdapter",
     "UnknownTaskRule",
     "WeightRule",
     "active_rocs_mask",
@@ -99,12 +110,15 @@ __all__ = [
     "gate_from_tensors",
     "gate_rocs",
     "gate_tensors",
+    "import_adapter",
     "module_gate",
     "parse_peft_config",
     "read_peft_adapter",
     "recompose",
     "roc_energies",
+    "squeeze",
     "target_features",
+    "traits_of",
     "with_base_names",
 ]
 
@@ -118,6 +132,11 @@ _NAMES_OF_MODULE = {
         "adapter_id_of",
         "check_adapter_name",
     ),
+    "compression": (
+        "Squeeze",
+        "SqueezedAdapter",
+        "squeeze",
+    ),
     "decomposition": (
         "decompose",
         "delta_weight",
@@ -129,10 +148,22 @@ _NAMES_OF_MODULE = {
         "fit_pooled_eb",
     ),
     "errors": ("HiloraError",),
+    "finding": (
+        "Finding",
+        "Severity",
+    ),
+    "fingerprint": (
+        "AdapterTraits",
+        "traits_of",
+    ),
     "gaussian": (
         "AdapterGaussian",
         "CovarianceFamily",
         "fit_gaussian",
+    ),
+    "importers": (
+        "ImportedAdapter",
+        "import_adapter",
     ),
     "learned_gate": (
         "GateTensors",

@@ -9,9 +9,33 @@ Shapes: D in-features, O out-features, R components of a module.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from hilora.adapter import DecomposedAdapter, LoRAAdapter, LoRAFactors, RankOneComponents, RocBasis
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SingularTriplets:
+    """The update of a layer as `sum_j values_j u_j v_j^T`, in float64, largest values first."""
+
+    u_RO: torch.Tensor
+    """Orthonormal rows."""
+    values_R: torch.Tensor
+    """Singular values; no more than the layer is wide."""
+    v_RD: torch.Tensor
+    """Orthonormal rows."""
+
+
+def singular_triplets(factors: LoRAFactors) -> SingularTriplets:
+    """SVD of `c B A` without forming it: QR of both factors leaves an `R x R` core."""
+    a_RD = factors.lora_a.to(torch.float64)
+    b_OR = factors.lora_b.to(torch.float64) * factors.scaling
+    q_a, r_a = torch.linalg.qr(a_RD.T)
+    q_b, r_b = torch.linalg.qr(b_OR)
+    u, values_R, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    return SingularTriplets(u_RO=(q_b @ u).T, values_R=values_R, v_RD=vt @ q_a.T)
 
 
 def decompose(adapter: LoRAAdapter, *, basis: RocBasis) -> DecomposedAdapter:
@@ -60,19 +84,13 @@ def _trained_components(factors: LoRAFactors) -> RankOneComponents:
 
 
 def _singular_components(factors: LoRAFactors) -> RankOneComponents:
-    """SVD of `c B A` without forming it: QR of both factors leaves an `R x R` core."""
-    a_RD = factors.lora_a.to(torch.float64)
-    b_OR = factors.lora_b.to(torch.float64) * factors.scaling
-    q_a, r_a = torch.linalg.qr(a_RD.T)
-    q_b, r_b = torch.linalg.qr(b_OR)
-    u, singular_values, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    b_rows = (q_b @ u).T
-    a_rows = singular_values[:, None] * (vt @ q_a.T)
+    triplets = singular_triplets(factors)
+    a_rows = triplets.values_R[:, None] * triplets.v_RD
     # A singular pair is defined up to its sign; fixing it makes equal updates equal bytes.
-    largest = torch.gather(b_rows, 1, b_rows.abs().argmax(dim=1, keepdim=True))
+    largest = torch.gather(triplets.u_RO, 1, triplets.u_RO.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(torch.float64)
-    num_missing = factors.lora_rank - b_rows.shape[0]
-    return RankOneComponents(a_RD=_padded(a_rows * sign, num_missing), b_RO=_padded(b_rows * sign, num_missing))
+    num_missing = factors.lora_rank - triplets.u_RO.shape[0]
+    return RankOneComponents(a_RD=_padded(a_rows * sign, num_missing), b_RO=_padded(triplets.u_RO * sign, num_missing))
 
 
 def _padded(rows: torch.Tensor, num_missing: int) -> torch.Tensor:

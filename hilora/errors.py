@@ -27,7 +27,8 @@ OpenAI error body and to gRPC statuses; Celery retries exactly `Exhausted` and `
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 
 class HiloraError(Exception):
@@ -55,6 +56,13 @@ class HiloraError(Exception):
         self.code = code or self.default_code
         self.remedy = remedy
         self.place = place
+        self.details: Mapping[str, object] = {}
+        """More about it, as JSON values: all findings of a refused adapter."""
+
+    def with_details(self, details: Mapping[str, object]) -> Self:
+        """The same error, with more to say."""
+        self.details = details
+        return self
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}" if self.remedy else self.message

@@ -9,15 +9,19 @@ we go by the file. An expression from a stranger can take exponential time, so o
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from hilora.errors import InvalidAdapter, UnsupportedAdapterFeature
+from hilora.finding import Refuse, raise_at_once
 
 _MAX_LENGTH = 512
 _MAX_UNBOUNDED = 2
 _MAX_GROUPS = 3
 _MAX_ALTERNATIVES = 128
+_MAX_SECONDS = 5.0
+"""Of one adapter's matching in all; honest configs take milliseconds."""
 
 _ESCAPE = re.compile(r"\\.")
 _CHARACTER_CLASS = re.compile(r"\[[^\]]*\]")
@@ -31,18 +35,35 @@ class ModulePatterns:
     Args:
         patterns: the expressions.
         place: the config field they come from, for errors.
+        refuse: called with each reason for a refusal; where it returns, the pattern is left out.
 
     Raises:
         InvalidAdapter: `invalid_adapter_config`, for what is no regular expression.
         UnsupportedAdapterFeature: `unsupported_module_pattern`, for an expression that could take very long.
     """
 
-    def __init__(self, patterns: Iterable[str], *, place: str) -> None:
-        self._compiled = [(pattern, _compile(pattern, place=place)) for pattern in patterns]
+    def __init__(self, patterns: Iterable[str], *, place: str, refuse: Refuse = raise_at_once) -> None:
+        compiled = ((pattern, _compile(pattern, place=place, refuse=refuse)) for pattern in patterns)
+        self._compiled = [(pattern, expression) for pattern, expression in compiled if expression is not None]
+        self._place = place
+        self._refuse = refuse
+        self._seconds_left = _MAX_SECONDS
 
     def matching(self, module_path: str) -> str | None:
-        """The first pattern that applies to a module."""
-        return next((pattern for pattern, compiled in self._compiled if compiled.match(module_path)), None)
+        """The first pattern that applies to a module.
+
+        Raises:
+            UnsupportedAdapterFeature: `unsupported_module_pattern`, once all calls together took too long: each match
+                is cheap, but a config may hold as many patterns as its weights have modules.
+        """
+        if self._seconds_left <= 0.0:
+            return None
+        started = time.thread_time()
+        found = next((pattern for pattern, compiled in self._compiled if compiled.match(module_path)), None)
+        self._seconds_left -= time.thread_time() - started
+        if self._seconds_left <= 0.0:
+            self._refuse(_too_slow(self._place, len(self._compiled)))
+        return found
 
 
 def value_for(module_path: str, *, patterns: ModulePatterns, values: Mapping[str, Value], default: Value) -> Value:
@@ -50,26 +71,42 @@ def value_for(module_path: str, *, patterns: ModulePatterns, values: Mapping[str
     return values.get(patterns.matching(module_path) or module_path, default)
 
 
-def _compile(pattern: str, *, place: str) -> re.Pattern[str]:
-    if not _is_simple(pattern):
-        raise UnsupportedAdapterFeature(
-            f"The pattern {pattern[:80]!r} is too involved to be matched safely.",
-            code="unsupported_module_pattern",
-            remedy="Write the module names out, one entry each.",
-            place=place,
+def _too_slow(place: str, num_patterns: int) -> UnsupportedAdapterFeature:
+    return UnsupportedAdapterFeature(
+        f"The {num_patterns} patterns of {place} take more than {_MAX_SECONDS:g} seconds to match with the adapter's "
+        "modules.",
+        code="unsupported_module_pattern",
+        remedy="Replace them by few patterns that cover many modules each.",
+        place=place,
+    )
+
+
+def _compile(pattern: str, *, place: str, refuse: Refuse) -> re.Pattern[str] | None:
+    if not is_simple(pattern):
+        refuse(
+            UnsupportedAdapterFeature(
+                f"The pattern {pattern[:80]!r} is too involved to be matched safely.",
+                code="unsupported_module_pattern",
+                remedy="Write the module names out, one entry each.",
+                place=place,
+            )
         )
+        return None
     try:
         return re.compile(rf"(.*\.)?({pattern})$")
     except re.error as error:
-        raise InvalidAdapter(
-            f"The pattern {pattern[:80]!r} is no regular expression: {error}.",
-            code="invalid_adapter_config",
-            remedy="Correct the pattern in adapter_config.json.",
-            place=place,
-        ) from error
+        refuse(
+            InvalidAdapter(
+                f"The pattern {pattern[:80]!r} is no regular expression: {error}.",
+                code="invalid_adapter_config",
+                remedy="Correct the pattern in adapter_config.json.",
+                place=place,
+            )
+        )
+        return None
 
 
-def _is_simple(pattern: str) -> bool:
+def is_simple(pattern: str) -> bool:
     """Whether matching is certain to take few steps.
 
     Time explodes where a repetition stands inside a repetition or many alternatives follow one another; neither can

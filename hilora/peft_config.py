@@ -1,7 +1,8 @@
 """What an `adapter_config.json` says, and which of it we can serve.
 
-The rule for everything PEFT can write there: a field is read, known to leave the arithmetic alone, or refused by
-name. A field we have never heard of is refused too, unless it is empty.
+The rule for everything PEFT can write there: a field is read, known to leave the arithmetic alone, or refused by name
+(`peft_fields` has the lists). A field we have never heard of is refused too, unless it is empty: newer versions of PEFT
+write their new features into every config, switched off.
 """
 
 from __future__ import annotations
@@ -9,84 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import NoReturn, cast
+from typing import cast
 
 from hilora.errors import InvalidAdapter, UnsupportedAdapterFeature
-
-_READ = frozenset(
-    {
-        "alpha_pattern",
-        "base_model_name_or_path",
-        "fan_in_fan_out",
-        "init_lora_weights",
-        "lora_alpha",
-        "peft_type",
-        "r",
-        "rank_pattern",
-        "target_modules",
-        "target_parameters",
-        "task_type",
-        "use_rslora",
-    }
+from hilora.finding import Refuse, raise_at_once
+from hilora.peft_fields import (
+    INITS_CHANGING_THE_BASE,
+    INITS_KEEPING_THE_BASE,
+    REFUSED,
+    is_known,
+    is_off,
+    remedy_for_init,
 )
-
-_WITHOUT_EFFECT = frozenset(
-    {
-        # How it was trained, or how its first values were found; `init_lora_weights` itself is read.
-        "corda_config",
-        "eva_config",
-        "inference_mode",
-        "lora_dropout",
-        "lora_ga_config",
-        "loftq_config",
-        "runtime_config",
-        # Which modules were wrapped: the tensors say so themselves.
-        "exclude_modules",
-        "layers_pattern",
-        "layers_to_transform",
-        # Where it comes from.
-        "auto_mapping",
-        "peft_version",
-        "revision",
-        # Parameters of features that are off: the switch itself is checked.
-        "megatron_core",
-        "merge_weights",
-        "qalora_group_size",
-        "unsloth_fixed",
-    }
-)
-
-_SAVE_WITHOUT = "Train or convert it as a plain LoRA"
-_REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "use_dora": ("DoRA rescales the base weight", "Merge it into its base, or train a plain LoRA."),
-        "use_qalora": ("QA-LoRA pools the inputs in groups", f"{_SAVE_WITHOUT}."),
-        "use_bdlora": ("BD-LoRA factors are block-diagonal", f"Expand the blocks: {_SAVE_WITHOUT.lower()}."),
-        "modules_to_save": (
-            "it replaces whole modules of the base",
-            "Train without modules_to_save, or serve the merged model as a base of its own.",
-        ),
-        "lora_bias": ("it adds a bias beside the low-rank update", "Train with lora_bias=False."),
-        "alora_invocation_tokens": (
-            "an activated LoRA acts only after its invocation tokens",
-            "Train with alora_invocation_tokens=None.",
-        ),
-        "layer_replication": ("it changes the number of layers", "Serve the deepened model as a base of its own."),
-        "trainable_token_indices": ("it replaces rows of the embedding", "Train with trainable_token_indices=None."),
-        "velora_config": ("VeLoRA stores state of its own beside the factors", f"{_SAVE_WITHOUT}."),
-        "monteclora_config": ("MonteCLoRA samples its factors", f"{_SAVE_WITHOUT}."),
-        "kasa_config": ("KaSA truncates the base weight", f"{_SAVE_WITHOUT}."),
-        "arrow_config": ("Arrow is a mixture of other adapters", "Register those adapters: routing is done here."),
-        "megatron_config": ("it is meant for Megatron's parallel layers", "Export it for transformers layers."),
-        "ensure_weight_tying": ("it ties the factors of two modules", "Train with ensure_weight_tying=False."),
-        "enable_lora": ("a merged linear updates only some of its outputs", "Save it with a current PEFT."),
-    }
-)
-"""Field -> what is wrong with it, and what to do."""
-
-_INITS_KEEPING_THE_BASE = frozenset({"true", "false", "gaussian", "eva", "orthogonal", "mica"})
-_INITS_CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +51,13 @@ class PeftLoraConfig:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-def parse_peft_config(config: Mapping[str, object]) -> PeftLoraConfig:
+def parse_peft_config(config: Mapping[str, object], *, refuse: Refuse = raise_at_once) -> PeftLoraConfig:
     """Check the content of an `adapter_config.json`.
 
     Args:
         config: the JSON object.
+        refuse: called with each reason for a refusal; the first is raised by default. Where it returns, what cannot be
+            read gets a value of its type.
 
     Raises:
         UnsupportedAdapterFeature: another PEFT method (`unsupported_peft_type`), an initialisation that changes the
@@ -128,139 +65,185 @@ def parse_peft_config(config: Mapping[str, object]) -> PeftLoraConfig:
             rank-one terms (`unsupported_adapter_feature`); `place` is the field.
         InvalidAdapter: `invalid_adapter_config`, for a missing field or a value of the wrong type.
     """
-    peft_type = config.get("peft_type")
-    if not isinstance(peft_type, str):
-        _malformed("peft_type", peft_type, "a string such as 'LORA'")
-    if peft_type.upper() != "LORA":
-        raise UnsupportedAdapterFeature(
-            f"The adapter is of type {peft_type[:40]!r}; only LORA is a sum of rank-one terms.",
-            code="unsupported_peft_type",
-            remedy="Convert it to a LoRA, or train one.",
-            place="peft_type",
-        )
-    _refuse_bias(config.get("bias", "none"))
-    _refuse_base_changing_init(config.get("init_lora_weights", True))
+    fields = ConfigFields(config, refuse=refuse)
+    _check_type(fields.string("peft_type", "a string such as 'LORA'"), refuse)
+    _check_bias(config.get("bias", "none"), refuse)
+    _check_init(config.get("init_lora_weights", True), refuse)
     for field, value in config.items():
-        _refuse_unsupported(field, value)
+        _check_feature(field, value, refuse)
     return PeftLoraConfig(
-        rank=_positive_int("r", config.get("r")),
-        alpha=_finite_number("lora_alpha", config.get("lora_alpha")),
-        use_rslora=_boolean("use_rslora", config.get("use_rslora")),
+        rank=fields.positive_int("r", config.get("r")),
+        alpha=fields.finite_number("lora_alpha", config.get("lora_alpha")),
+        use_rslora=fields.boolean("use_rslora"),
         rank_pattern={
-            key: _positive_int(f"rank_pattern.{key}", value) for key, value in _mapping("rank_pattern", config).items()
+            key: fields.positive_int(f"rank_pattern.{key}", value)
+            for key, value in fields.mapping("rank_pattern").items()
         },
         alpha_pattern={
-            key: _finite_number(f"alpha_pattern.{key}", value)
-            for key, value in _mapping("alpha_pattern", config).items()
+            key: fields.finite_number(f"alpha_pattern.{key}", value)
+            for key, value in fields.mapping("alpha_pattern").items()
         },
-        target_modules=_strings("target_modules", config.get("target_modules")),
-        target_parameters=_strings("target_parameters", config.get("target_parameters")),
-        base_model=_optional_string("base_model_name_or_path", config.get("base_model_name_or_path")),
-        task_type=_optional_string("task_type", config.get("task_type")),
-        fan_in_fan_out=_boolean("fan_in_fan_out", config.get("fan_in_fan_out")),
+        target_modules=fields.strings("target_modules"),
+        target_parameters=fields.strings("target_parameters"),
+        base_model=fields.optional_string("base_model_name_or_path"),
+        task_type=fields.optional_string("task_type"),
+        fan_in_fan_out=fields.boolean("fan_in_fan_out"),
     )
 
 
-def _refuse_unsupported(field: str, value: object) -> None:
-    if field in _READ or field in _WITHOUT_EFFECT or field == "bias":
-        return
-    if field in _REFUSED:
-        # Null, false and an empty list switch a feature off; an empty object switches it on with its defaults.
-        if value is None or value is False or value == []:
-            return
-        problem, remedy = _REFUSED[field]
-        raise UnsupportedAdapterFeature(f"adapter_config.json uses {field}: {problem}.", remedy=remedy, place=field)
-    if not value:
-        return
-    raise UnsupportedAdapterFeature(
-        f"adapter_config.json sets {field[:80]!r}, which is not known here and may change what the adapter computes.",
-        code="unknown_config_field",
-        remedy="Remove the field if it has no effect on the arithmetic, or save the adapter as a plain LoRA.",
-        place=field[:80],
-    )
+class ConfigFields:
+    """The values of a config, each of the type it must have; `invalid_adapter_config` is refused.
 
+    Args:
+        config: the JSON object.
+        refuse: called with each value that has another type; where it returns, a neutral value takes its place.
+    """
 
-def _refuse_bias(bias: object) -> None:
-    if bias is not None and bias != "none":
-        raise UnsupportedAdapterFeature(
-            f"The adapter trains biases (bias={str(bias)[:40]!r}), which are not a low-rank update.",
-            code="unsupported_bias",
-            remedy="Train with bias='none'.",
-            place="bias",
+    def __init__(self, config: Mapping[str, object], *, refuse: Refuse) -> None:
+        self._config = config
+        self._refuse = refuse
+
+    def positive_int(self, field: str, value: object) -> int:
+        """A number of at least 1; 1 in place of anything else."""
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.refuse_value(field, value, "a positive integer")
+            return 1
+        return value
+
+    def finite_number(self, field: str, value: object) -> float:
+        """A number of ordinary size; 1.0 in place of anything else."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+            self.refuse_value(field, value, "a finite number")
+            return 1.0
+        return float(value)
+
+    def boolean(self, field: str) -> bool:
+        """True or false; null and a missing field are false."""
+        value = self._config.get(field)
+        if value is not None and not isinstance(value, bool):
+            self.refuse_value(field, value, "true or false")
+            return False
+        return bool(value)
+
+    def optional_string(self, field: str) -> str | None:
+        """A string or null."""
+        value = self._config.get(field)
+        if value is not None and not isinstance(value, str):
+            self.refuse_value(field, value, "a string or null")
+            return None
+        return value
+
+    def string(self, field: str, expected: str) -> str:
+        """A string that has to be there; empty in place of anything else."""
+        value = self._config.get(field)
+        if not isinstance(value, str):
+            self.refuse_value(field, value, expected)
+            return ""
+        return value
+
+    def mapping(self, field: str) -> Mapping[str, object]:
+        """An object; null is an empty one."""
+        value = self._config.get(field)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self.refuse_value(field, value, "an object")
+            return {}
+        return cast("Mapping[str, object]", value)
+
+    def strings(self, field: str) -> tuple[str, ...]:
+        """A list of strings; a single string is a list of one."""
+        value = self._config.get(field)
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            return (value,)
+        items = cast("list[object]", value) if isinstance(value, list | tuple) else [None]
+        if not all(isinstance(item, str) for item in items):
+            self.refuse_value(field, value, "a list of strings")
+            return ()
+        return tuple(cast("list[str]", items))
+
+    def refuse_value(self, field: str, value: object, expected: str) -> None:
+        """Refuse one value."""
+        self._refuse(
+            InvalidAdapter(
+                f"{field[:80]} of adapter_config.json must be {expected}, not {repr(value)[:60]}.",
+                code="invalid_adapter_config",
+                remedy="Save the adapter again with PEFT's save_pretrained.",
+                place=field[:80],
+            )
         )
 
 
-def _refuse_base_changing_init(init: object) -> None:
+def _check_type(peft_type: str, refuse: Refuse) -> None:
+    if peft_type and peft_type.upper() != "LORA":
+        refuse(
+            UnsupportedAdapterFeature(
+                f"The adapter is of type {peft_type[:40]!r}; only LORA is a sum of rank-one terms.",
+                code="unsupported_peft_type",
+                remedy="Convert it to a LoRA, or train one: LoraConfig(r=16).",
+                place="peft_type",
+            )
+        )
+
+
+def _check_feature(field: str, value: object, refuse: Refuse) -> None:
+    if is_known(field):
+        return
+    if field in REFUSED:
+        if not is_off(value):
+            problem, remedy = REFUSED[field]
+            refuse(
+                UnsupportedAdapterFeature(f"adapter_config.json uses {field}: {problem}.", remedy=remedy, place=field)
+            )
+        return
+    if value:
+        refuse(
+            UnsupportedAdapterFeature(
+                f"adapter_config.json sets {field[:80]!r}, which is not known here and may change what the adapter "
+                "computes.",
+                code="unknown_config_field",
+                remedy="Remove the field if it has no effect on the arithmetic, or save the adapter as a plain LoRA.",
+                place=field[:80],
+            )
+        )
+
+
+def _check_bias(bias: object, refuse: Refuse) -> None:
+    if bias is not None and bias != "none":
+        refuse(
+            UnsupportedAdapterFeature(
+                f"The adapter trains biases (bias={str(bias)[:40]!r}), which are not a low-rank update.",
+                code="unsupported_bias",
+                remedy="Train with LoraConfig(bias='none').",
+                place="bias",
+            )
+        )
+
+
+def _check_init(init: object, refuse: Refuse) -> None:
     if init is None:
         return
     name = str(init).lower()
-    if name in _INITS_KEEPING_THE_BASE:
+    if name in INITS_KEEPING_THE_BASE:
         return
-    if name.startswith(_INITS_CHANGING_THE_BASE):
-        raise UnsupportedAdapterFeature(
-            f"The adapter was initialised by {name[:40]!r}, which moves a part of the base weight into the adapter.",
-            code="base_changing_init",
-            remedy=(
-                "Convert it when saving: PEFT's save_pretrained with path_initial_model_for_weight_conversion "
-                "writes a plain LoRA for the untouched base."
-            ),
+    if name.startswith(INITS_CHANGING_THE_BASE):
+        refuse(
+            UnsupportedAdapterFeature(
+                f"The adapter was initialised by {name[:40]!r}, which moves a part of the base weight into the "
+                "adapter.",
+                code="base_changing_init",
+                remedy=remedy_for_init(name),
+                place="init_lora_weights",
+            )
+        )
+        return
+    refuse(
+        UnsupportedAdapterFeature(
+            f"The initialisation {name[:40]!r} is not known here and may have changed the base.",
+            code="unknown_init",
+            remedy="Set init_lora_weights to true if the base was left untouched.",
             place="init_lora_weights",
         )
-    raise UnsupportedAdapterFeature(
-        f"The initialisation {name[:40]!r} is not known here and may have changed the base.",
-        code="unknown_init",
-        remedy="Set init_lora_weights to true if the base was left untouched.",
-        place="init_lora_weights",
     )
-
-
-def _malformed(field: str, value: object, expected: str) -> NoReturn:
-    raise InvalidAdapter(
-        f"{field[:80]} of adapter_config.json must be {expected}, not {repr(value)[:60]}.",
-        code="invalid_adapter_config",
-        remedy="Save the adapter again with PEFT's save_pretrained.",
-        place=field[:80],
-    )
-
-
-def _positive_int(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        _malformed(field, value, "a positive integer")
-    return value
-
-
-def _finite_number(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        _malformed(field, value, "a finite number")
-    return float(value)
-
-
-def _boolean(field: str, value: object) -> bool:
-    if value is not None and not isinstance(value, bool):
-        _malformed(field, value, "true or false")
-    return bool(value)
-
-
-def _optional_string(field: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        _malformed(field, value, "a string or null")
-    return value
-
-
-def _mapping(field: str, config: Mapping[str, object]) -> Mapping[str, object]:
-    value = config.get(field)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        _malformed(field, value, "an object")
-    return cast("Mapping[str, object]", value)
-
-
-def _strings(field: str, value: object) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in cast("list[object]", value)):
-        _malformed(field, value, "a list of strings")
-    return tuple(cast("list[str]", value))

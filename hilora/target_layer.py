@@ -73,6 +73,16 @@ def target_features(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {path: features for layer in target_layers(model) for path, features in layer.features.items()}
 
 
+def tied_modules(model: nn.Module) -> frozenset[str]:
+    """The paths of those layers of a model that share one weight with another, as embedding and output often do."""
+    paths_of_weight: dict[int, list[str]] = {}
+    for layer in target_layers(model):
+        weight = getattr(layer.module, "weight", None)
+        if isinstance(weight, torch.Tensor):
+            paths_of_weight.setdefault(id(weight), []).append(layer.path)
+    return frozenset(path for paths in paths_of_weight.values() if len(paths) > 1 for path in paths)
+
+
 def _kind_of(path: str, module: Any) -> LayerKind | None:
     if isinstance(module, nn.Embedding):
         is_usable = not path.endswith(_POSITION_BIAS) and (_is_plain_embedding(module) or _is_scaled_embedding(module))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 
@@ -15,6 +16,8 @@ from hilora import errors
 from hilora.errors import Exhausted, HiloraError
 
 ERROR_METADATA_KEY = "hilora-error-bin"
+_MAX_METADATA_BYTES = 4096
+"""gRPC peers take 8 KiB of metadata in all, in which bytes travel as base64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +71,17 @@ def mapping_of(error: HiloraError) -> ErrorMapping:
 
 
 def openai_body(error: HiloraError) -> dict[str, object]:
-    """The OpenAI error object, with our `remedy` beside the standard fields."""
-    return {
-        "error": {
-            "message": str(error),
-            "type": mapping_of(error).openai_type,
-            "param": error.place,
-            "code": error.code,
-            "remedy": error.remedy,
-        }
+    """The OpenAI error object, with our `remedy`, and `details` where there are any, beside the standard fields."""
+    fields: dict[str, object] = {
+        "message": str(error),
+        "type": mapping_of(error).openai_type,
+        "param": error.place,
+        "code": error.code,
+        "remedy": error.remedy,
     }
+    if error.details:
+        fields["details"] = dict(error.details)
+    return {"error": fields}
 
 
 def http_headers(error: HiloraError) -> dict[str, str]:
@@ -98,6 +102,8 @@ def error_to_dict(error: HiloraError) -> dict[str, object]:
     }
     if isinstance(error, Exhausted):
         fields["retry_after_seconds"] = error.retry_after_seconds
+    if error.details:
+        fields["details"] = dict(error.details)
     return fields
 
 
@@ -105,15 +111,23 @@ def error_from_dict(fields: dict[str, object]) -> HiloraError:
     """The error that `error_to_dict` wrote; an unknown kind becomes the base class."""
     cls = _CLASSES.get(str(fields.get("kind")), HiloraError)
     arguments = {name: fields[name] for name in ("code", "remedy", "place") if isinstance(fields.get(name), str)}
+    details = fields.get("details")
+    more = cast("dict[str, object]", details) if isinstance(details, dict) else {}
     retry_after = fields.get("retry_after_seconds")
     if issubclass(cls, Exhausted) and isinstance(retry_after, int | float):
-        return cls(str(fields.get("message")), retry_after_seconds=float(retry_after), **arguments)  # pyright: ignore[reportArgumentType]
-    return cls(str(fields.get("message")), **arguments)  # pyright: ignore[reportArgumentType]
+        error = cls(str(fields.get("message")), retry_after_seconds=float(retry_after), **arguments)  # pyright: ignore[reportArgumentType]
+        return error.with_details(more)
+    return cls(str(fields.get("message")), **arguments).with_details(more)  # pyright: ignore[reportArgumentType]
 
 
 def error_metadata(error: HiloraError) -> tuple[tuple[str, bytes], ...]:
-    """The trailing metadata that carries an error over gRPC."""
-    return ((ERROR_METADATA_KEY, json.dumps(error_to_dict(error)).encode()),)
+    """The trailing metadata that carries an error over gRPC; details go only where there is room for them."""
+    fields = error_to_dict(error)
+    encoded = json.dumps(fields).encode()
+    if len(encoded) > _MAX_METADATA_BYTES:
+        fields.pop("details", None)
+        encoded = json.dumps(fields).encode()
+    return ((ERROR_METADATA_KEY, encoded),)
 
 
 def error_from_rpc(error: grpc.RpcError, *, peer: str) -> HiloraError:

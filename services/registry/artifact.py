@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.compression import Squeeze
+from hilora.fingerprint import AdapterTraits
+from services.registry.validation_report import ValidationReport
 
 FORMAT_VERSION = 1
 """Version of the folder's layout; part of the identity."""
@@ -42,6 +45,12 @@ class Provenance:
     """Digest of config, weights and sample texts as received: equal for the same adapter sent twice."""
     declared_base_model: str | None
     """`base_model_name_or_path` of the adapter's config; informational."""
+    source_format: str = "peft"
+    """The method its files belong to, such as `rasa`; expanded exactly."""
+    squeeze: Squeeze | None = None
+    """The compression that was asked for."""
+    energy_kept: float | None = None
+    """Share of the update's energy that the compression left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +63,10 @@ class ArtifactDraft:
     provenance: Provenance
     base_model: str
     """Name of the base the adapter was checked against."""
+    report: ValidationReport = field(default_factory=ValidationReport)
+    """What the checks found. No part of the identity: it speaks of the pool, too."""
+    traits: AdapterTraits | None = None
+    """What later adapters are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +89,8 @@ class ArtifactManifest:
     provenance: Provenance
     created_at: float
     """Unix seconds."""
+    traits: AdapterTraits | None = None
+    """What later adapters are compared with; missing in older versions."""
     format_version: int = FORMAT_VERSION
 
     @property

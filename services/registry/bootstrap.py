@@ -40,6 +40,7 @@ from services.registry.infra.object_source import ObjectStoreSource
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import broker_url_of, open_redis, translated_redis_errors
 from services.registry.infra.redis_jobs import RedisJobStore
+from services.registry.infra.registered_pool import RegisteredPool
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
@@ -48,6 +49,7 @@ from services.registry.infra.url_source import UrlSource
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
+from services.registry.pool_check import PoolCheck
 from services.registry.ports import AdapterSource, ArchiveUnpacker
 from services.registry.recovery import JobRecovery
 from services.registry.settings import RegistrySettings
@@ -209,6 +211,7 @@ class IngestProcess:
             base=shared.base,
             encoder=SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction),
             fetcher=Fetcher(sources=shared.sources, jobs=shared.jobs, assemble=assemble),
+            pool_check=PoolCheck(source=RegisteredPool(shared.registrations), artifacts=shared.artifacts),
             lease_seconds=settings.job_lease_seconds,
         )
         self._celery = shared.celery

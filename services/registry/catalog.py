@@ -30,6 +30,7 @@ from services.registry.registration import (
     RegistrationState,
     entry_of,
 )
+from services.registry.validation_report import ValidationReport
 
 _log = get_logger(__name__)
 
@@ -167,6 +168,10 @@ class Catalog:
     async def manifest(self, entry: CatalogEntry) -> ArtifactManifest:
         """What is stored for an entry, provenance included."""
         return await asyncio.to_thread(self._artifacts.manifest, entry.revision)
+
+    async def validation_report(self, entry: CatalogEntry) -> ValidationReport | None:
+        """What was found when an entry was ingested; `None` for versions older than such reports."""
+        return await asyncio.to_thread(self._artifacts.validation_report, entry.revision)
 
     async def open_components(self, adapter_id: str, basis: RocBasis) -> BinaryIO:
         """The components of a version, also of one that was replaced or retired while its files are still here.

@@ -19,6 +19,7 @@ from services.registry.artifact import ArtifactDraft, Provenance
 from services.registry.catalog import Catalog
 from services.registry.fetching import Fetcher
 from services.registry.job import IngestJob, IngestRequest, IngestState, pending_job
+from services.registry.pool_check import PoolCheck
 from services.registry.ports import (
     ArtifactStore,
     BaseModel,
@@ -48,6 +49,7 @@ class Ingestion:
         base: the served base model.
         encoder: embeds sample texts.
         fetcher: brings referenced files in.
+        pool_check: compares with what is registered.
         lease_seconds: how long a claim of the job store lasts without being extended.
     """
 
@@ -62,6 +64,7 @@ class Ingestion:
         base: BaseModel,
         encoder: TextEncoder,
         fetcher: Fetcher,
+        pool_check: PoolCheck,
         lease_seconds: float,
     ) -> None:
         self._staging = staging
@@ -72,6 +75,7 @@ class Ingestion:
         self._base = base
         self._encoder = encoder
         self._fetcher = fetcher
+        self._pool_check = pool_check
         self._lease_seconds = lease_seconds
 
     async def run(self, job_id: str) -> None:
@@ -148,7 +152,15 @@ class Ingestion:
         if await self._is_registered(job, request, folder):
             return
         job = await self._move(job, IngestState.VALIDATING, "checking files, tensors and shapes")
-        validated = await asyncio.to_thread(self._validator.validate, folder)
+        validated = await asyncio.to_thread(self._validator.validate, folder, how=request.squeeze)
+        comparison = await asyncio.to_thread(
+            self._pool_check.compare,
+            validated.adapter,
+            adapter_name=request.adapter_name,
+            source_sha256=validated.source_sha256,
+        )
+        report = validated.report.adding(comparison.findings)
+        job = job.checked(report)
         job = await self._move(job, IngestState.DECOMPOSING, "computing rank-one components")
         decomposed = await asyncio.to_thread(_decompose, validated)
         job = await self._move(job, IngestState.PROFILING, f"embedding {len(validated.texts)} sample texts")
@@ -163,8 +175,13 @@ class Ingestion:
                 source=source,
                 source_sha256=validated.source_sha256,
                 declared_base_model=validated.adapter.base_model,
+                source_format=validated.source_format,
+                squeeze=request.squeeze,
+                energy_kept=validated.energy_kept,
             ),
             base_model=self._base.name,
+            report=report,
+            traits=comparison.traits,
         )
         manifest = await asyncio.to_thread(self._artifacts.write, draft)
         entry = await self._catalog.publish(
@@ -173,11 +190,12 @@ class Ingestion:
             job_id=request.job_id,
             is_replacement=request.is_replacement,
         )
+        await asyncio.to_thread(self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision)
         await self._finish(job, entry.adapter_id)
 
     async def _is_registered(self, job: IngestJob, request: IngestRequest, folder: Path) -> bool:
         """Finish early if the name means this very content already."""
-        digest = await asyncio.to_thread(self._validator.digest, folder)
+        digest = await asyncio.to_thread(self._validator.digest, folder, how=request.squeeze)
         manifest = await self._catalog.identical(
             request.adapter_name,
             source_sha256=digest,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hilora.adapter import check_adapter_name
+from hilora.compression import Squeeze
 from hilora.errors import InvalidInput, Unavailable
 from services.common.log import get_logger
 from services.registry.adapter_files import SAMPLES_FILE, archive_stem
@@ -99,9 +100,15 @@ class Intake:
         await asyncio.to_thread(self._staging.discard, job_id)
 
     async def submit_upload(
-        self, upload: ReceivedUpload, *, adapter_name: str | None, is_replacement: bool
+        self, upload: ReceivedUpload, *, adapter_name: str | None, is_replacement: bool, how: Squeeze | None = None
     ) -> IngestJob:
         """Check an upload completely, as far as it is small enough to be read now, and accept it.
+
+        Args:
+            upload: what came.
+            adapter_name: name to register; the archive's if `None`.
+            is_replacement: whether another version of the name may be replaced.
+            how: the compression that is asked for.
 
         Raises:
             InvalidAdapter: the files are refused; nothing of them is kept.
@@ -112,8 +119,8 @@ class Intake:
         try:
             inner_name = await asyncio.to_thread(self._arrange, upload)
             name = self._checked(_name_for(adapter_name, inner_name or _stem(upload.archive_name)))
-            await asyncio.to_thread(self._validator.check_upload, upload.folder)
-            digest = await asyncio.to_thread(self._validator.digest, upload.folder)
+            await asyncio.to_thread(self._validator.check_upload, upload.folder, how=how)
+            digest = await asyncio.to_thread(self._validator.digest, upload.folder, how=how)
             await self._catalog.check_name_is_free(name, source_sha256=digest, is_replacement=is_replacement)
             request = IngestRequest(
                 job_id=upload.job_id,
@@ -123,6 +130,7 @@ class Intake:
                 is_replacement=is_replacement,
                 has_own_samples=upload.samples is not None,
                 created_at=time.time(),
+                squeeze=how,
             )
             return await self._accept(request)
         except BaseException:
@@ -137,6 +145,7 @@ class Intake:
         adapter_name: str | None,
         texts: Sequence[str],
         is_replacement: bool,
+        how: Squeeze | None = None,
     ) -> IngestJob:
         """Accept an adapter that the registry is to fetch itself.
 
@@ -146,6 +155,7 @@ class Intake:
             adapter_name: name to register; the reference's last segment if `None`.
             texts: sample texts; empty means that the source brings its own.
             is_replacement: whether another version of the name may be replaced.
+            how: the compression that is asked for.
 
         Raises:
             InvalidInput: the reference or the name is refused.
@@ -166,6 +176,7 @@ class Intake:
                 is_replacement=is_replacement,
                 has_own_samples=bool(texts),
                 created_at=time.time(),
+                squeeze=how,
             )
             return await self._accept(request)
         except BaseException:

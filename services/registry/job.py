@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import cast
 
+from hilora.compression import Squeeze
 from hilora.errors import HiloraError
+from services.registry.validation_report import REPORT_KEY, ValidationReport, report_from_json
 
 
 class IngestState(StrEnum):
@@ -103,6 +107,8 @@ class IngestRequest:
     """Whether the client sent the sample texts itself, beside the adapter's files."""
     created_at: float
     """Unix seconds."""
+    squeeze: Squeeze | None = None
+    """The compression that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +124,8 @@ class IngestJob:
     """What it is doing, for a person."""
     adapter_id: str | None = None
     error: HiloraError | None = field(default=None, compare=False)
+    report: ValidationReport | None = None
+    """What the checks found, once they are done."""
     created_at: float
     updated_at: float
     due_at: float
@@ -156,7 +164,14 @@ class IngestJob:
 
     def failed(self, error: HiloraError) -> IngestJob:
         """The job after it was refused or broke."""
-        return replace(self.moved(IngestState.FAILED, detail=error.message), error=error)
+        report = self.report
+        if REPORT_KEY in error.details:
+            report = report_from_json(cast("Mapping[str, object]", error.details[REPORT_KEY]))
+        return replace(self.moved(IngestState.FAILED, detail=error.message), error=error, report=report)
+
+    def checked(self, report: ValidationReport) -> IngestJob:
+        """The job once everything about its adapter was looked at."""
+        return replace(self, report=report)
 
     def requeued(self, *, detail: str, due_at: float) -> IngestJob:
         """The job back at the start, expected to be taken before `due_at` (Unix seconds)."""

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hilora.adapter import RocBasis
+from hilora.adapter import DecomposedAdapter, RocBasis
 from services.registry.artifact import ArtifactDraft, ArtifactManifest
 from services.registry.job import IngestJob, IngestRequest
 from services.registry.registration import CatalogChange, CatalogEntry, CatalogNews, CatalogSnapshot, Registration
+from services.registry.validation_report import ValidationReport
 
 
 class ArtifactStore(Protocol):
@@ -46,6 +47,22 @@ class ArtifactStore(Protocol):
 
     def open_components(self, revision: str, basis: RocBasis) -> BinaryIO:
         """The components file of one basis, at its beginning; the caller closes it. Raises UnknownAdapter."""
+        ...
+
+    def components(self, revision: str) -> DecomposedAdapter:
+        """The components in the basis of training. Raises UnknownAdapter."""
+        ...
+
+    def validation_report(self, revision: str) -> ValidationReport | None:
+        """What was found when it was ingested; `None` for a version older than such reports. Raises UnknownAdapter."""
+        ...
+
+
+class PoolSource(Protocol):
+    """Tells which versions a new adapter is compared with. Blocking."""
+
+    def registered_versions(self) -> Mapping[str, str]:
+        """The revision that each name in use means now, by adapter name."""
         ...
 
 
@@ -269,6 +286,10 @@ class BaseModel(Protocol):
     def modules(self) -> Mapping[str, tuple[int, int]]:
         """`(out-features, in-features)` of every module that an adapter may target, by path: linear layers, embeddings,
         the linear layers of each expert. Raises InvalidInput if it cannot be read."""
+        ...
+
+    def tied_modules(self) -> frozenset[str]:
+        """Paths of those modules that share one weight, as embedding and output often do. Raises like `modules`."""
         ...
 
 

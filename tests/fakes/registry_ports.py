@@ -196,9 +196,15 @@ class InMemoryQueue:
 class FakeBaseModel:
     """See `BaseModel`: `(out, in)` by module path, given."""
 
-    def __init__(self, modules: Mapping[str, tuple[int, int]], *, name: str = "tiny") -> None:
+    def __init__(
+        self, modules: Mapping[str, tuple[int, int]], *, name: str = "tiny", tied: frozenset[str] = frozenset()
+    ) -> None:
         self._modules = dict(modules)
+        self._tied = tied
         self.name = name
 
     def modules(self) -> Mapping[str, tuple[int, int]]:
         return self._modules
+
+    def tied_modules(self) -> frozenset[str]:
+        return self._tied

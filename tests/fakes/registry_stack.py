@@ -18,6 +18,7 @@ from services.registry.infra.assembly import assemble
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.object_source import ObjectStoreSource
+from services.registry.infra.registered_pool import RegisteredPool
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
@@ -26,6 +27,7 @@ from services.registry.infra.url_source import UrlSource
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
+from services.registry.pool_check import PoolCheck
 from services.registry.ports import AdapterSource
 from services.registry.recovery import JobRecovery
 from services.registry.validation import AdapterValidator, ValidationLimits
@@ -97,6 +99,7 @@ class RegistryStack:
             base=base,
             encoder=self.encoder,
             fetcher=Fetcher(sources=self.sources, jobs=self.jobs, assemble=assemble, report_seconds=0.01),
+            pool_check=PoolCheck(source=RegisteredPool(self.registrations), artifacts=self.artifacts),
             lease_seconds=1.0,
         )
         self.recovery = JobRecovery(

@@ -14,8 +14,10 @@ from typing import BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from hilora.compression import Squeeze
 from hilora.errors import InvalidInput
 from services.registry.adapter_files import ARCHIVE_SUFFIXES, is_wanted
+from services.registry.entrypoints.squeeze_option import parse_squeeze
 from services.registry.intake import ReceivedUpload
 
 _BUFFER_BYTES = 1024 * 1024
@@ -23,9 +25,10 @@ _MAX_PARTS = 32
 _MAX_FIELD_BYTES = 4096
 _ARCHIVE_FILE = ".archive"
 _SAMPLES_FILE = ".samples"
-_TEXT_FIELDS = frozenset({"name", "replace"})
+_TEXT_FIELDS = frozenset({"name", "replace", "squeeze"})
 _REMEDY = (
-    "Send multipart/form-data with `archive`, or with several `files`; besides them `samples`, `name` and `replace`."
+    "Send multipart/form-data with `archive`, or with several `files`; besides them `samples`, `name`, `replace` and "
+    "`squeeze`."
 )
 
 
@@ -83,6 +86,11 @@ class MultipartUpload:
     def is_replacement(self) -> bool:
         """The field `replace`."""
         return self._fields.get("replace", "").lower() in {"1", "true", "yes", "on"}
+
+    @property
+    def squeeze(self) -> Squeeze | None:
+        """The field `squeeze`. Raises InvalidInput (`invalid_squeeze`)."""
+        return parse_squeeze(self._fields.get("squeeze", ""))
 
     async def receive(self, body: AsyncIterator[bytes]) -> ReceivedUpload:
         """Write the body to disk as it comes.

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from hilora.compression import Squeeze
 from hilora.errors import InvalidInput
 from services.registry.entrypoints.multipart import too_large
 from services.registry.intake import ReceivedUpload
@@ -33,6 +34,7 @@ class RawUpload:
 
     Args:
         adapter_name: query parameter `name`; the folder inside the archive names the adapter if it is missing.
+        squeeze: query parameter `squeeze`, read.
         job_id: identity of the upload.
         folder: where its file goes.
         max_bytes: limit on the body.
@@ -41,8 +43,11 @@ class RawUpload:
     is_replacement = False
     """The query says so, for every kind of upload."""
 
-    def __init__(self, *, adapter_name: str | None, job_id: str, folder: Path, max_bytes: int) -> None:
+    def __init__(
+        self, *, adapter_name: str | None, squeeze: Squeeze | None, job_id: str, folder: Path, max_bytes: int
+    ) -> None:
         self.adapter_name = adapter_name
+        self.squeeze = squeeze
         self._job_id = job_id
         self._folder = folder
         self._max_bytes = max_bytes

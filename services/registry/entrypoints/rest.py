@@ -118,7 +118,11 @@ def _admin_routes(dependencies: RestDependencies) -> APIRouter:
     @routes.get("/adapters/{name}")
     async def show_adapter(name: str) -> AdapterDetails:
         entry = await dependencies.catalog.entry(name)
-        return AdapterDetails.with_manifest(entry, await dependencies.catalog.manifest(entry))
+        return AdapterDetails.with_manifest(
+            entry,
+            await dependencies.catalog.manifest(entry),
+            await dependencies.catalog.validation_report(entry),
+        )
 
     @routes.delete("/adapters/{name}")
     async def retire_adapter(name: str) -> Retired:
@@ -157,11 +161,12 @@ async def _add(
     max_bytes = dependencies.max_upload_bytes
     try:
         upload = (
-            RawUpload(adapter_name=name, job_id=job_id, folder=folder, max_bytes=max_bytes)
+            RawUpload(adapter_name=name, squeeze=None, job_id=job_id, folder=folder, max_bytes=max_bytes)
             if media_type in RAW_CONTENT_TYPES
             else MultipartUpload(content_type=content_type, job_id=job_id, folder=folder, max_bytes=max_bytes)
         )
         received = await upload.receive(request.stream())
+        how = upload.squeeze
     except ClientDisconnect as error:
         await dependencies.intake.abandon(job_id)
         raise InvalidInput("The client went away during the upload.", code="malformed_upload") from error
@@ -169,7 +174,10 @@ async def _add(
         await dependencies.intake.abandon(job_id)
         raise
     return await dependencies.intake.submit_upload(
-        received, adapter_name=upload.adapter_name or name, is_replacement=is_replacement or upload.is_replacement
+        received,
+        adapter_name=upload.adapter_name or name,
+        is_replacement=is_replacement or upload.is_replacement,
+        how=how,
     )
 
 
@@ -189,6 +197,7 @@ async def _add_reference(request: Request, dependencies: RestDependencies, *, is
         adapter_name=body.name,
         texts=body.samples,
         is_replacement=is_replacement or body.replace,
+        how=body.squeeze.to_squeeze() if body.squeeze else None,
     )
 
 

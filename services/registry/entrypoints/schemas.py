@@ -6,9 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from hilora.finding import Severity
 from services.registry.artifact import ArtifactManifest
+from services.registry.entrypoints.squeeze_option import SqueezeOption
 from services.registry.job import IngestJob, IngestState, SourceKind
 from services.registry.registration import CatalogEntry
+from services.registry.validation_report import ValidationReport
 
 
 class SourceReference(BaseModel):
@@ -62,6 +65,8 @@ class AddAdapterBody(BaseModel):
     """Texts of the adapter's task; empty if the source has a `samples.jsonl`."""
     replace: bool = False
     """Whether another version of the name may be replaced."""
+    squeeze: SqueezeOption | None = None
+    """Compress the adapter: `{"rank": n}`, or the share of each module's energy to keep, `{"energy": x}`."""
 
 
 class ErrorView(BaseModel):
@@ -71,6 +76,29 @@ class ErrorView(BaseModel):
     message: str
     remedy: str | None
     place: str | None
+
+
+class FindingView(BaseModel):
+    """One thing that was found about an adapter."""
+
+    code: str
+    severity: Severity
+    place: str
+    message: str
+    remedy: str
+
+
+class ReportView(BaseModel):
+    """Everything that was found about an adapter, errors first."""
+
+    findings: list[FindingView]
+    num_omitted: int
+    """Errors beyond those that are listed."""
+
+    @classmethod
+    def of(cls, report: ValidationReport | None) -> ReportView | None:
+        """The view of a report, where there is one."""
+        return cls.model_validate(report.to_json()) if report else None
 
 
 class JobView(BaseModel):
@@ -84,6 +112,8 @@ class JobView(BaseModel):
     progress: float
     detail: str
     error: ErrorView | None
+    report: ReportView | None
+    """What the checks found; null until they are done."""
     created_at: float
     updated_at: float
 
@@ -101,6 +131,7 @@ class JobView(BaseModel):
             error=ErrorView(code=error.code, message=error.message, remedy=error.remedy, place=error.place)
             if error
             else None,
+            report=ReportView.of(job.report),
             created_at=job.created_at,
             updated_at=job.updated_at,
         )
@@ -157,6 +188,11 @@ class ProvenanceView(BaseModel):
     source: str
     source_sha256: str
     declared_base_model: str | None
+    source_format: str
+    """The method the files belong to; `peft` for a plain LoRA."""
+    squeeze: SqueezeOption | None
+    energy_kept: float | None
+    """Share of the update's energy that a compression left."""
 
 
 class AdapterDetails(AdapterView):
@@ -165,9 +201,11 @@ class AdapterDetails(AdapterView):
     provenance: ProvenanceView
     files: dict[str, str]
     """sha256 by file name."""
+    report: ReportView | None
+    """What was found when it was ingested."""
 
     @classmethod
-    def with_manifest(cls, entry: CatalogEntry, manifest: ArtifactManifest) -> Self:
+    def with_manifest(cls, entry: CatalogEntry, manifest: ArtifactManifest, report: ValidationReport | None) -> Self:
         """The view of an entry and what is stored for it."""
         origin = manifest.provenance
         return cls(
@@ -177,7 +215,13 @@ class AdapterDetails(AdapterView):
                 source=origin.source,
                 source_sha256=origin.source_sha256,
                 declared_base_model=origin.declared_base_model,
+                source_format=origin.source_format,
+                squeeze=SqueezeOption(rank=origin.squeeze.rank, energy=origin.squeeze.energy)
+                if origin.squeeze
+                else None,
+                energy_kept=origin.energy_kept,
             ),
+            report=ReportView.of(report),
             files=dict(manifest.files),
         )
 

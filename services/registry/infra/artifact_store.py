@@ -5,6 +5,7 @@
                          rocs_trained.safetensors  the same update in the basis of training
                          samples.safetensors     `embeddings` [m, E]
                          samples.jsonl           the texts
+                         validation.json         what was found when it was ingested
 
 A folder is written under another name, forced onto the disk and renamed: one that bears a revision is complete.
 """
@@ -26,16 +27,18 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
 from hilora.errors import UnknownAdapter
 from services.registry.artifact import ArtifactDraft, ArtifactManifest, component_file_name, revision_of
 from services.registry.infra.durable import flush_file, write_durably
 from services.registry.infra.records import MANIFEST
+from services.registry.validation_report import ValidationReport, report_from_json
 
 _MANIFEST_FILE = "manifest.json"
 _EMBEDDINGS_FILE = "samples.safetensors"
 _EMBEDDINGS_KEY = "embeddings"
 _TEXTS_FILE = "samples.jsonl"
+_REPORT_FILE = "validation.json"
 _ASIDE_PREFIX = ".writing-"
 _ABANDONED_AFTER_SECONDS = 3600.0
 _REVISION_LENGTH = 64
@@ -75,11 +78,13 @@ class DiskArtifactStore:
             files=digests,
             provenance=draft.provenance,
             created_at=time.time(),
+            traits=draft.traits,
         )
         aside = self._root / f"{_ASIDE_PREFIX}{uuid.uuid4().hex}"
         aside.mkdir()
         for name, data in contents.items():
             write_durably(aside / name, data)
+        write_durably(aside / _REPORT_FILE, json.dumps(draft.report.to_json(), indent=2).encode())
         write_durably(aside / _MANIFEST_FILE, MANIFEST.dump_json(manifest, indent=2))
         flush_file(aside)
         try:
@@ -120,6 +125,30 @@ class DiskArtifactStore:
         try:
             return (self._folder(revision) / component_file_name(basis)).open("rb")
         except OSError as error:
+            raise _unknown(revision, error) from error
+
+    def components(self, revision: str) -> DecomposedAdapter:
+        """See `ArtifactStore.components`."""
+        with self.open_components(revision, RocBasis.TRAINED) as stream:
+            tensors = safetensors.torch.load(stream.read())
+        paths = sorted({name.rpartition(".")[0] for name in tensors})
+        return DecomposedAdapter(
+            basis=RocBasis.TRAINED,
+            modules={
+                path: RankOneComponents(a_RD=tensors[f"{path}.roc_a"], b_RO=tensors[f"{path}.roc_b"]) for path in paths
+            },
+        )
+
+    def validation_report(self, revision: str) -> ValidationReport | None:
+        """See `ArtifactStore.validation_report`."""
+        folder = self._folder(revision)
+        if not folder.is_dir():
+            raise _unknown(revision, "no such folder")
+        try:
+            return report_from_json(json.loads((folder / _REPORT_FILE).read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
             raise _unknown(revision, error) from error
 
     def sweep(self) -> None:

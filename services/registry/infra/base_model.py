@@ -5,15 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from hilora.errors import InvalidInput
-from hilora.target_layer import target_features
+from hilora.target_layer import target_features, tied_modules
 from services.registry.infra.durable import replace_durably
 
 Modules = MappingProxyType[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Listing:
+    """What is known of a base."""
+
+    modules: Modules
+    tied: frozenset[str]
+
 
 _LISTING = 4
 """Grows whenever other modules are listed, so that no older list is taken for the whole."""
@@ -33,7 +43,7 @@ class TransformersBaseModel:
         self._name = name
         self._cache_folder = cache_folder
         self._lock = threading.Lock()
-        self._modules: Modules | None = None
+        self._listing: _Listing | None = None
 
     @property
     def name(self) -> str:
@@ -42,28 +52,39 @@ class TransformersBaseModel:
 
     def modules(self) -> Modules:
         """See `BaseModel.modules`. Raises InvalidInput: `base_model_unreadable`."""
-        with self._lock:
-            if self._modules is None:
-                self._modules = self._cached_modules()
-            return self._modules
+        return self._listed().modules
 
-    def _cached_modules(self) -> Modules:
+    def tied_modules(self) -> frozenset[str]:
+        """See `BaseModel.tied_modules`. Raises like `modules`."""
+        return self._listed().tied
+
+    def _listed(self) -> _Listing:
+        with self._lock:
+            if self._listing is None:
+                self._listing = self._cached_listing()
+            return self._listing
+
+    def _cached_listing(self) -> _Listing:
         config_file = Path(self._model) / "config.json"
         if not config_file.is_file():
-            return MappingProxyType(_modules_of(self._model))
+            return _listing_of(self._model)
         key = hashlib.sha256(config_file.read_bytes()).hexdigest()
         cache_file = self._cache_folder / f"base-modules-{_LISTING}-{key[:16]}.json"
         try:
-            listed: dict[str, list[int]] = json.loads(cache_file.read_bytes())
-            return MappingProxyType({path: (sizes[0], sizes[1]) for path, sizes in listed.items()})
-        except (OSError, ValueError):
-            modules = _modules_of(self._model)
+            listed: dict[str, Any] = json.loads(cache_file.read_bytes())
+            return _Listing(
+                modules=MappingProxyType({path: (sizes[0], sizes[1]) for path, sizes in listed["modules"].items()}),
+                tied=frozenset(listed["tied"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            listing = _listing_of(self._model)
         self._cache_folder.mkdir(parents=True, exist_ok=True)
-        replace_durably(cache_file, json.dumps(modules).encode())
-        return MappingProxyType(modules)
+        content = {"modules": dict(listing.modules), "tied": sorted(listing.tied)}
+        replace_durably(cache_file, json.dumps(content).encode())
+        return listing
 
 
-def _modules_of(model: str) -> dict[str, tuple[int, int]]:
+def _listing_of(model: str) -> _Listing:
     import torch  # with transformers six seconds of import, needed once per base model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -81,4 +102,4 @@ def _modules_of(model: str) -> dict[str, tuple[int, int]]:
             remedy="Name a language model's folder or hub id (--base, or HILORA_REGISTRY_BASE_MODEL).",
             place="base_model",
         ) from error
-    return target_features(skeleton)
+    return _Listing(modules=MappingProxyType(target_features(skeleton)), tied=tied_modules(skeleton))

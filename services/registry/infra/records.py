@@ -12,6 +12,7 @@ from services.common.errors import error_from_dict, error_to_dict
 from services.registry.artifact import ArtifactManifest
 from services.registry.job import IngestJob, IngestRequest, IngestState
 from services.registry.registration import CatalogEntry, Registration
+from services.registry.validation_report import report_from_json
 
 # `validate_json` raises pydantic's ValidationError, a ValueError, for anything that is not such a record.
 MANIFEST = TypeAdapter(ArtifactManifest)
@@ -23,7 +24,9 @@ CATALOG_ENTRY = TypeAdapter(CatalogEntry)
 def job_to_json(job: IngestJob) -> str:
     """A job with its error's class, code and remedy."""
     fields: dict[str, Any] = {item.name: getattr(job, item.name) for item in dataclasses.fields(job)}
-    fields["error"] = error_to_dict(job.error) if job.error else None
+    # The details of a refusal are its report, which is kept once.
+    fields["error"] = {**error_to_dict(job.error), "details": {}} if job.error else None
+    fields["report"] = job.report.to_json() if job.report else None
     return json.dumps(fields)
 
 
@@ -32,4 +35,10 @@ def job_from_json(text: str) -> IngestJob:
     fields: dict[str, Any] = json.loads(text)
     error = fields.pop("error")
     state = IngestState(fields.pop("state"))
-    return IngestJob(**fields, state=state, error=error_from_dict(error) if error else None)
+    report = fields.pop("report", None)
+    return IngestJob(
+        **fields,
+        state=state,
+        error=error_from_dict(error) if error else None,
+        report=report_from_json(report) if report else None,
+    )

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from hilora import module_pattern
 from hilora.errors import InvalidAdapter, UnsupportedAdapterFeature
 from hilora.module_pattern import ModulePatterns, value_for
 
@@ -52,6 +53,14 @@ class TestSafety:
         with pytest.raises(InvalidAdapter) as caught:
             ModulePatterns([pattern], place="rank_pattern")
         assert caught.value.code == "invalid_adapter_config"
+
+    def test_patterns_that_take_too_long_together_are_refused(self, monkeypatch):
+        monkeypatch.setattr(module_pattern, "_MAX_SECONDS", 1e-9)
+        patterns = ModulePatterns(["k_proj", "q_proj"], place="rank_pattern")
+        with pytest.raises(UnsupportedAdapterFeature) as caught:
+            patterns.matching(PATH)
+        assert (caught.value.code, caught.value.place) == ("unsupported_module_pattern", "rank_pattern")
+        assert patterns.matching(PATH) is None
 
     def test_the_worst_accepted_expression_takes_no_time(self):
         patterns = ModulePatterns([".*a.*b"], place="rank_pattern")

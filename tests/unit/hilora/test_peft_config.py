@@ -5,6 +5,7 @@ import math
 import pytest
 
 from hilora.errors import InvalidAdapter, UnsupportedAdapterFeature
+from hilora.finding import RefusalLog
 from hilora.peft_config import parse_peft_config
 from tests.builders.adapters import peft_config
 
@@ -71,12 +72,30 @@ class TestRefusals:
     def test_the_same_features_switched_off_are_fine(self, field):
         assert parse_peft_config(peft_config(**{field: None})).rank == 4
 
-    @pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+    @pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "lora_ga"])
     def test_initialisations_that_change_the_base(self, init):
         with pytest.raises(UnsupportedAdapterFeature) as caught:
             parse_peft_config(peft_config(init_lora_weights=init))
         assert caught.value.code == "base_changing_init"
         assert "path_initial_model_for_weight_conversion" in caught.value.remedy
+
+    def test_a_quantised_base_s_residual_cannot_be_converted(self):
+        with pytest.raises(UnsupportedAdapterFeature) as caught:
+            parse_peft_config(peft_config(init_lora_weights="loftq"))
+        assert caught.value.code == "base_changing_init"
+        assert "base of its own" in caught.value.remedy
+
+    def test_every_refusal_is_found_at_once(self):
+        log = RefusalLog()
+        config = peft_config(use_dora=True, bias="all", r="8", init_lora_weights="pissa", modules_to_save=["lm_head"])
+        assert parse_peft_config(config, refuse=log).alpha == 8.0
+        assert {error.place for error in log.errors} == {
+            "use_dora",
+            "bias",
+            "r",
+            "init_lora_weights",
+            "modules_to_save",
+        }
 
     @pytest.mark.parametrize(
         ("change", "code"),
@@ -121,3 +140,21 @@ class TestRefusals:
             parse_peft_config(peft_config(**change))
         assert caught.value.code == "invalid_adapter_config"
         assert caught.value.place.startswith(next(iter(change)))
+
+
+class TestTrainers:
+    """What trainers around PEFT leave in a config."""
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"auto_mapping": {"base_model_class": "Qwen3ForCausalLM", "parent_library": "x", "unsloth_fixed": True}},
+            {"unsloth_fixed": True, "unsloth_version": "2026.1", "base_model_name_or_path": "unsloth/q-bnb-4bit"},
+            {"modules_to_save": [], "lora_bias": False, "trainable_token_indices": None, "use_bdlora": None},
+            {"layers_to_transform": [1, 3], "layers_pattern": "layers", "exclude_modules": ["lm_head"]},
+            {"eva_config": None, "corda_config": {}, "runtime_config": {"ephemeral_gpu_offload": False}},
+            {"merge_weights": False, "enable_lora": None, "fan_in_fan_out": None},
+        ],
+    )
+    def test_is_accepted_where_it_changes_nothing(self, fields):
+        assert parse_peft_config(peft_config(**fields)).rank == 4

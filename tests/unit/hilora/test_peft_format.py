@@ -68,7 +68,6 @@ class TestRefusals:
             "base_model.model.lm_head.base_layer.weight",
             "base_model.model.lm_head.modules_to_save.weight",
             "lora_A.weight",
-            f"{Q_PROJ}.lora_A.weight",
             f"base_model.model.{'x' * 257}.lora_A.weight",
         ],
     )

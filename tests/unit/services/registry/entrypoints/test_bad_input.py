@@ -238,7 +238,7 @@ class TestFiles:
 
         await refused(stack, status=422, code="no_samples", data={"name": "bad"}, files=files)
 
-    @pytest.mark.parametrize("kind", ["nan", "no effect", "wrong shape", "unknown module"])
+    @pytest.mark.parametrize("kind", ["nan", "no effect"])
     async def test_what_a_large_upload_hides_fails_its_job(self, tmp_path, kind):
         stack = RegistryStack(tmp_path, max_eager_bytes=0)
         code, changes = BAD_FILES[kind]
@@ -254,6 +254,14 @@ class TestFiles:
         assert job["error"]["code"] == code
         assert job["error"]["remedy"]
         assert stack.stored() == []
+
+    @pytest.mark.parametrize("kind", ["wrong shape", "unknown module", "dora"])
+    async def test_what_the_header_of_a_large_upload_tells_is_refused_at_once(self, tmp_path, kind):
+        stack = RegistryStack(tmp_path, max_eager_bytes=0)
+        code, changes = BAD_FILES[kind]
+        files = [("files", item) for item in adapter_files(**changes).items()]
+
+        await refused(stack, status=422, code=code, data={"name": "bad"}, files=files)
 
 
 class TestForm:

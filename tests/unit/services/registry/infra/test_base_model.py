@@ -28,6 +28,16 @@ class TestModules:
                 assert in_file == (shape[::-1] if path == "model.embed_tokens" else shape)
         assert {"model.layers.0.self_attn.q_proj", "model.embed_tokens", "lm_head"} <= modules.keys()
 
+    def test_weights_that_two_modules_share_are_known_also_to_later_starts(self, tmp_path):
+        config = json.loads((BASE / "config.json").read_text())
+        for is_tied in (True, False):
+            folder = tmp_path / str(is_tied)
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": is_tied}))
+            for _ in range(2):
+                base = TransformersBaseModel(str(folder), name="base", cache_folder=tmp_path / "cache")
+                assert base.tied_modules() == ({"model.embed_tokens", "lm_head"} if is_tied else set())
+
     def test_a_shorter_list_of_an_older_release_is_not_taken(self, tmp_path):
         first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
         (cache,) = tmp_path.iterdir()
@@ -38,7 +48,7 @@ class TestModules:
 
     def test_a_later_start_need_not_build_the_model(self, tmp_path, monkeypatch):
         first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
-        monkeypatch.setattr(base_model, "_modules_of", lambda _: pytest.fail("built again"))
+        monkeypatch.setattr(base_model, "_listing_of", lambda _: pytest.fail("built again"))
 
         assert TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules() == first
 
