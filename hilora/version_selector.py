@@ -7,7 +7,7 @@ least eight hex digits: no text can be both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from hilora.adapter import ADAPTER_NAME_PATTERN
 from hilora.errors import InvalidInput
@@ -31,6 +31,9 @@ class NumberedVersion(Protocol):
         ...
 
 
+_V = TypeVar("_V", bound=NumberedVersion)
+
+
 def split_reference(reference: str) -> tuple[str, str | None]:
     """`name` or `name@selector` as its two parts; the selector is None where there is none.
 
@@ -48,7 +51,7 @@ def split_reference(reference: str) -> tuple[str, str | None]:
     return adapter_name, selector if at else None
 
 
-def select_version[V: NumberedVersion](versions: Sequence[V], selector: str) -> V | None:
+def select_version(versions: Sequence[_V], selector: str) -> _V | None:
     """The one version that a selector means; None if there is none, or a prefix fits several.
 
     Args:

@@ -109,9 +109,10 @@ class Catalog:
                 return _current(revived, added.versions[-1])
             if stored.state is VersionState.REJECTED:
                 raise _rejected(current, stored)
-            again = replace(
-                stored.noting(job_id), source_sha256=digest, profile_ids={**stored.profile_ids, **new.profile_ids}
-            )
+            # Other texts than before replace what every encoder made of the old ones.
+            is_same = stored.source_sha256 == digest or not new.profile_ids
+            profile_ids = {**stored.profile_ids, **new.profile_ids} if is_same else new.profile_ids
+            again = replace(stored.noting(job_id), source_sha256=digest, profile_ids=profile_ids)
             return _current(current.replacing(again), again)
 
         encoder_id = profile.encoder_id if profile else ""

@@ -46,7 +46,7 @@ class CatalogEntry:
     """sha256 of the components file by basis."""
     version: int = 1
     profile_id: str = ""
-    access: AdapterAccess = AdapterAccess()
+    access: AdapterAccess = field(default_factory=AdapterAccess)
     other_versions: tuple[VersionEntry, ...] = ()
 
     @property

@@ -198,7 +198,7 @@ class AdapterLifecycle:
     async def add_samples(
         self, adapter_name: str, texts: tuple[str, ...], *, encoder: TextEncoder, job_id: str
     ) -> Published:
-        """Give the current version a profile of its own texts and more; its components, and all plans, stay as they are.
+        """Give the current version a profile of its own texts and more; its components and all plans stay.
 
         Args:
             adapter_name: a registered name.

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from hilora.errors import Conflict, RegistryUnavailable, UnknownAdapter
 from services.common.log import get_logger
@@ -25,6 +26,8 @@ from services.registry.catalog_entry import (
 )
 from services.registry.ports import ArtifactStore, CatalogIndex, CatalogTransaction, ProfileStore, RegistrationStore
 from services.registry.registration import AdapterVersion, Registration
+
+_T = TypeVar("_T")
 
 _log = get_logger(__name__)
 
@@ -132,9 +135,9 @@ class CatalogPublisher:
             changed = replace(transition(record, names), catalog_generation=generation + 1)
             is_same_encoder = changed.encoder_id == record.encoder_id
             published = await self._index.read()
-            if is_same_encoder and published is not None and dict(published.aliases) == dict(changed.aliases):
-                if dict(record.aliases) == dict(changed.aliases):
-                    return generation
+            shown = None if published is None else published.aliases
+            if is_same_encoder and changed.aliases == record.aliases == shown:
+                return generation
             await asyncio.to_thread(self._registrations.put_record, changed, replaces=record)
             if is_same_encoder:
                 await transaction.commit(
@@ -218,7 +221,7 @@ class CatalogPublisher:
         )
         return Published(registration=changed, entry=entry, catalog_generation=generation + 1)
 
-    async def _with_the_right[T](self, attempt: Callable[[CatalogTransaction], Awaitable[T]], *, what: str) -> T:
+    async def _with_the_right(self, attempt: Callable[[CatalogTransaction], Awaitable[_T]], *, what: str) -> _T:
         for _ in range(_ATTEMPTS):
             try:
                 async with self._index.publishing() as transaction:
@@ -239,9 +242,7 @@ class CatalogPublisher:
         snapshot = await self._wanted(transaction.catalog_generation or 0)
         snapshot = replace(snapshot, catalog_generation=snapshot.catalog_generation + 1)
         await transaction.replace(snapshot)
-        _log.info(
-            "catalog_rebuilt", catalog_generation=snapshot.catalog_generation, num_adapters=len(snapshot.entries)
-        )
+        _log.info("catalog_rebuilt", catalog_generation=snapshot.catalog_generation, num_adapters=len(snapshot.entries))
 
     async def _wanted(self, generation: int) -> CatalogSnapshot:
         """What the disk says, at a generation that is at least the given one."""

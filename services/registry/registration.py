@@ -102,7 +102,7 @@ class Registration:
     """The generation at which the name's last published change was, or was about to be, published; 0 before any."""
     changed_at: float
     """Unix seconds of the last change."""
-    access: AdapterAccess = AdapterAccess()
+    access: AdapterAccess = field(default_factory=AdapterAccess)
 
     @property
     def state(self) -> RegistrationState:

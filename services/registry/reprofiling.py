@@ -83,6 +83,9 @@ class Reprofiling:
         if record.encoder_id and record.encoder_id != encoder_id:
             generation = await self._publisher.change_record(changed_over)
             _log.info("encoder_changed", encoder_id=encoder_id, catalog_generation=generation)
+        else:
+            # A change-over that was cut in the middle is completed here.
+            await self._publisher.reconcile()
         return False
 
     def _missing(self) -> list[tuple[str, AdapterVersion]]:

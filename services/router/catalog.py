@@ -30,7 +30,7 @@ class CatalogAdapter:
     created_at: float
     """Unix seconds."""
     version: int = 1
-    access: AdapterAccess = AdapterAccess()
+    access: AdapterAccess = field(default_factory=AdapterAccess)
     other_versions: tuple[CatalogAdapter, ...] = ()
     """The other versions that can be named; empty for those themselves."""
 

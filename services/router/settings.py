@@ -44,7 +44,7 @@ class RouterSettings(ServiceSettings):
     min_trust_tier: TrustTier = TrustTier.UNTRUSTED
     """`untrusted`, `community` or `trusted`: adapters of a lower tier exist for nobody; a request may ask for more."""
     trust_tenant_header: bool = False
-    """Whether clients may name their tenant (`X-HiLoRA-Tenant`, or `tenant` over gRPC); only behind a proxy that sets it."""
+    """Whether clients may name their tenant (`X-HiLoRA-Tenant`, over gRPC `tenant`): only behind a proxy that does."""
     traffic_window_seconds: float = Field(default=300.0, gt=0)
     """Time over which each adapter's share of the automatic decisions is taken."""
     traffic_alarm_share: float = Field(default=0.5, gt=0, le=1)

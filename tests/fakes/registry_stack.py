@@ -9,19 +9,24 @@ import httpx
 from pydantic import SecretStr
 
 from services.registry.catalog import Catalog
+from services.registry.collection import CollectionPolicy, Collector
+from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.rest import RestDependencies, create_rest_app
-from services.registry.infra.artifact_store import DiskArtifactStore
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
-from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
+from services.registry.infra.store_migration import DataFolder
 from services.registry.infra.upload_source import ArchiveLimits, unpack
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
+from services.registry.lifecycle import AdapterLifecycle
+from services.registry.ports import TextEncoder
+from services.registry.publication import CatalogPublisher
 from services.registry.recovery import JobRecovery
+from services.registry.reprofiling import Reprofiling
 from services.registry.validation import AdapterValidator, ValidationLimits
 from tests.builders.adapters import MODULE_SHAPES
 from tests.fakes.registry_ports import FakeBaseModel, InMemoryCatalogIndex, InMemoryJobStore, InMemoryQueue
@@ -35,18 +40,53 @@ class RegistryStack:
     """All parts of a registry, each open to a test."""
 
     def __init__(
-        self, data_dir: Path, *, allowed: tuple[Path, ...] = (), max_eager_bytes: int = 1 << 20, key: str | None = None
+        self,
+        data_dir: Path,
+        *,
+        allowed: tuple[Path, ...] = (),
+        max_eager_bytes: int = 1 << 20,
+        key: str | None = None,
+        index: InMemoryCatalogIndex | None = None,
+        encoder: TextEncoder | None = None,
+        holds_new_versions: bool = False,
+        collection: CollectionPolicy | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.staging = DiskStagingArea(data_dir / "incoming")
-        self.registrations = DiskRegistrationStore(data_dir / "adapters")
-        self.artifacts = DiskArtifactStore(data_dir / "artifacts")
-        self.index = InMemoryCatalogIndex()
+        self.data = DataFolder(data_dir)
+        self.registrations = self.data.registrations
+        self.artifacts = self.data.artifacts
+        self.profiles = self.data.profiles
+        self.index = index or InMemoryCatalogIndex()
         self.jobs = InMemoryJobStore()
         self.queue = InMemoryQueue()
-        self.encoder = HashEncoder()
+        self.encoder = encoder or HashEncoder()
         self.base = base = FakeBaseModel(MODULE_SHAPES)
-        self.catalog = Catalog(index=self.index, registrations=self.registrations, artifacts=self.artifacts)
+        stores = {"registrations": self.registrations, "artifacts": self.artifacts, "profiles": self.profiles}
+        self.publisher = CatalogPublisher(index=self.index, **stores)
+        self.catalog = Catalog(
+            index=self.index, publisher=self.publisher, holds_new_versions=holds_new_versions, **stores
+        )
+        self.lifecycle = AdapterLifecycle(
+            publisher=self.publisher,
+            registrations=self.registrations,
+            profiles=self.profiles,
+            taken_names=frozenset({base.name}),
+        )
+        self.collector = Collector(
+            publisher=self.publisher,
+            registrations=self.registrations,
+            artifacts=self.artifacts.folders,
+            profiles=self.profiles.folders,
+            policy=collection or CollectionPolicy(keep_versions=2, grace_seconds=3600),
+        )
+        self.reprofiling = Reprofiling(
+            publisher=self.publisher,
+            registrations=self.registrations,
+            profiles=self.profiles,
+            encoder=self.encoder,
+            max_versions=2,
+        )
         validator = AdapterValidator(
             reader=HardenedSafetensorsReader(),
             base=base,
@@ -70,7 +110,9 @@ class RegistryStack:
             staging=self.staging,
             jobs=self.jobs,
             catalog=self.catalog,
+            lifecycle=self.lifecycle,
             artifacts=self.artifacts,
+            profiles=self.profiles,
             validator=validator,
             base=base,
             encoder=self.encoder,
@@ -93,6 +135,7 @@ class RegistryStack:
                 metrics=RegistryMetrics(catalog=self.catalog, jobs=self.jobs),
                 is_ready=lambda: True,
                 max_upload_bytes=MAX_UPLOAD_BYTES,
+                lifecycle=LifecycleDependencies(lifecycle=self.lifecycle, intake=self.intake, collector=self.collector),
             ),
             admin_api_key=SecretStr(key) if key else None,
         )

@@ -9,8 +9,8 @@ from hilora.access import TrustTier
 from hilora.adapter import RocBasis, adapter_id_of
 from hilora.errors import InvalidInput
 from hilora_rpc.v1 import registry_pb2, routing_pb2
-from services.registry.job import IngestJob, IngestState
 from services.registry.catalog_entry import CatalogEntry, VersionEntry
+from services.registry.job import IngestJob, IngestState
 
 _STATES = {
     IngestState.PENDING: registry_pb2.INGEST_STATE_PENDING,

@@ -1,8 +1,8 @@
 """Adapter versions as write-once folders named by the hash of their content.
 
-    artifacts/<revision>/manifest.json           what it is and where it came from; sha256 of the other files
-                         rocs_svd.safetensors    components, SVD basis
-                         rocs_trained.safetensors  the same update in the basis of training
+artifacts/<revision>/manifest.json           what it is and where it came from; sha256 of the other files
+rocs_svd.safetensors    components, SVD basis
+rocs_trained.safetensors  the same update in the basis of training
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Profiles as write-once folders beside the artifacts they belong to.
 
-    profiles/<revision>/<profile_id>/profile.json           what it is
-                                     embeddings.safetensors  `embeddings` [m, E]
-                                     samples.jsonl           the texts, to be embedded again under another encoder
+profiles/<revision>/<profile_id>/profile.json           what it is
+embeddings.safetensors  `embeddings` [m, E]
+samples.jsonl           the texts, to be embedded again under another encoder
 """
 
 from __future__ import annotations

@@ -88,9 +88,7 @@ class RedisCatalogIndex:
         """See `CatalogIndex.read`."""
         with translated_redis_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
-                generation, entries, aliases = (
-                    await pipe.get(_GENERATION).hgetall(_ENTRIES).get(_ALIASES).execute()
-                )
+                generation, entries, aliases = await pipe.get(_GENERATION).hgetall(_ENTRIES).get(_ALIASES).execute()
         if generation is None:
             return None
         parsed = {name: CATALOG_ENTRY.validate_json(text) for name, text in sorted(entries.items())}

@@ -14,6 +14,7 @@ import fcntl
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 
@@ -24,6 +25,8 @@ from services.registry.catalog_entry import CatalogRecord
 from services.registry.infra.durable import replace_durably
 from services.registry.infra.records import CATALOG_RECORD, REGISTRATION
 from services.registry.registration import Registration
+
+_T = TypeVar("_T")
 
 _log = get_logger(__name__)
 
@@ -84,7 +87,7 @@ class DiskRegistrationStore:
             yield
 
 
-def _read[T](file: Path, kind: TypeAdapter[T]) -> T | None:
+def _read(file: Path, kind: TypeAdapter[_T]) -> _T | None:
     try:
         return kind.validate_json(file.read_bytes())
     except FileNotFoundError:

@@ -37,7 +37,7 @@ class WriteOnceFolders:
     def __init__(self, root: Path, *, depth: int) -> None:
         self._root = root
         self._depth = depth
-        (root / _ASIDE).mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
 
     def folder(self, key: str) -> Path:
         """Where a key's content is, whether it exists or not.
@@ -105,6 +105,7 @@ class WriteOnceFolders:
     def set_aside(self, key: str) -> None:
         """See `StoreCleaner.set_aside`."""
         source, target = self.folder(key), self._aside_folder(key)
+        target.parent.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             if target.is_dir():  # restored content was written anew meanwhile; one copy is enough
                 shutil.rmtree(target)
@@ -114,7 +115,7 @@ class WriteOnceFolders:
 
     def aside(self) -> list[str]:
         """See `StoreCleaner.aside`."""
-        return sorted(folder.name.replace("+", "/") for folder in (self._root / _ASIDE).iterdir())
+        return sorted(folder.name.replace("+", "/") for folder in (self._root / _ASIDE).glob("*"))
 
     def aside_seconds(self, key: str) -> float:
         """See `StoreCleaner.aside_seconds`."""

@@ -53,7 +53,7 @@ class HiloraOptions(_Request):
     min_trust_tier: TrustTier | None = None
     explain: bool = False
 
-    def routing_options(self, model: str, *, tenant: str | None) -> RoutingOptions:
+    def routing_options(self, model: str, *, tenant: str | None = None) -> RoutingOptions:
         """The options in the router's own terms."""
         return RoutingOptions(
             model=model,

@@ -62,7 +62,7 @@ class RouterMetrics:
         """Show the alarms of a traffic watch."""
         self._gauge(
             "traffic_alarms",
-            "Recent or little trusted adapters that take a suspicious share of the decisions; GET /v1/route/stats names them.",
+            "Recent or little trusted adapters with a suspicious share of the decisions; see GET /v1/route/stats.",
             lambda: float(len(traffic.alarms)),
         )
 

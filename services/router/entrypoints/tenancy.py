@@ -26,8 +26,8 @@ def tenant_of(presented: str | None, *, is_trusted: bool) -> str | None:
             "This router does not let its clients name a tenant.",
             code="tenant_not_accepted",
             remedy=(
-                f"Leave {TENANT_HEADER} out; the operator sets HILORA_ROUTER_TRUST_TENANT_HEADER where a proxy in front "
-                "of the router sets the header itself."
+                f"Leave {TENANT_HEADER} out; the operator sets HILORA_ROUTER_TRUST_TENANT_HEADER where a proxy in "
+                "front of the router sets the header itself."
             ),
             place=TENANT_HEADER,
         )

@@ -44,7 +44,8 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
         embedding_dim: E of that encoder.
 
     Raises:
-        InvalidInput: `invalid_catalog_entry`, for an adapter without ROCs or samples that are no `[m, E]` finite floats.
+        InvalidInput: `invalid_catalog_entry`, for an adapter without ROCs, or with samples that are no `[m, E]` finite
+            floats.
     """
     if entry.lora_rank < 1:
         raise _invalid(entry, "has no rank-one components")

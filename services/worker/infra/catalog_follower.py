@@ -169,6 +169,4 @@ class _ServedName:
     def of(cls, entry: registry_pb2.CatalogEntry) -> Self:
         """The versions of a catalogue entry."""
         checksums = {other.adapter_id: dict(other.component_sha256) for other in entry.other_versions}
-        return cls(
-            current_id=entry.adapter_id, checksums={**checksums, entry.adapter_id: dict(entry.component_sha256)}
-        )
+        return cls(current_id=entry.adapter_id, checksums={**checksums, entry.adapter_id: dict(entry.component_sha256)})

@@ -8,9 +8,9 @@ import pytest
 import redis.asyncio
 
 from hilora.errors import Conflict
+from services.registry.catalog_entry import CatalogChange, CatalogHeartbeat, CatalogResync, CatalogSnapshot
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import open_redis
-from services.registry.registration import CatalogChange, CatalogHeartbeat, CatalogResync, CatalogSnapshot
 from tests.builders.redis_server import redis_server
 from tests.builders.registry_values import an_entry
 from tests.fakes.registry_ports import InMemoryCatalogIndex
