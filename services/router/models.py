@@ -91,7 +91,7 @@ class ModelDirectory:
         view = self._catalog.view()
         requester = self._requester(tenant)
         listed: list[PublicModel] = []
-        for model_id in (*sorted(view.adapters), *sorted(view.aliases)):
+        for model_id in (*sorted(view.adapters), *sorted(view.aliases.keys() - view.adapters.keys())):
             found = _resolve(model_id, view)
             if found is not None and found.access.admits(requester):
                 listed.append(self._public(model_id, found))

@@ -18,7 +18,6 @@ from hilora.access import Requester, TrustTier
 from hilora.errors import RegistryUnavailable
 from hilora.routing_plan import RoutingDecision, RoutingMode
 from services.common.log import get_logger
-from services.router.catalog import CatalogAdapter
 from services.router.ports import Catalog
 
 _log = get_logger(__name__)
@@ -44,7 +43,8 @@ class TrafficRules:
     min_decisions: int = 50
     """Fewer decisions in a window say nothing."""
     watched_seconds: float = 86_400.0
-    """An adapter is watched for this long after its version became available."""
+    """An adapter is watched for this long after its version became available, if there are older ones: in a pool that
+    is all new, nobody is a stranger."""
     watched_below: TrustTier = TrustTier.COMMUNITY
     """Adapters of a lower tier are always watched."""
 
@@ -200,6 +200,9 @@ class TrafficWatch:
             adapters = self._catalog.view().adapters
         except RegistryUnavailable:
             return []
+        recent_after = self._unix_time() - rules.watched_seconds
+        if all(adapter.created_at > recent_after for adapter in adapters.values()):
+            recent_after = float("inf")
         traffic: list[AdapterTraffic] = []
         for name in names:
             adapter = adapters.get(name)
@@ -208,7 +211,8 @@ class TrafficWatch:
             share = now[name] / total if total else 0.0
             earlier_share = earlier[name] / earlier_total if earlier_total >= rules.min_decisions else 0.0
             alarm = None
-            if total >= rules.min_decisions and self._is_watched(adapter):
+            is_stranger = not adapter.access.trust_tier.is_at_least(rules.watched_below)
+            if total >= rules.min_decisions and (is_stranger or adapter.created_at > recent_after):
                 alarm = self._alarm(share, earlier_share)
             traffic.append(
                 AdapterTraffic(
@@ -220,10 +224,6 @@ class TrafficWatch:
                 )
             )
         return traffic
-
-    def _is_watched(self, adapter: CatalogAdapter) -> bool:
-        is_recent = self._unix_time() - adapter.created_at < self._rules.watched_seconds
-        return is_recent or not adapter.access.trust_tier.is_at_least(self._rules.watched_below)
 
     def _alarm(self, share: float, earlier_share: float) -> str | None:
         rules = self._rules

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hilora.access import AdapterAccess, Requester, TrustTier
@@ -22,10 +24,14 @@ def decision(*names, mode=RoutingMode.CALIBRATED):
 
 
 class Case:
-    def __init__(self, *, age=3600.0, access=None, **rules):
+    def __init__(self, *, age=3600.0, has_old=True, access=None, **rules):
         self.now = 0.0
         self.raised = []
-        self.catalog = InMemoryCatalog(catalog_view({"new": ["x"], "old": ["y"], "third": ["z"]}, access=access))
+        view = catalog_view({"new": ["x"], "old": ["y"]}, access=access)
+        if has_old:
+            adapters = {**view.adapters, "old": replace(view.adapters["old"], created_at=1.0)}
+            view = replace(view, adapters=adapters)
+        self.catalog = InMemoryCatalog(view)
         self.watch = TrafficWatch(
             catalog=self.catalog,
             rules=TrafficRules(**{"window_seconds": 300.0, "min_decisions": 20, **rules}),
@@ -122,6 +128,11 @@ class TestAlarm:
             case.serve(4, "new", seconds=9)
 
         assert case.watch.alarms == {"new": "growth"}
+
+    def test_in_a_pool_that_is_all_new_nobody_is_a_stranger(self):
+        case = Case(has_old=False)
+        case.serve(100, "new")
+        assert case.watch.alarms == {}
 
     def test_few_decisions_say_nothing(self):
         case = Case()
