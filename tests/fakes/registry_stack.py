@@ -62,10 +62,19 @@ class RegistryStack:
         self.queue = InMemoryQueue()
         self.encoder = encoder or HashEncoder()
         self.base = base = FakeBaseModel(MODULE_SHAPES)
-        stores = {"registrations": self.registrations, "artifacts": self.artifacts, "profiles": self.profiles}
-        self.publisher = CatalogPublisher(index=self.index, **stores)
+        self.publisher = CatalogPublisher(
+            index=self.index,
+            registrations=self.registrations,
+            artifacts=self.artifacts,
+            profiles=self.profiles,
+        )
         self.catalog = Catalog(
-            index=self.index, publisher=self.publisher, holds_new_versions=holds_new_versions, **stores
+            index=self.index,
+            registrations=self.registrations,
+            artifacts=self.artifacts,
+            profiles=self.profiles,
+            publisher=self.publisher,
+            holds_new_versions=holds_new_versions,
         )
         self.lifecycle = AdapterLifecycle(
             publisher=self.publisher,

@@ -101,6 +101,7 @@ class TestAlarm:
         case.serve(60, "old")
         assert case.watch.alarms == {}
         case.serve(60, "new")
+        assert case.watch.alarms
         assert len(case.raised) == 2
 
     def test_an_old_adapter_in_good_standing_may_take_everything(self):
