@@ -133,12 +133,13 @@ class Collector:
             if registration.current is not None:
                 kept.add(registration.current)
         kept |= _aliased(registration.adapter_name, record)
-        if now - registration.changed_at < self._policy.grace_seconds:
-            return ()
+        # Of a retired name, any version could be named until then.
+        retired_at = registration.changed_at if registration.is_retired else 0.0
         return tuple(
             item
             for item in stored
-            if item.version not in kept and now - item.available_at >= self._policy.grace_seconds
+            if item.version not in kept
+            and now - max(item.available_at, item.left_at, retired_at) >= self._policy.grace_seconds
         )
 
     async def _forget(self, adapter_name: str, versions: Sequence[AdapterVersion]) -> None:
@@ -149,6 +150,9 @@ class Collector:
             return self._forgotten(registration, known.record, [item for item in still if item in versions])
 
         await self._publisher.change(adapter_name, forgotten)
+        # Plans that were made a moment ago may still fetch it: from now on its files have the time of grace, too.
+        for version in versions:
+            await asyncio.to_thread(self._artifacts.touch, version.revision)
 
     def _forgotten(
         self, registration: Registration, record: CatalogRecord, versions: Sequence[AdapterVersion]

@@ -83,6 +83,10 @@ class StoreCleaner(Protocol):
         """How long ago the content was last written; 0 if it is not there."""
         ...
 
+    def touch(self, key: str) -> bool:
+        """Let the content count as just written; whether it is there."""
+        ...
+
     def size_bytes(self, key: str) -> int:
         """Size of the content on disk; 0 if it is not there."""
         ...

@@ -71,6 +71,8 @@ class AdapterVersion:
     profile_ids: Mapping[str, str] = field(default_factory=dict[str, str])
     """Its profile under each encoder, by `encoder_id`; without one it can be named, never chosen."""
     review: Review | None = None
+    left_at: float = 0.0
+    """Unix seconds at which the bare name ceased to mean it; 0 if it never did."""
 
     @property
     def available_at(self) -> float:
@@ -175,7 +177,11 @@ class Registration:
                 remedy="Approve it first, or choose a version that is READY.",
                 place="version",
             )
-        return replace(self, current=version.version, is_retired=False)
+        registration = self
+        before = self.current_version
+        if before is not None and before.version != version.version:
+            registration = self.replacing(replace(before, left_at=time.time()))
+        return replace(registration, current=version.version, is_retired=False)
 
     def reviewed(self, version: AdapterVersion, review: Review) -> Registration:
         """The record after a decision: an approved version becomes the current one, a rejected one is never served.

@@ -44,7 +44,7 @@ class DiskArtifactStore:
         contents = {component_file_name(basis): _components_file(draft.decomposed[basis]) for basis in RocBasis}
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         revision = revision_of(files=digests, base_model=draft.base_model)
-        if self.folders.is_stored(revision):
+        if self.folders.touch(revision):
             return self.manifest(revision)
         adapter = draft.decomposed[RocBasis.SVD]
         manifest = ArtifactManifest(

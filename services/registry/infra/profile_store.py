@@ -40,7 +40,7 @@ class DiskProfileStore:
         """See `ProfileStore.write`."""
         profile_id = profile.profile_id
         key = f"{revision}/{profile_id}"
-        if self.folders.is_stored(key):
+        if self.folders.touch(key):
             return self.record(revision, profile_id)
         record = ProfileRecord(
             profile_id=profile_id,

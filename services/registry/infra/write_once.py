@@ -50,8 +50,8 @@ class WriteOnceFolders:
             raise ValueError(f"{key[:140]!r} is no key")
         return self._root.joinpath(*segments)
 
-    def is_stored(self, key: str) -> bool:
-        """Whether the content is there; if so it counts as fresh again."""
+    def touch(self, key: str) -> bool:
+        """See `StoreCleaner.touch`."""
         try:
             os.utime(self.folder(key))
         except FileNotFoundError:

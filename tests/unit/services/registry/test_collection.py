@@ -9,7 +9,7 @@ import pytest
 
 from hilora.adapter import RocBasis
 from hilora.errors import UnknownAdapter
-from services.registry.collection import CollectionPolicy
+from services.registry.collection import CollectionPolicy, Collector
 from services.registry.registration import VersionState
 from tests.builders.registry_values import a_draft, a_profile
 from tests.fakes.registry_stack import RegistryStack
@@ -97,6 +97,26 @@ class TestWhatIsKept:
         assert report.profiles == (f"{before.revision}/{before.profile_id}",)
         assert stack.profiles.record(after.revision, after.profile_id)
 
+    async def test_the_files_of_one_that_just_left_its_history_for_plans_that_were_made_before(self, stack):
+        revisions = [await publish(stack, seed=seed) for seed in range(3)]
+        patient = Collector(
+            publisher=stack.publisher,
+            registrations=stack.registrations,
+            artifacts=stack.artifacts.folders,
+            profiles=stack.profiles.folders,
+            policy=replace(AT_ONCE, grace_seconds=1.0),
+        )
+        for revision in revisions:
+            age(stack, revision)
+        first = stack.registrations.get("a")
+        old = tuple(replace(version, created_at=1.0, left_at=1.0) for version in first.versions)
+        stack.registrations.put(replace(first, versions=old), replaces=first)
+
+        report = await patient.collect()
+
+        assert (report.versions, report.artifacts) == (("a@1",), ())
+        assert is_stored(stack, revisions[0])
+
 
 class TestWhatGoes:
     async def test_a_retired_name_keeps_its_history_alone(self, stack):
@@ -149,18 +169,16 @@ class TestWhatGoes:
 
 
 class TestRaces:
-    async def test_what_is_set_aside_can_be_brought_back(self, tmp_path):
+    async def test_what_was_set_aside_can_be_written_again(self, tmp_path):
         stack = RegistryStack(tmp_path, collection=replace(AT_ONCE, grace_seconds=100))
         await stack.catalog.reconcile()
         manifest = stack.artifacts.write(a_draft())
-        profile = stack.profiles.write(manifest.revision, a_profile())
+        stack.profiles.write(manifest.revision, a_profile())
         age(stack, manifest.revision)
         await stack.collector.collect()
         assert not is_stored(stack, manifest.revision)
-        # A publisher that had looked before the collector did.
-        await stack.catalog.publish(
-            replace(manifest), adapter_name="b", job_id="0" * 32, is_replacement=False, profile=profile
-        ) if is_stored(stack, manifest.revision) else await publish(stack, "b")
+        # Somebody sends the same content again.
+        await publish(stack, "b")
 
         await stack.collector.collect()
 
