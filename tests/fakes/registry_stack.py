@@ -24,11 +24,12 @@ from services.registry.intake import Intake
 from services.registry.job import SourceKind
 from services.registry.lifecycle import AdapterLifecycle
 from services.registry.ports import TextEncoder
-from services.registry.publication import CatalogPublisher
+from services.registry.publication import CatalogPublisher, Published
 from services.registry.recovery import JobRecovery
 from services.registry.reprofiling import Reprofiling
 from services.registry.validation import AdapterValidator, ValidationLimits
 from tests.builders.adapters import MODULE_SHAPES
+from tests.builders.registry_values import a_draft, a_profile
 from tests.fakes.registry_ports import FakeBaseModel, InMemoryCatalogIndex, InMemoryJobStore, InMemoryQueue
 from tests.fakes.router_encoder import HashEncoder
 
@@ -153,6 +154,16 @@ class RegistryStack:
         """An HTTP client that talks to the app without a socket."""
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://registry")
+
+    async def publish(
+        self, name: str = "a", *, seed: int = 0, is_replacement: bool = True, job_id: str = "0" * 32
+    ) -> Published:
+        """Store and publish an adapter without an ingest; each seed is other content."""
+        manifest = self.artifacts.write(a_draft(seed=seed))
+        profile = self.profiles.write(manifest.revision, a_profile(seed=seed))
+        return await self.catalog.publish(
+            manifest, adapter_name=name, job_id=job_id, is_replacement=is_replacement, profile=profile
+        )
 
     async def work(self) -> None:
         """Be the ingest process until the queue is empty."""

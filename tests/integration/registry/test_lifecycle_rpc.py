@@ -11,7 +11,6 @@ from hilora_rpc.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from services.common.rpc_client import open_channel, translated_errors
 from services.common.rpc_server import RpcServer
 from services.registry.entrypoints.lifecycle_rpc import LIFECYCLE_SERVICE_NAME, LifecycleServicer
-from tests.builders.registry_values import a_draft, a_profile
 from tests.fakes.registry_stack import RegistryStack
 
 _KEY = (("authorization", "Bearer secret"),)
@@ -23,9 +22,7 @@ _Review = lifecycle_pb2.ReviewAdapterRequest
 async def stack(tmp_path):
     stack = RegistryStack(tmp_path, holds_new_versions=True)
     for seed in range(2):
-        manifest = stack.artifacts.write(a_draft(seed=seed))
-        profile = stack.profiles.write(manifest.revision, a_profile(seed=seed))
-        await stack.catalog.publish(manifest, adapter_name="a", job_id="0" * 32, is_replacement=True, profile=profile)
+        await stack.publish(seed=seed)
     return stack
 
 

@@ -25,10 +25,8 @@ async def stack(tmp_path):
 
 
 async def publish(stack, name="a", *, seed=0):
-    manifest = stack.artifacts.write(a_draft(seed=seed))
-    profile = stack.profiles.write(manifest.revision, a_profile(seed=seed))
-    await stack.catalog.publish(manifest, adapter_name=name, job_id="0" * 32, is_replacement=True, profile=profile)
-    return manifest.revision
+    published = await stack.publish(name, seed=seed)
+    return published.registration.versions[-1].revision
 
 
 def age(stack, revision):
