@@ -5,11 +5,14 @@ An adapter that a requester may not use does not exist for them: it is neither c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hilora.adapter import ADAPTER_NAME_PATTERN
 from hilora.errors import InvalidInput
+
+TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""The same as an adapter's name: safe in headers, URLs and logs."""
 
 
 class TrustTier(StrEnum):
@@ -58,9 +61,9 @@ def check_tenant(tenant: str) -> str:
     """Return a tenant's name unchanged if it can be one.
 
     Raises:
-        InvalidInput: `invalid_tenant`, for a name that does not match `ADAPTER_NAME_PATTERN`.
+        InvalidInput: `invalid_tenant`, for a name that does not match `TENANT_PATTERN`.
     """
-    if not ADAPTER_NAME_PATTERN.fullmatch(tenant):
+    if not TENANT_PATTERN.fullmatch(tenant):
         raise InvalidInput(
             f"{tenant[:128]!r} cannot be a tenant's name.",
             code="invalid_tenant",

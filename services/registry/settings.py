@@ -75,7 +75,7 @@ class RegistrySettings(ServiceSettings):
     admission: Literal["open", "quarantine-first"] = "open"
     """Whether a new version is served at once, or waits until somebody approves it."""
     default_trust_tier: TrustTier = TrustTier.COMMUNITY
-    """`untrusted`, `community` or `trusted`: tier of an adapter of which nobody said otherwise."""
+    """Tier of an adapter of which nobody said otherwise."""
     keep_versions: int = Field(default=5, ge=1)
     """Newest versions of each name that stay servable, besides the current and the aliased ones."""
     collection_grace_seconds: float = Field(default=86_400.0, ge=0)

@@ -42,7 +42,7 @@ class RouterSettings(ServiceSettings):
     max_candidates: int | None = Field(default=None, ge=1, le=1024)
     """Most adapters in one plan; by default the mode's own."""
     min_trust_tier: TrustTier = TrustTier.UNTRUSTED
-    """`untrusted`, `community` or `trusted`: adapters of a lower tier exist for nobody; a request may ask for more."""
+    """Adapters of a lower tier exist for nobody; a request may ask for more."""
     trust_tenant_header: bool = False
     """Whether clients may name their tenant (`X-HiLoRA-Tenant`, over gRPC `tenant`): only behind a proxy that does."""
     traffic_window_seconds: float = Field(default=300.0, gt=0)

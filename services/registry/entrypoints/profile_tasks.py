@@ -11,6 +11,8 @@ from hilora.errors import Exhausted, Unavailable
 REPROFILE_TASK = "registry.reprofile"
 
 _RETRY_SECONDS = 10
+# A broker that is not there yet is waited for, as by everything else in the process.
+_PATIENCE = {"max_retries": None, "interval_start": 0.2, "interval_step": 0.2, "interval_max": 2.0}
 
 
 class ReprofileRunner(Protocol):
@@ -36,5 +38,5 @@ def register_reprofile_task(app: Celery, runner: ReprofileRunner, *, pause_secon
 
 
 def start_reprofiling(app: Celery) -> None:
-    """Have the task run at least once."""
-    app.send_task(REPROFILE_TASK)
+    """Have the task run at least once. Returns when the broker has it."""
+    app.send_task(REPROFILE_TASK, retry=True, retry_policy=_PATIENCE)

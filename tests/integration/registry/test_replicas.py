@@ -13,7 +13,10 @@ from tests.builders.registry_process import TESTBED
 from tests.builders.registry_replicas import RegistryReplicas
 from tests.fakes.router_stack import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),  # the first test waits for four processes that import torch
+]
 
 _TASKS = sorted(folder.name for folder in (TESTBED / "adapters").iterdir())
 _Event = registry_pb2.CatalogEvent
