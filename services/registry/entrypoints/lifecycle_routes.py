@@ -21,6 +21,7 @@ from services.registry.entrypoints.lifecycle_schemas import (
     ReviewBody,
     RollBackBody,
     SamplesBody,
+    VersionView,
 )
 from services.registry.entrypoints.schemas import JobView
 from services.registry.intake import Intake
@@ -64,6 +65,11 @@ def _add_version_routes(routes: APIRouter, dependencies: LifecycleDependencies) 
     @routes.get("/adapters/{name}/versions")
     async def list_versions(name: str) -> History:
         return History.of(await lifecycle.registration(name))
+
+    @routes.get("/adapters/{name}/versions/{version}")
+    async def show_version(name: str, version: str) -> VersionView:
+        registration = await lifecycle.registration(name)
+        return VersionView.of(registration, registration.selected(version))
 
     @routes.post("/adapters/{name}/rollback")
     async def roll_back(name: str, body: RollBackBody | None = None) -> AdapterStateView:

@@ -222,6 +222,8 @@ class TestOverRest:
         await stack.publish(seed=1)
         async with stack.client() as client:
             history = (await client.get("/v1/adapters/a/versions")).json()
+            one = await client.get(f"/v1/adapters/a/versions/{history['versions'][0]['revision'][:10]}")
+            none = await client.get("/v1/adapters/a/versions/3")
             back = (await client.post("/v1/adapters/a/rollback")).json()
             access = {"trust_tier": "trusted", "visible_to": ["b", "a", "a"]}
             await client.put("/v1/adapters/a/access", json=access)
@@ -232,6 +234,7 @@ class TestOverRest:
             refused = await client.put("/v1/adapters/a/access", json={"trust_tier": "high"})
 
         assert [(item["version"], item["is_current"]) for item in history["versions"]] == [(1, False), (2, True)]
+        assert (one.json(), none.status_code) == (history["versions"][0], 404)
         assert (back["version"], back["state"]) == (1, "READY")
         assert (shown["version"], shown["trust_tier"], shown["visible_to"]) == (1, "trusted", ["a", "b"])
         assert (alias["target"], [item["alias"] for item in aliases]) == ("a@2", ["prod"])
