@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -30,6 +31,8 @@ def type_name(annotation: object) -> str:
     """A type as a reader of environment variables needs it."""
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
+    if inspect.isclass(annotation) and issubclass(annotation, StrEnum):
+        return " or ".join(f"`{choice}`" for choice in annotation)
     if get_origin(annotation) is tuple:
         return f"{type_name(get_args(annotation)[0])}, comma-separated"
     text = annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")

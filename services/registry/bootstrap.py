@@ -12,13 +12,18 @@ from celery import Celery
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
+from hilora.access import AdapterAccess
 from hilora.errors import HiloraError, RegistryUnavailable
 from services.common.http_server import HttpServer
 from services.common.lifecycle import Component, ComponentGroup
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.registry.catalog import Catalog
+from services.registry.collection import CollectionPolicy, Collector
+from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies
+from services.registry.entrypoints.lifecycle_rpc import LIFECYCLE_SERVICE_NAME, LifecycleServicer
 from services.registry.entrypoints.metrics import RegistryMetrics
+from services.registry.entrypoints.profile_tasks import register_reprofile_task, start_reprofiling
 from services.registry.entrypoints.rest import RestDependencies, create_rest_app
 from services.registry.entrypoints.rpc import SERVICE_NAME, RegistryServicer, register_with
 from services.registry.entrypoints.tasks import (
@@ -30,7 +35,6 @@ from services.registry.entrypoints.tasks import (
 )
 from services.registry.fetching import Fetcher
 from services.registry.infra.archive import ArchiveLimits, unpack
-from services.registry.infra.artifact_store import DiskArtifactStore
 from services.registry.infra.assembly import assemble
 from services.registry.infra.base_model import TransformersBaseModel
 from services.registry.infra.celery_queue import CeleryIngestQueue
@@ -38,24 +42,38 @@ from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.object_source import ObjectStoreSource
 from services.registry.infra.redis_catalog import RedisCatalogIndex
-from services.registry.infra.redis_connection import broker_url_of, open_redis, translated_redis_errors
+from services.registry.infra.redis_connection import (
+    KEY_PREFIX,
+    RedisLock,
+    broker_url_of,
+    held,
+    open_redis,
+    translated_redis_errors,
+)
 from services.registry.infra.redis_jobs import RedisJobStore
 from services.registry.infra.registered_pool import RegisteredPool
-from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
+from services.registry.infra.store_migration import DataFolder
 from services.registry.infra.transfer import FetchLimits
 from services.registry.infra.url_source import UrlSource
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
+from services.registry.lifecycle import AdapterLifecycle
+from services.registry.maintenance import Maintenance
 from services.registry.pool_check import PoolCheck
 from services.registry.ports import AdapterSource, ArchiveUnpacker
+from services.registry.publication import CatalogPublisher
 from services.registry.recovery import JobRecovery
+from services.registry.reprofiling import Reprofiling
 from services.registry.settings import RegistrySettings
 from services.registry.validation import AdapterValidator, ValidationLimits
 
 _SECONDS_BETWEEN_REDIS_ATTEMPTS = 0.1
+_STORE_LOCK = f"{KEY_PREFIX}store:lock"
+_STORE_LEASE_SECONDS = 600.0
+"""Migrating a large store reads and writes each manifest once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +83,11 @@ class _Shared:
     redis: Redis
     celery: Celery
     staging: DiskStagingArea
-    registrations: DiskRegistrationStore
-    artifacts: DiskArtifactStore
+    data: DataFolder
     jobs: RedisJobStore
+    publisher: CatalogPublisher
     catalog: Catalog
+    lifecycle: AdapterLifecycle
     base: TransformersBaseModel
     validator: AdapterValidator
     sources: Mapping[SourceKind, AdapterSource]
@@ -96,9 +115,18 @@ class RegistryService:
             sources=shared.sources,
             unpack=shared.unpack,
             assemble=assemble,
-            # A router without a name of its own for the base shows the last part of a hub id.
-            taken_names=frozenset({shared.base.name, shared.base.name.rpartition("/")[2]}),
+            taken_names=_taken_names(shared.base),
         )
+        collector = Collector(
+            publisher=shared.publisher,
+            registrations=shared.data.registrations,
+            artifacts=shared.data.artifacts.folders,
+            profiles=shared.data.profiles.folders,
+            policy=CollectionPolicy(
+                keep_versions=settings.keep_versions, grace_seconds=settings.collection_grace_seconds
+            ),
+        )
+        lifecycle_servicer = LifecycleServicer(lifecycle=shared.lifecycle, admin_api_key=settings.admin_api_key)
         self._shared = shared
         self._redis_wait_seconds = settings.redis_wait_seconds
         self._is_ready = False
@@ -112,8 +140,8 @@ class RegistryService:
         self._rpc = RpcServer(
             host=settings.rpc_host,
             port=settings.rpc_port,
-            register=[partial(register_with, self._servicer)],
-            service_names=[SERVICE_NAME],
+            register=[partial(register_with, self._servicer), lifecycle_servicer.register],
+            service_names=[SERVICE_NAME, LIFECYCLE_SERVICE_NAME],
         )
         self._rest_app = create_rest_app(
             RestDependencies(
@@ -123,6 +151,7 @@ class RegistryService:
                 metrics=RegistryMetrics(catalog=shared.catalog, jobs=shared.jobs),
                 is_ready=lambda: self._is_ready,
                 max_upload_bytes=settings.max_upload_bytes,
+                lifecycle=LifecycleDependencies(lifecycle=shared.lifecycle, intake=intake, collector=collector),
             ),
             admin_api_key=settings.admin_api_key,
         )
@@ -130,9 +159,15 @@ class RegistryService:
             staging=shared.staging,
             jobs=shared.jobs,
             queue=queue,
-            registrations=shared.registrations,
-            artifacts=shared.artifacts,
+            registrations=shared.data.registrations,
+            artifacts=shared.data.artifacts,
             interval_seconds=settings.recovery_interval_seconds,
+        )
+        maintenance = Maintenance(
+            catalog=shared.catalog,
+            collector=collector,
+            profiles=shared.data.profiles,
+            interval_seconds=settings.maintenance_interval_seconds,
         )
         self._http = (
             HttpServer(app=self._rest_app, host=settings.rest_host, port=settings.rest_port)
@@ -140,7 +175,7 @@ class RegistryService:
             else None
         )
         doors: list[Component] = [self._rpc, self._http] if self._http else [self._rpc]
-        self._group = ComponentGroup([recovery, *doors])
+        self._group = ComponentGroup([recovery, maintenance, *doors])
 
     @property
     def rest_app(self) -> FastAPI:
@@ -162,10 +197,13 @@ class RegistryService:
 
         Raises:
             RegistryUnavailable: Redis does not answer in time.
-            InvalidInput: the base model cannot be read.
+            InvalidInput: the base model cannot be read, or `unsupported_store_format`.
         """
         await self._wait_for_redis()
         await asyncio.to_thread(self._shared.base.modules)
+        preparing = RedisLock(self._shared.redis, key=_STORE_LOCK, lease_seconds=_STORE_LEASE_SECONDS)
+        async with held(preparing, wait_seconds=_STORE_LEASE_SECONDS):
+            await asyncio.to_thread(self._shared.data.prepare)
         await self._shared.catalog.reconcile()
         await self._group.start()
         self._is_ready = True
@@ -202,22 +240,34 @@ class IngestProcess:
         shared = _build_shared(settings)
         # Both are loaded before the first job is taken: no claim runs out while a model is imported.
         shared.base.modules()
+        encoder = SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction)
+        shared.data.wait_until_prepared(timeout_seconds=settings.redis_wait_seconds)
         self._ingestion = Ingestion(
             staging=shared.staging,
             jobs=shared.jobs,
             catalog=shared.catalog,
-            artifacts=shared.artifacts,
+            lifecycle=shared.lifecycle,
+            artifacts=shared.data.artifacts,
+            profiles=shared.data.profiles,
             validator=shared.validator,
             base=shared.base,
-            encoder=SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction),
+            encoder=encoder,
             fetcher=Fetcher(sources=shared.sources, jobs=shared.jobs, assemble=assemble),
-            pool_check=PoolCheck(source=RegisteredPool(shared.registrations), artifacts=shared.artifacts),
+            pool_check=PoolCheck(source=RegisteredPool(shared.data.registrations), artifacts=shared.data.artifacts),
             lease_seconds=settings.job_lease_seconds,
+        )
+        self._reprofiling = Reprofiling(
+            publisher=shared.publisher,
+            registrations=shared.data.registrations,
+            profiles=shared.data.profiles,
+            encoder=encoder,
+            max_versions=settings.reprofile_batch,
         )
         self._celery = shared.celery
         self._log_level = settings.log_level
         self._runner = asyncio.Runner()
         register_ingest_task(self._celery, self)
+        register_reprofile_task(self._celery, self, pause_seconds=settings.reprofile_pause_seconds)
 
     def run(self, job_id: str) -> None:
         """See `Ingestion.run`."""
@@ -227,9 +277,15 @@ class IngestProcess:
         """See `Ingestion.give_up`."""
         self._runner.run(self._ingestion.give_up(job_id, error))
 
+    def reprofile(self) -> bool:
+        """See `Reprofiling.run`."""
+        return self._runner.run(self._reprofiling.run())
+
     def serve(self) -> None:
-        """Take jobs until SIGTERM or SIGINT."""
+        """Take jobs until SIGTERM or SIGINT; embed the pool again if the encoder was changed."""
         with self._runner:
+            if self._runner.run(self._reprofiling.is_due()):
+                start_reprofiling(self._celery)
             run_ingest_process(self._celery, log_level=self._log_level)
 
 
@@ -251,8 +307,11 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
     data_dir = settings.data_dir
     redis_url = settings.redis_url.get_secret_value()
     redis = open_redis(redis_url)
-    registrations = DiskRegistrationStore(data_dir / "adapters")
-    artifacts = DiskArtifactStore(data_dir / "artifacts")
+    data = DataFolder(data_dir)
+    index = RedisCatalogIndex(redis, max_kept_changes=settings.max_kept_changes)
+    publisher = CatalogPublisher(
+        index=index, registrations=data.registrations, artifacts=data.artifacts, profiles=data.profiles
+    )
     base = TransformersBaseModel(
         settings.base_model,
         name=settings.base_model_name or _public_name(settings.base_model),
@@ -270,15 +329,25 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
         redis=redis,
         celery=build_celery_app(broker_url_of(redis_url)),
         staging=DiskStagingArea(data_dir / "incoming"),
-        registrations=registrations,
-        artifacts=artifacts,
+        data=data,
         jobs=RedisJobStore(
             redis, lease_seconds=settings.job_lease_seconds, max_finished_jobs=settings.max_finished_jobs
         ),
+        publisher=publisher,
         catalog=Catalog(
-            index=RedisCatalogIndex(redis, max_kept_changes=settings.max_kept_changes),
-            registrations=registrations,
-            artifacts=artifacts,
+            index=index,
+            registrations=data.registrations,
+            artifacts=data.artifacts,
+            profiles=data.profiles,
+            publisher=publisher,
+            holds_new_versions=settings.admission == "quarantine-first",
+            default_access=AdapterAccess(trust_tier=settings.default_trust_tier),
+        ),
+        lifecycle=AdapterLifecycle(
+            publisher=publisher,
+            registrations=data.registrations,
+            profiles=data.profiles,
+            taken_names=_taken_names(base),
         ),
         base=base,
         validator=AdapterValidator(
@@ -289,6 +358,11 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
         sources=_build_sources(settings, unpack=unpack_limited),
         unpack=unpack_limited,
     )
+
+
+def _taken_names(base: TransformersBaseModel) -> frozenset[str]:
+    """What clients call the base: a router without a name of its own for it shows the last part of a hub id."""
+    return frozenset({base.name, base.name.rpartition("/")[2]})
 
 
 def _build_sources(settings: RegistrySettings, *, unpack: ArchiveUnpacker) -> dict[SourceKind, AdapterSource]:

@@ -1,8 +1,8 @@
 """Carries one accepted adapter through the states of `job.py` into the catalogue.
 
 Every step can be repeated: whatever a killed process had done is done again, or found done. The order of the last
-three steps makes the disk alone tell the truth: publish (the pointer names the job), forget the staging folder, note
-READY. A job without a folder is therefore either published or lost, and the pointer says which.
+three steps makes the disk alone tell the truth: publish (the version names the job), forget the staging folder, note
+READY. A job without a folder is therefore either published or lost, and the name's record says which.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.decomposition import decompose
 from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, Unavailable
 from services.common.log import get_logger
+from services.registry.adapter_files import SAMPLES_FILE
 from services.registry.artifact import ArtifactDraft, Provenance
 from services.registry.catalog import Catalog
 from services.registry.fetching import Fetcher
-from services.registry.job import IngestJob, IngestRequest, IngestState, pending_job
+from services.registry.job import IngestJob, IngestRequest, IngestState, SourceKind, pending_job
+from services.registry.lifecycle import AdapterLifecycle
 from services.registry.pool_check import PoolCheck
 from services.registry.ports import (
     ArtifactStore,
     BaseModel,
     JobStore,
     Lease,
+    ProfileStore,
     StagingArea,
     TextEncoder,
 )
-from services.registry.profiling import profile
+from services.registry.profiling import profile, read_samples
+from services.registry.publication import Published
+from services.registry.registration import VersionState
 from services.registry.validation import AdapterValidator, ValidatedAdapter
 
 _log = get_logger(__name__)
@@ -44,7 +49,9 @@ class Ingestion:
         staging: the accepted files.
         jobs: the observable states.
         catalog: where adapters are published.
+        lifecycle: where sample texts are added to an adapter.
         artifacts: where versions are stored.
+        profiles: where their profiles are.
         validator: checks files.
         base: the served base model.
         encoder: embeds sample texts.
@@ -59,7 +66,9 @@ class Ingestion:
         staging: StagingArea,
         jobs: JobStore,
         catalog: Catalog,
+        lifecycle: AdapterLifecycle,
         artifacts: ArtifactStore,
+        profiles: ProfileStore,
         validator: AdapterValidator,
         base: BaseModel,
         encoder: TextEncoder,
@@ -70,7 +79,9 @@ class Ingestion:
         self._staging = staging
         self._jobs = jobs
         self._catalog = catalog
+        self._lifecycle = lifecycle
         self._artifacts = artifacts
+        self._profiles = profiles
         self._validator = validator
         self._base = base
         self._encoder = encoder
@@ -148,6 +159,9 @@ class Ingestion:
     async def _ingest(self, job: IngestJob, request: IngestRequest) -> None:
         job = await self._move(job, IngestState.FETCHING, "fetching the files")
         folder = self._staging.files(request.job_id)
+        if request.source_kind is SourceKind.SAMPLES:
+            await self._add_samples(job, request, folder)
+            return
         source = await self._fetcher.fetch(job, request, folder)
         if await self._is_registered(job, request, folder):
             return
@@ -169,7 +183,6 @@ class Ingestion:
         )
         draft = ArtifactDraft(
             decomposed=decomposed,
-            profile=samples,
             provenance=Provenance(
                 source_kind=request.source_kind.value,
                 source=source,
@@ -184,14 +197,29 @@ class Ingestion:
             traits=comparison.traits,
         )
         manifest = await asyncio.to_thread(self._artifacts.write, draft)
-        entry = await self._catalog.publish(
+        record = await asyncio.to_thread(self._profiles.write, manifest.revision, samples)
+        published = await self._catalog.publish(
             manifest,
             adapter_name=request.adapter_name,
             job_id=request.job_id,
             is_replacement=request.is_replacement,
+            profile=record,
+            source_sha256=validated.source_sha256,
         )
-        await asyncio.to_thread(self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision)
-        await self._finish(job, entry.adapter_id)
+        if published.entry is not None and published.entry.revision == manifest.revision:
+            await asyncio.to_thread(
+                self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision
+            )
+        await self._finish(job, published)
+
+    async def _add_samples(self, job: IngestJob, request: IngestRequest, folder: Path) -> None:
+        """Give a registered adapter more sample texts."""
+        texts = await asyncio.to_thread(read_samples, folder / SAMPLES_FILE)
+        job = await self._move(job, IngestState.PROFILING, f"embedding {len(texts)} more sample texts")
+        published = await self._lifecycle.add_samples(
+            request.adapter_name, texts, encoder=self._encoder, job_id=request.job_id
+        )
+        await self._finish(job, published)
 
     async def _is_registered(self, job: IngestJob, request: IngestRequest, folder: Path) -> bool:
         """Finish early if the name means this very content already."""
@@ -204,12 +232,14 @@ class Ingestion:
         )
         if manifest is None:
             return False
-        entry = await self._catalog.publish(
-            manifest, adapter_name=request.adapter_name, job_id=request.job_id, is_replacement=False
+        published = await self._catalog.publish(
+            manifest,
+            adapter_name=request.adapter_name,
+            job_id=request.job_id,
+            is_replacement=False,
+            source_sha256=digest,
         )
-        # The pointer names the job that made it, not this one: here READY is noted first.
-        await self._jobs.put(job.ready(entry.adapter_id))
-        await asyncio.to_thread(self._staging.discard, job.job_id)
+        await self._finish(job, published)
         return True
 
     async def _move(self, job: IngestJob, state: IngestState, detail: str) -> IngestJob:
@@ -217,10 +247,14 @@ class Ingestion:
         await self._jobs.put(moved)
         return moved
 
-    async def _finish(self, job: IngestJob, adapter_id: str) -> None:
+    async def _finish(self, job: IngestJob, published: Published) -> None:
+        version = published.registration.made_by(job.job_id)
+        assert version is not None, "a publication notes its job"
+        adapter_id = published.registration.adapter_id(version)
+        is_held_back = version.state is VersionState.QUARANTINED
         await asyncio.to_thread(self._staging.discard, job.job_id)
-        await self._jobs.put(job.ready(adapter_id))
-        _log.info("ingest_ready", job_id=job.job_id, adapter=adapter_id)
+        await self._jobs.put(job.quarantined(adapter_id) if is_held_back else job.ready(adapter_id))
+        _log.info("ingest_ready", job_id=job.job_id, adapter=adapter_id, is_quarantined=is_held_back)
 
     async def _fail(self, job: IngestJob, error: HiloraError) -> None:
         _log.warning("ingest_failed", job_id=job.job_id, adapter=job.adapter_name, code=error.code, reason=str(error))

@@ -183,6 +183,32 @@ class Intake:
             await self.abandon(job_id)
             raise
 
+    async def submit_samples(self, adapter_name: str, texts: Sequence[str]) -> IngestJob:
+        """Accept more sample texts for a registered adapter.
+
+        Raises:
+            UnknownAdapter: no adapter of this name is registered.
+            InvalidAdapter: `invalid_samples` or the like.
+            RegistryUnavailable: Redis does not answer; nothing is kept.
+        """
+        await self._catalog.entry(adapter_name)
+        job_id, folder = await self.open_folder()
+        try:
+            await asyncio.to_thread(_write_samples, folder / SAMPLES_FILE, texts)
+            request = IngestRequest(
+                job_id=job_id,
+                adapter_name=adapter_name,
+                source_kind=SourceKind.SAMPLES,
+                source=f"{len(texts)} texts",
+                is_replacement=False,
+                has_own_samples=True,
+                created_at=time.time(),
+            )
+            return await self._accept(request)
+        except BaseException:
+            await self.abandon(job_id)
+            raise
+
     def _checked(self, name: str) -> str:
         if name in self._taken_names:
             raise InvalidInput(

@@ -42,15 +42,25 @@ class IngestState(StrEnum):
         return self in _TERMINAL
 
 
+_DONE = frozenset({IngestState.READY, IngestState.QUARANTINED})
 _TERMINAL = frozenset({IngestState.READY, IngestState.QUARANTINED, IngestState.FAILED, IngestState.RETIRED})
 
 # Every working state can fall back to PENDING: its process died, or a part it needs is away for the moment.
-# PENDING and FETCHING reach READY directly when the very same content is registered already, or when a crash came
-# between publishing and noting so.
+# PENDING and FETCHING reach READY or QUARANTINED directly when the very same content is registered already, or when a
+# crash came between publishing and noting so. Sample texts alone go from FETCHING to PROFILING.
 _TRANSITIONS: dict[IngestState, frozenset[IngestState]] = {
-    IngestState.PENDING: frozenset({IngestState.FETCHING, IngestState.READY, IngestState.FAILED}),
+    IngestState.PENDING: frozenset(
+        {IngestState.FETCHING, IngestState.READY, IngestState.QUARANTINED, IngestState.FAILED}
+    ),
     IngestState.FETCHING: frozenset(
-        {IngestState.VALIDATING, IngestState.PENDING, IngestState.READY, IngestState.FAILED}
+        {
+            IngestState.VALIDATING,
+            IngestState.PROFILING,
+            IngestState.PENDING,
+            IngestState.READY,
+            IngestState.QUARANTINED,
+            IngestState.FAILED,
+        }
     ),
     IngestState.VALIDATING: frozenset({IngestState.DECOMPOSING, IngestState.PENDING, IngestState.FAILED}),
     IngestState.DECOMPOSING: frozenset({IngestState.PROFILING, IngestState.PENDING, IngestState.FAILED}),
@@ -90,6 +100,8 @@ class SourceKind(StrEnum):
     """A folder or an archive in an object store."""
     URL = "url"
     """An archive on a web server."""
+    SAMPLES = "samples"
+    """More sample texts for an adapter that is registered already; they lie in the staging folder from the start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +155,7 @@ class IngestJob:
             self,
             state=state,
             detail=detail,
-            progress=_PROGRESS.get(state, 1.0 if state is IngestState.READY else self.progress),
+            progress=_PROGRESS.get(state, 1.0 if state in _DONE else self.progress),
             updated_at=time.time() if now is None else now,
         )
 
@@ -161,6 +173,11 @@ class IngestJob:
     def ready(self, adapter_id: str) -> IngestJob:
         """The job after its adapter entered the catalogue."""
         return replace(self.moved(IngestState.READY, detail="registered"), adapter_id=adapter_id)
+
+    def quarantined(self, adapter_id: str) -> IngestJob:
+        """The job after its adapter was stored, to wait for somebody's approval."""
+        detail = "waiting for approval"
+        return replace(self.moved(IngestState.QUARANTINED, detail=detail), adapter_id=adapter_id)
 
     def failed(self, error: HiloraError) -> IngestJob:
         """The job after it was refused or broke."""

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from hilora.adapter import DecomposedAdapter, RocBasis
-from services.registry.artifact import ArtifactDraft, ArtifactManifest
+from services.registry.artifact import ArtifactDraft, ArtifactManifest, ProfileRecord, SampleProfile
+from services.registry.catalog_entry import CatalogChange, CatalogEntry, CatalogNews, CatalogRecord, CatalogSnapshot
 from services.registry.job import IngestJob, IngestRequest
-from services.registry.registration import CatalogChange, CatalogEntry, CatalogNews, CatalogSnapshot, Registration
+from services.registry.registration import Registration
 from services.registry.validation_report import ValidationReport
 
 
@@ -26,7 +27,8 @@ class ArtifactStore(Protocol):
     """Immutable adapter versions. Blocking."""
 
     def write(self, draft: ArtifactDraft) -> ArtifactManifest:
-        """Store a version, all or nothing; equal content is stored once and keeps its first manifest."""
+        """Store a version, all or nothing; equal content is stored once, keeps its first manifest, and counts as fresh
+        again for `StoreCleaner.idle_seconds`."""
         ...
 
     def manifest(self, revision: str) -> ArtifactManifest:
@@ -35,10 +37,6 @@ class ArtifactStore(Protocol):
 
     def find(self, revision_prefix: str) -> str | None:
         """The one revision that begins with a prefix of hex digits; `None` if there is none, or several."""
-        ...
-
-    def sample_embeddings(self, revision: str) -> NDArray[np.float32]:
-        """`[m, E]`. Raises UnknownAdapter like `manifest`."""
         ...
 
     def sweep(self) -> None:
@@ -66,19 +64,96 @@ class PoolSource(Protocol):
         ...
 
 
-class RegistrationStore(Protocol):
-    """Which version each name means; survives every crash. Blocking."""
+class ProfileStore(Protocol):
+    """Immutable profiles: the sample texts of an artifact and their embeddings under one encoder. Blocking."""
 
-    def put(self, registration: Registration) -> None:
-        """Replace the pointer of a name: afterwards either the old or the new one is there, never neither."""
+    def write(self, revision: str, profile: SampleProfile) -> ProfileRecord:
+        """Store a profile beside its artifact, all or nothing; equal ones are stored once."""
+        ...
+
+    def record(self, revision: str, profile_id: str) -> ProfileRecord:
+        """What is stored. Raises UnknownAdapter (`unknown_profile`)."""
+        ...
+
+    def embeddings(self, revision: str, profile_id: str) -> NDArray[np.float32]:
+        """`[m, E]`. Raises UnknownAdapter (`unknown_profile`)."""
+        ...
+
+    def texts(self, revision: str, profile_id: str) -> tuple[str, ...]:
+        """The sample texts, in order. Raises UnknownAdapter (`unknown_profile`)."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what a crash left half written."""
+        ...
+
+
+class StoreCleaner(Protocol):
+    """Takes unreferenced content out of a store in two steps, so that a mistake, or a race with a publisher, can be
+    undone until the second. Blocking. Keys are a revision, or a revision and a profile id joined by `/`."""
+
+    def stored(self) -> list[str]:
+        """Keys of everything that can be read."""
+        ...
+
+    def idle_seconds(self, key: str) -> float:
+        """How long ago the content was last written; 0 if it is not there."""
+        ...
+
+    def touch(self, key: str) -> bool:
+        """Let the content count as just written; whether it is there."""
+        ...
+
+    def size_bytes(self, key: str) -> int:
+        """Size of the content on disk; 0 if it is not there."""
+        ...
+
+    def set_aside(self, key: str) -> None:
+        """Make the content unreadable, but keep it. Nothing happens if it is not there."""
+        ...
+
+    def aside(self) -> list[str]:
+        """Keys of what was set aside."""
+        ...
+
+    def aside_seconds(self, key: str) -> float:
+        """How long ago the content was set aside."""
+        ...
+
+    def restore(self, key: str) -> None:
+        """Make what was set aside readable again. Nothing happens if it is not aside, or readable already."""
+        ...
+
+    def purge(self, key: str) -> None:
+        """Delete what was set aside for ever."""
+        ...
+
+
+class RegistrationStore(Protocol):
+    """Which versions each name has and means; survives every crash. Blocking."""
+
+    def put(self, registration: Registration, *, replaces: Registration | None) -> None:
+        """Replace the record of a name: afterwards either the old or the new one is there, never neither.
+
+        Raises:
+            Conflict: `registration_changed`, if the record is not (any more) the one that is to be replaced.
+        """
         ...
 
     def get(self, adapter_name: str) -> Registration | None:
-        """The pointer of a name, a tombstone included."""
+        """The record of a name, a tombstone included."""
         ...
 
     def all(self) -> list[Registration]:
-        """Every readable pointer, tombstones included, by name."""
+        """Every readable record, tombstones included, by name."""
+        ...
+
+    def record(self) -> CatalogRecord:
+        """What belongs to the catalogue as a whole."""
+        ...
+
+    def put_record(self, record: CatalogRecord, *, replaces: CatalogRecord) -> None:
+        """Replace it in one step. Raises Conflict like `put`."""
         ...
 
 
@@ -124,6 +199,10 @@ class CatalogTransaction(Protocol):
 
     async def entry(self, adapter_name: str) -> CatalogEntry | None:
         """The published entry of a name."""
+        ...
+
+    async def is_held(self) -> bool:
+        """Whether the right is still ours."""
         ...
 
     async def commit(self, change: CatalogChange) -> None:

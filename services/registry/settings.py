@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from hilora.access import TrustTier
 from services.common.auth import refuse_open_door
 from services.common.sequence_encoder import DEFAULT_ENCODER
 from services.common.settings_base import ServiceSettings
@@ -80,6 +81,20 @@ class RegistrySettings(ServiceSettings):
     """Time between two searches for interrupted ingests."""
     watch_heartbeat_seconds: float = Field(default=5.0, gt=0, le=30.0)
     """Time between two signs of life to followers of the catalogue."""
+    admission: Literal["open", "quarantine-first"] = "open"
+    """Whether a new version is served at once, or waits until somebody approves it."""
+    default_trust_tier: TrustTier = TrustTier.COMMUNITY
+    """Tier of an adapter of which nobody said otherwise."""
+    keep_versions: int = Field(default=5, ge=1)
+    """Newest versions of each name that stay servable, besides the current and the aliased ones."""
+    collection_grace_seconds: float = Field(default=86_400.0, ge=0)
+    """Nothing younger is collected, and what was collected can be brought back for as long."""
+    maintenance_interval_seconds: float = Field(default=300.0, gt=0)
+    """Time between two rounds of garbage collection and comparison of catalogue and disk."""
+    reprofile_batch: int = Field(default=16, ge=1)
+    """After a change of the encoder, how many versions are embedded again before ingests have their turn."""
+    reprofile_pause_seconds: float = Field(default=0.2, ge=0)
+    """Pause between two such batches."""
     redis_wait_seconds: float = Field(default=30.0, ge=0)
     """How long to wait for Redis at the start."""
     exit_with_parent: bool = False

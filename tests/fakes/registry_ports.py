@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from hilora.errors import Conflict, RegistryUnavailable
-from services.registry.job import IngestJob
-from services.registry.registration import (
+from services.registry.catalog_entry import (
     CatalogChange,
     CatalogEntry,
     CatalogHeartbeat,
@@ -17,6 +16,7 @@ from services.registry.registration import (
     CatalogResync,
     CatalogSnapshot,
 )
+from services.registry.job import IngestJob
 
 
 class InMemoryCatalogIndex:
@@ -25,6 +25,7 @@ class InMemoryCatalogIndex:
     def __init__(self, *, max_kept_changes: int = 1000) -> None:
         self._generation: int | None = None
         self._entries: dict[str, CatalogEntry] = {}
+        self._aliases: dict[str, str] = {}
         self._changes: deque[CatalogChange] = deque(maxlen=max_kept_changes)
         self._lock = asyncio.Lock()
         self._news = asyncio.Condition()
@@ -34,13 +35,18 @@ class InMemoryCatalogIndex:
     async def lose_everything(self) -> None:
         self._generation = None
         self._entries.clear()
+        self._aliases = {}
         self._changes.clear()
         self.holder = None
 
     async def read(self) -> CatalogSnapshot | None:
         if self._generation is None:
             return None
-        return CatalogSnapshot(catalog_generation=self._generation, entries=dict(sorted(self._entries.items())))
+        return CatalogSnapshot(
+            catalog_generation=self._generation,
+            entries=dict(sorted(self._entries.items())),
+            aliases=dict(self._aliases),
+        )
 
     async def entry(self, adapter_name: str) -> CatalogEntry | None:
         return self._entries.get(adapter_name)
@@ -80,7 +86,9 @@ class InMemoryCatalogIndex:
             raise RegistryUnavailable("Redis went away", code="redis_unavailable")
         if self.holder is not transaction or self._generation != change.previous_generation:
             raise Conflict("lost", code="catalog_lock_lost")
-        if change.entry is None:
+        if change.aliases is not None:
+            self._aliases = dict(change.aliases)
+        elif change.entry is None:
             self._entries.pop(change.adapter_name, None)
         else:
             self._entries[change.adapter_name] = change.entry
@@ -92,6 +100,7 @@ class InMemoryCatalogIndex:
         if self.holder is not transaction:
             raise Conflict("lost", code="catalog_lock_lost")
         self._entries = dict(snapshot.entries)
+        self._aliases = dict(snapshot.aliases)
         self._changes.clear()
         self._generation = snapshot.catalog_generation
         await self._announce()
@@ -114,6 +123,9 @@ class InMemoryTransaction:
 
     async def entry(self, adapter_name: str) -> CatalogEntry | None:
         return await self._index.entry(adapter_name)
+
+    async def is_held(self) -> bool:
+        return self._index.holder is self
 
     async def commit(self, change: CatalogChange) -> None:
         await self._index.apply(self, change)

@@ -18,6 +18,7 @@ from hilora.errors import HiloraError, InvalidInput, UnknownAdapter
 from services.common.auth import require_bearer_key
 from services.common.errors import http_headers, mapping_of, openai_body
 from services.registry.catalog import Catalog
+from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies, lifecycle_routes
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.multipart import MultipartUpload, too_large
 from services.registry.entrypoints.raw_upload import RAW_CONTENT_TYPES, RawUpload
@@ -48,12 +49,16 @@ class RestDependencies:
     metrics: RegistryMetrics
     is_ready: Callable[[], bool]
     max_upload_bytes: int
+    lifecycle: LifecycleDependencies
 
 
 def create_rest_app(dependencies: RestDependencies, *, admin_api_key: SecretStr | None) -> FastAPI:
     """The application: `/v1/adapters`, `/v1/jobs`, `/healthz`, `/readyz`, `/metrics`."""
     app = FastAPI(title="HiLoRA Serve registry", docs_url=None, redoc_url=None)
     app.include_router(_admin_routes(dependencies), dependencies=[Depends(require_bearer_key(admin_api_key))])
+    app.include_router(
+        lifecycle_routes(dependencies.lifecycle), dependencies=[Depends(require_bearer_key(admin_api_key))]
+    )
     app.include_router(_probe_routes(dependencies))
     app.add_exception_handler(HiloraError, _answer_hilora_error)  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(RequestValidationError, _answer_validation_error)  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -16,11 +17,11 @@ from services.common.auth import is_bearer_key
 from services.common.log import get_logger
 from services.common.rpc_client import CHUNK_BYTES
 from services.registry.catalog import Catalog
+from services.registry.catalog_entry import CatalogChange, CatalogEntry, CatalogHeartbeat, CatalogNews, CatalogSnapshot
 from services.registry.entrypoints.messages import basis_of, entry_message, job_message
 from services.registry.intake import Intake
 from services.registry.job import SourceKind, is_job_id
 from services.registry.ports import JobStore
-from services.registry.registration import CatalogChange, CatalogEntry, CatalogHeartbeat, CatalogNews, CatalogSnapshot
 
 SERVICE_NAME = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
@@ -70,6 +71,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         del context
         snapshot = await self._catalog.snapshot()
         chunk = _empty_chunk(snapshot)
+        chunk.aliases.update(snapshot.aliases)
         num_bytes = 0
         for entry in snapshot.entries.values():
             message = await self._entry(entry, without_samples=request.without_samples)
@@ -180,20 +182,26 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "This call needs 'authorization: Bearer <admin key>'.")
 
     async def _entry(self, entry: CatalogEntry, *, without_samples: bool) -> registry_pb2.CatalogEntry:
-        if without_samples:
+        if without_samples or not entry.num_samples:
             return entry_message(entry, None)
         try:
             return entry_message(entry, await self._catalog.sample_embeddings(entry))
         except UnknownAdapter as error:
             # One damaged version must not keep the others from the routers; they pass over an entry without samples.
             _log.error("samples_missing", adapter=entry.adapter_id, reason=error.message)
-            return entry_message(entry, None)
+            return entry_message(replace(entry, num_samples=0, encoder_id=""), None)
 
     async def _event(self, news: CatalogNews, *, without_samples: bool) -> registry_pb2.CatalogEvent:
         if isinstance(news, CatalogHeartbeat):
             kind = registry_pb2.CatalogEvent.KIND_HEARTBEAT
         elif not isinstance(news, CatalogChange):
             kind = registry_pb2.CatalogEvent.KIND_RESYNC
+        elif news.aliases is not None:
+            return registry_pb2.CatalogEvent(
+                kind=registry_pb2.CatalogEvent.KIND_ALIASES,
+                catalog_generation=news.catalog_generation,
+                aliases=news.aliases,
+            )
         elif news.entry is None:
             kind = registry_pb2.CatalogEvent.KIND_REMOVE
         else:

@@ -6,11 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from hilora.access import TrustTier
 from hilora.finding import Severity
 from services.registry.artifact import ArtifactManifest
+from services.registry.catalog_entry import CatalogEntry
 from services.registry.entrypoints.squeeze_option import SqueezeOption
 from services.registry.job import IngestJob, IngestState, SourceKind
-from services.registry.registration import CatalogEntry
 from services.registry.validation_report import ValidationReport
 
 
@@ -161,6 +162,10 @@ class AdapterView(BaseModel):
     encoder_id: str
     samples_source: str
     num_samples: int
+    version: int
+    profile_id: str
+    trust_tier: TrustTier
+    visible_to: list[str]
 
     @classmethod
     def of(cls, entry: CatalogEntry) -> Self:
@@ -178,6 +183,10 @@ class AdapterView(BaseModel):
             encoder_id=entry.encoder_id,
             samples_source=entry.samples_source,
             num_samples=entry.num_samples,
+            version=entry.version,
+            profile_id=entry.profile_id,
+            trust_tier=entry.access.trust_tier,
+            visible_to=list(entry.access.visible_to),
         )
 
 
