@@ -29,6 +29,8 @@ class IngestState(StrEnum):
     """Stored, held back until approved."""
     FAILED = "FAILED"
     """Refused or broken; the job's error says why."""
+    CANCELLED = "CANCELLED"
+    """Called off before it entered the catalogue; nothing of it is kept."""
     RETIRED = "RETIRED"
     """Taken out of the catalogue."""
 
@@ -38,29 +40,51 @@ class IngestState(StrEnum):
         return self in _TERMINAL
 
 
-_TERMINAL = frozenset({IngestState.READY, IngestState.QUARANTINED, IngestState.FAILED, IngestState.RETIRED})
+_TERMINAL = frozenset(
+    {
+        IngestState.READY,
+        IngestState.QUARANTINED,
+        IngestState.FAILED,
+        IngestState.CANCELLED,
+        IngestState.RETIRED,
+    }
+)
 
 # Every working state can fall back to PENDING: its process died, or a part it needs is away for the moment.
-# PENDING and FETCHING reach READY directly when the very same content is registered already, or when a crash came
+# Every one of them can be called off as well. PENDING and FETCHING reach READY directly when the very same content is registered already, or when a crash came
 # between publishing and noting so.
 _TRANSITIONS: dict[IngestState, frozenset[IngestState]] = {
-    IngestState.PENDING: frozenset({IngestState.FETCHING, IngestState.READY, IngestState.FAILED}),
-    IngestState.FETCHING: frozenset(
-        {IngestState.VALIDATING, IngestState.PENDING, IngestState.READY, IngestState.FAILED}
+    IngestState.PENDING: frozenset(
+        {IngestState.FETCHING, IngestState.READY, IngestState.FAILED, IngestState.CANCELLED}
     ),
-    IngestState.VALIDATING: frozenset({IngestState.DECOMPOSING, IngestState.PENDING, IngestState.FAILED}),
-    IngestState.DECOMPOSING: frozenset({IngestState.PROFILING, IngestState.PENDING, IngestState.FAILED}),
+    IngestState.FETCHING: frozenset(
+        {
+            IngestState.VALIDATING,
+            IngestState.PENDING,
+            IngestState.READY,
+            IngestState.FAILED,
+            IngestState.CANCELLED,
+        }
+    ),
+    IngestState.VALIDATING: frozenset(
+        {IngestState.DECOMPOSING, IngestState.PENDING, IngestState.FAILED, IngestState.CANCELLED}
+    ),
+    IngestState.DECOMPOSING: frozenset(
+        {IngestState.PROFILING, IngestState.PENDING, IngestState.FAILED, IngestState.CANCELLED}
+    ),
     IngestState.PROFILING: frozenset(
         {
             IngestState.READY,
             IngestState.QUARANTINED,
             IngestState.PENDING,
             IngestState.FAILED,
+            IngestState.CANCELLED,
         }
     ),
     IngestState.READY: frozenset({IngestState.RETIRED}),
     IngestState.QUARANTINED: frozenset({IngestState.READY, IngestState.RETIRED}),
     IngestState.FAILED: frozenset(),
+    IngestState.CANCELLED: frozenset(),
     IngestState.RETIRED: frozenset(),
 }
 
@@ -71,6 +95,13 @@ _PROGRESS: dict[IngestState, float] = {
     IngestState.DECOMPOSING: 0.4,
     IngestState.PROFILING: 0.7,
 }
+_PROGRESS_END: dict[IngestState, float] = {
+    IngestState.FETCHING: 0.2,
+    IngestState.VALIDATING: 0.4,
+    IngestState.DECOMPOSING: 0.7,
+    IngestState.PROFILING: 0.99,
+}
+"""Where the share of the work stands at the end of a state."""
 
 
 class SourceKind(StrEnum):
@@ -82,6 +113,16 @@ class SourceKind(StrEnum):
     """A folder on the registry's own file system."""
     HUB = "hub"
     """A repository of the HuggingFace Hub."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Who asked for a change, for the audit log."""
+
+    principal: str = "internal"
+    """Name of the key; `internal` where the system itself asked."""
+    request_id: str = ""
+    """Identity of the call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +140,8 @@ class IngestRequest:
     """Whether the client sent the sample texts itself, beside the adapter's files."""
     created_at: float
     """Unix seconds."""
+    origin: Origin = field(default_factory=Origin)
+    """Who asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +178,19 @@ class IngestJob:
             updated_at=time.time() if now is None else now,
         )
 
+    def within(self, share: float, *, detail: str, now: float | None = None) -> IngestJob:
+        """The job a part of the way through its present state.
+
+        Args:
+            share: how much of the state's work is done, 0 to 1; the job's progress never goes back.
+            detail: what it is doing, for a person.
+            now: Unix seconds.
+        """
+        start = _PROGRESS.get(self.state, self.progress)
+        end = _PROGRESS_END.get(self.state, start)
+        progress = max(self.progress, start + min(max(share, 0.0), 1.0) * (end - start))
+        return replace(self, progress=progress, detail=detail, updated_at=time.time() if now is None else now)
+
     def ready(self, adapter_id: str) -> IngestJob:
         """The job after its adapter entered the catalogue."""
         return replace(self.moved(IngestState.READY, detail="registered"), adapter_id=adapter_id)
@@ -142,6 +198,10 @@ class IngestJob:
     def failed(self, error: HiloraError) -> IngestJob:
         """The job after it was refused or broke."""
         return replace(self.moved(IngestState.FAILED, detail=error.message), error=error)
+
+    def cancelled(self) -> IngestJob:
+        """The job after it was called off."""
+        return self.moved(IngestState.CANCELLED, detail="cancelled")
 
     def requeued(self, *, detail: str, due_at: float) -> IngestJob:
         """The job back at the start, expected to be taken before `due_at` (Unix seconds)."""
