@@ -7,6 +7,7 @@ Redis.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from hilora.errors import InvalidInput, Unavailable
 from services.common.log import get_logger
 from services.registry.adapter_files import SAMPLES_FILE
 from services.registry.catalog import Catalog
-from services.registry.job import IngestJob, IngestRequest, SourceKind, new_job_id, pending_job
+from services.registry.job import IngestJob, IngestRequest, Origin, SourceKind, new_job_id, pending_job
 from services.registry.ports import AdapterSource, ArchiveUnpacker, IngestQueue, JobStore, StagingArea
 from services.registry.profiling import read_samples
 from services.registry.validation import AdapterValidator
@@ -27,6 +28,9 @@ _log = get_logger(__name__)
 
 PENDING_GRACE_SECONDS = 10.0
 """A job that waits longer while the queue is empty has lost its message."""
+
+_ROUTE_NAMES = frozenset({"events"})
+"""Names that `/v1/adapters/{name}` could not reach: a route of that path means something else."""
 
 _ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
@@ -91,9 +95,17 @@ class Intake:
         await asyncio.to_thread(self._staging.discard, job_id)
 
     async def submit_upload(
-        self, upload: ReceivedUpload, *, adapter_name: str | None, is_replacement: bool
+        self,
+        upload: ReceivedUpload,
+        *,
+        adapter_name: str | None,
+        is_replacement: bool,
+        origin: Origin = Origin(),  # noqa: B008  (a frozen value)
     ) -> IngestJob:
         """Check an upload completely, as far as it is small enough to be read now, and accept it.
+
+        Returns:
+            Its job; or the unfinished job of an equal submission, and then nothing of this one is kept.
 
         Raises:
             InvalidAdapter: the files are refused; nothing of them is kept.
@@ -115,8 +127,9 @@ class Intake:
                 is_replacement=is_replacement,
                 has_own_samples=upload.samples is not None,
                 created_at=time.time(),
+                origin=origin,
             )
-            return await self._accept(request)
+            return await self._accept(request, content=digest)
         except BaseException:
             await self.abandon(upload.job_id)
             raise
@@ -129,6 +142,7 @@ class Intake:
         adapter_name: str | None,
         texts: Sequence[str],
         is_replacement: bool,
+        origin: Origin = Origin(),  # noqa: B008  (a frozen value)
     ) -> IngestJob:
         """Accept an adapter that the registry is to fetch itself.
 
@@ -138,6 +152,10 @@ class Intake:
             adapter_name: name to register; the reference's last segment if `None`.
             texts: sample texts; empty means that the source brings its own.
             is_replacement: whether another version of the name may be replaced.
+            origin: who asked.
+
+        Returns:
+            As `submit_upload`.
 
         Raises:
             InvalidInput: the reference or the name is refused.
@@ -158,8 +176,9 @@ class Intake:
                 is_replacement=is_replacement,
                 has_own_samples=bool(texts),
                 created_at=time.time(),
+                origin=origin,
             )
-            return await self._accept(request)
+            return await self._accept(request, content=_digest_of(reference, *texts))
         except BaseException:
             await self.abandon(job_id)
             raise
@@ -172,12 +191,21 @@ class Intake:
                 remedy="Choose another name: as a `model` value it would mean the base.",
                 place="name",
             )
+        if name in _ROUTE_NAMES:
+            raise InvalidInput(
+                f"{name!r} is the name of a route.", code="invalid_adapter_name", remedy="Choose another.", place="name"
+            )
         return name
 
-    async def _accept(self, request: IngestRequest) -> IngestJob:
+    async def _accept(self, request: IngestRequest, *, content: str) -> IngestJob:
         await asyncio.to_thread(self._staging.accept, request)
         job = pending_job(request, due_at=request.created_at + PENDING_GRACE_SECONDS)
-        await self._jobs.put(job)
+        fingerprint = _digest_of(request.adapter_name, request.source_kind, content, str(request.is_replacement))
+        owner = await self._jobs.submit(job, fingerprint=fingerprint)
+        if owner.job_id != job.job_id:
+            await self.abandon(job.job_id)
+            _log.info("submission_joined", adapter=request.adapter_name, job_id=owner.job_id)
+            return owner
         try:
             await self._queue.enqueue(request.job_id)
         except Unavailable as error:
@@ -195,6 +223,11 @@ class Intake:
         if upload.samples is not None:
             upload.samples.replace(upload.folder / SAMPLES_FILE)
         return inner_name
+
+
+def _digest_of(*parts: str) -> str:
+    """Equal for equal parts in equal order; JSON keeps their borders apart."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _name_for(given: str | None, derived: str) -> str:

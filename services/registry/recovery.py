@@ -102,6 +102,9 @@ class JobRecovery:
             queued = job.requeued(detail="registered", due_at=0.0)
             await self._jobs.put(queued.ready(registration.adapter_id))
             return
+        if await self._jobs.is_cancel_requested(job.job_id):
+            await self._jobs.put(job.cancelled())
+            return
         error = HiloraError(
             f"The ingest of {job.adapter_name} was interrupted and its files are gone.",
             code="ingest_interrupted",

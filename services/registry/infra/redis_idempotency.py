@@ -20,6 +20,13 @@ _PREFIX = f"{KEY_PREFIX}idempotency:"
 _KEPT_SECONDS = 24 * 3600
 _RESERVED_SECONDS = 120
 
+_BEGIN = """
+local present = redis.call('get', KEYS[1])
+if present then return present end
+redis.call('set', KEYS[1], ARGV[1] .. ':', 'EX', ARGV[2])
+return false
+"""
+
 # A result is written also where the reservation ran out, unless another request has the key by now.
 _FINISH = """
 local present = redis.call('get', KEYS[1])
@@ -48,10 +55,8 @@ class RedisIdempotencyStore:
 
     async def begin(self, key: str, *, body_digest: str) -> str | None:
         """See `IdempotencyStore.begin`."""
-        place = _place(key)
         with translated_redis_errors():
-            # With `get`, the old value comes back, and nothing was set if there is one.
-            present = await self._redis.set(place, f"{body_digest}:", nx=True, ex=_RESERVED_SECONDS, get=True)
+            present = await self._redis.eval(_BEGIN, 1, _place(key), body_digest, _RESERVED_SECONDS)
         if present is None:
             return None
         known_digest, _, job_id = present.partition(":")
