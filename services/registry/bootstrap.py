@@ -9,18 +9,23 @@ from functools import partial
 from pathlib import Path
 
 from celery import Celery
-from fastapi import FastAPI
 from redis.asyncio import Redis
+from starlette.types import ASGIApp
 
 from hilora.errors import HiloraError, RegistryUnavailable
+from services.common.auth import AccessKey, FixedKeys, KeyFile, KeyRing, KeySource
 from services.common.http_server import HttpServer
 from services.common.lifecycle import Component, ComponentGroup
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder
+from services.registry.cancellation import JobCancellation
 from services.registry.catalog import Catalog
+from services.registry.entrypoints.dependencies import RestDependencies
+from services.registry.entrypoints.event_stream import EventStreams
 from services.registry.entrypoints.metrics import RegistryMetrics
-from services.registry.entrypoints.rest import RestDependencies, create_rest_app
+from services.registry.entrypoints.rest import create_rest_app
 from services.registry.entrypoints.rpc import SERVICE_NAME, RegistryServicer, register_with
+from services.registry.entrypoints.rpc_access import RpcAccess
 from services.registry.entrypoints.tasks import (
     INGEST_QUEUE_KEY,
     INGEST_TASK,
@@ -29,12 +34,15 @@ from services.registry.entrypoints.tasks import (
     run_ingest_process,
 )
 from services.registry.infra.artifact_store import DiskArtifactStore
+from services.registry.infra.audit_log import DiskAuditLog
 from services.registry.infra.base_model import TransformersBaseModel
 from services.registry.infra.celery_queue import CeleryIngestQueue
+from services.registry.infra.event_loop_thread import EventLoopThread
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import broker_url_of, open_redis, translated_redis_errors
+from services.registry.infra.redis_idempotency import RedisIdempotencyStore
 from services.registry.infra.redis_jobs import RedisJobStore
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
@@ -61,6 +69,7 @@ class _Shared:
     registrations: DiskRegistrationStore
     artifacts: DiskArtifactStore
     jobs: RedisJobStore
+    audit: DiskAuditLog
     catalog: Catalog
     base: TransformersBaseModel
     validator: AdapterValidator
@@ -95,15 +104,19 @@ class RegistryService:
             # A router without a name of its own for the base shows the last part of a hub id.
             taken_names=frozenset({shared.base.name, shared.base.name.rpartition("/")[2]}),
         )
+        cancellation = JobCancellation(jobs=shared.jobs, staging=shared.staging)
+        keys = _build_keys(settings)
         self._shared = shared
+        self._streams = EventStreams()
         self._redis_wait_seconds = settings.redis_wait_seconds
         self._is_ready = False
         self._servicer = RegistryServicer(
             catalog=shared.catalog,
             jobs=shared.jobs,
             intake=intake,
+            cancellation=cancellation,
+            access=RpcAccess(keys=keys, audit=shared.audit),
             heartbeat_seconds=settings.watch_heartbeat_seconds,
-            admin_api_key=settings.admin_api_key,
         )
         self._rpc = RpcServer(
             host=settings.rpc_host,
@@ -116,11 +129,17 @@ class RegistryService:
                 intake=intake,
                 catalog=shared.catalog,
                 jobs=shared.jobs,
-                metrics=RegistryMetrics(catalog=shared.catalog, jobs=shared.jobs),
+                cancellation=cancellation,
+                idempotency=RedisIdempotencyStore(shared.redis),
+                audit=shared.audit,
+                metrics=RegistryMetrics(catalog=shared.catalog, jobs=shared.jobs, queue=queue),
+                streams=self._streams,
                 is_ready=lambda: self._is_ready,
                 max_upload_bytes=settings.max_upload_bytes,
+                heartbeat_seconds=settings.watch_heartbeat_seconds,
+                load_wait_seconds=settings.load_wait_seconds,
             ),
-            admin_api_key=settings.admin_api_key,
+            keys=keys,
         )
         recovery = JobRecovery(
             staging=shared.staging,
@@ -139,7 +158,7 @@ class RegistryService:
         self._group = ComponentGroup([recovery, *doors])
 
     @property
-    def rest_app(self) -> FastAPI:
+    def rest_app(self) -> ASGIApp:
         """The ASGI application of the REST door."""
         return self._rest_app
 
@@ -167,10 +186,15 @@ class RegistryService:
         self._is_ready = True
         await self._rpc.set_serving(is_serving=True)
 
+    def end_streams(self) -> None:
+        """End everything that only listens, so that no server waits for it: the first thing to do at a stop."""
+        self._streams.close()
+        self._servicer.close()
+
     async def stop(self, *, grace_seconds: float) -> None:
         """Close the doors, let calls in flight finish for at most `grace_seconds`."""
         self._is_ready = False
-        self._servicer.close()
+        self.end_streams()
         await self._group.stop(grace_seconds=grace_seconds)
         await self._shared.redis.aclose()
         await asyncio.to_thread(self._shared.celery.close)
@@ -189,7 +213,7 @@ class RegistryService:
 
 
 class IngestProcess:
-    """The process that does the ingests, one after the other: Celery around one event loop.
+    """The process that does the ingests: Celery's threads around one event loop.
 
     The loop lives as long as the process, so that the Redis connections do, too.
     """
@@ -207,25 +231,27 @@ class IngestProcess:
             base=shared.base,
             encoder=SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction),
             sources=shared.sources,
+            audit=shared.audit,
             lease_seconds=settings.job_lease_seconds,
         )
         self._celery = shared.celery
         self._log_level = settings.log_level
-        self._runner = asyncio.Runner()
+        self._num_concurrent = settings.max_concurrent_ingests
+        self._loop = EventLoopThread(name="ingest-loop")
         register_ingest_task(self._celery, self)
 
     def run(self, job_id: str) -> None:
         """See `Ingestion.run`."""
-        self._runner.run(self._ingestion.run(job_id))
+        self._loop.call(self._ingestion.run(job_id))
 
     def give_up(self, job_id: str, error: HiloraError) -> None:
         """See `Ingestion.give_up`."""
-        self._runner.run(self._ingestion.give_up(job_id, error))
+        self._loop.call(self._ingestion.give_up(job_id, error))
 
     def serve(self) -> None:
         """Take jobs until SIGTERM or SIGINT."""
-        with self._runner:
-            run_ingest_process(self._celery, log_level=self._log_level)
+        with self._loop:
+            run_ingest_process(self._celery, num_concurrent=self._num_concurrent, log_level=self._log_level)
 
 
 def build_registry(settings: RegistrySettings) -> RegistryService:
@@ -255,12 +281,15 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
     )
     return _Shared(
         redis=redis,
-        celery=build_celery_app(broker_url_of(redis_url)),
+        celery=build_celery_app(broker_url_of(redis_url), visibility_seconds=settings.ingest_visibility_seconds),
         staging=DiskStagingArea(data_dir / "incoming"),
         registrations=registrations,
         artifacts=artifacts,
         jobs=RedisJobStore(
             redis, lease_seconds=settings.job_lease_seconds, max_finished_jobs=settings.max_finished_jobs
+        ),
+        audit=DiskAuditLog(
+            data_dir / "audit", max_file_bytes=settings.audit_max_file_bytes, max_files=settings.audit_max_files
         ),
         catalog=Catalog(
             index=RedisCatalogIndex(redis, max_kept_changes=settings.max_kept_changes),
@@ -280,6 +309,16 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
             SourceKind.HUB: HubSource(is_allowed=settings.allow_hub, max_bytes=settings.max_upload_bytes),
         },
     )
+
+
+def _build_keys(settings: RegistrySettings) -> KeyRing:
+    fixed = list(settings.admin_keys)
+    if settings.admin_api_key is not None:
+        fixed.append(AccessKey.of_secret("admin", settings.admin_api_key))
+    sources: list[KeySource] = [FixedKeys(fixed)] if fixed else []
+    if settings.admin_keys_file is not None:
+        sources.append(KeyFile(settings.admin_keys_file))
+    return KeyRing(sources, is_anonymous_allowed=settings.allow_anonymous_admin)
 
 
 def _public_name(base_model: str) -> str:

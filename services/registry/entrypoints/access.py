@@ -106,14 +106,14 @@ class AccessGate:
     """
 
     def __init__(self, app: ASGIApp, *, keys: KeyRing, audit: AuditLog) -> None:
-        self._app = app
+        self.app = app
         self._keys = keys
         self._audit = audit
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
             raise ValueError(f"this door does not speak {scope['type']}")
@@ -131,7 +131,7 @@ class AccessGate:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             # The path that routing uses, never one rebuilt from a URL: a `Host` header could bend that.
             if scope["path"] in PUBLIC_PATHS:
-                await self._app(scope, receive, send_marked)
+                await self.app(scope, receive, send_marked)
                 return
             try:
                 state["principal"] = self._authenticate(headers)
@@ -140,7 +140,7 @@ class AccessGate:
                 await answer_hilora_error(Request(scope), error)(scope, receive, send_marked)
                 return
             if scope["method"] in _READING_METHODS:
-                await self._app(scope, receive, send_marked)
+                await self.app(scope, receive, send_marked)
                 return
             await self._answer_audited(scope, receive, send_marked)
 
@@ -166,7 +166,7 @@ class AccessGate:
             if not has_failed_to_record:
                 await send(message)
 
-        await self._app(scope, receive, send_recorded)
+        await self.app(scope, receive, send_recorded)
 
 
 def _refuse_strangers(headers: Headers) -> None:

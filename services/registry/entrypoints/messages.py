@@ -20,6 +20,7 @@ _STATES = {
     IngestState.READY: registry_pb2.INGEST_STATE_READY,
     IngestState.QUARANTINED: registry_pb2.INGEST_STATE_QUARANTINED,
     IngestState.FAILED: registry_pb2.INGEST_STATE_FAILED,
+    IngestState.CANCELLED: registry_pb2.INGEST_STATE_CANCELLED,
     IngestState.RETIRED: registry_pb2.INGEST_STATE_RETIRED,
 }
 _BASES = {routing_pb2.ROC_BASIS_SVD: RocBasis.SVD, routing_pb2.ROC_BASIS_TRAINED: RocBasis.TRAINED}
