@@ -77,7 +77,7 @@ _KEYS = TypeAdapter(tuple[AccessKey, ...])
 class KeySource(Protocol):
     """Where the keys come from; asked for every request."""
 
-    def keys(self) -> Sequence[AccessKey]:
+    def current(self) -> Sequence[AccessKey]:
         """The keys that count now. Never blocks for long."""
         ...
 
@@ -92,8 +92,8 @@ class FixedKeys:
     def __init__(self, keys: Sequence[AccessKey]) -> None:
         self._keys = tuple(keys)
 
-    def keys(self) -> Sequence[AccessKey]:
-        """See `KeySource.keys`."""
+    def current(self) -> Sequence[AccessKey]:
+        """See `KeySource.current`."""
         return self._keys
 
 
@@ -116,8 +116,8 @@ class KeyFile:
         self._stamp = self._stamp_of_file()
         self._keys = self._read()
 
-    def keys(self) -> Sequence[AccessKey]:
-        """See `KeySource.keys`."""
+    def current(self) -> Sequence[AccessKey]:
+        """See `KeySource.current`."""
         now = time.monotonic()
         if now - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
             self._looked_at = now
@@ -189,7 +189,7 @@ class KeyRing:
         digest = digest_of_key(presented.strip()[:_MAX_KEY_CHARACTERS])
         found: AccessKey | None = None
         for source in self._sources:
-            for key in source.keys():
+            for key in source.current():
                 if hmac.compare_digest(digest, key.sha256):
                     found = key
         is_expired = found is not None and found.expires_at is not None and _has_passed(found.expires_at)

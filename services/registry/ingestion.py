@@ -21,7 +21,7 @@ from services.registry.adapter_files import SAMPLES_FILE
 from services.registry.artifact import ArtifactDraft, Provenance
 from services.registry.audit import AuditEvent, AuditOutcome
 from services.registry.catalog import Catalog
-from services.registry.job import IngestJob, IngestRequest, IngestState, SourceKind, pending_job
+from services.registry.job import IngestRequest, IngestState, SourceKind, pending_job
 from services.registry.ports import (
     AdapterSource,
     ArtifactStore,
@@ -150,11 +150,8 @@ class Ingestion:
         except RequestAborted:
             await self._cancel(running, request)
         except (Exhausted, Unavailable) as error:
-            await running.put(
-                lambda job: job.requeued(
-                    detail=f"will be tried again: {error.message}", due_at=time.time() + RETRY_WINDOW_SECONDS
-                )
-            )
+            detail, due_at = f"will be tried again: {error.message}", time.time() + RETRY_WINDOW_SECONDS
+            await running.put(lambda job: job.requeued(detail=detail, due_at=due_at))
             raise
         except HiloraError as error:
             await self._fail(running, request, error)

@@ -50,9 +50,9 @@ _TERMINAL = frozenset(
     }
 )
 
-# Every working state can fall back to PENDING: its process died, or a part it needs is away for the moment.
-# Every one of them can be called off as well. PENDING and FETCHING reach READY directly when the very same content is registered already, or when a crash came
-# between publishing and noting so.
+# Every working state can fall back to PENDING: its process died, or a part it needs is away for the moment; and every
+# one can be called off. PENDING and FETCHING reach READY directly when the very same content is registered already, or
+# when a crash came between publishing and noting so.
 _TRANSITIONS: dict[IngestState, frozenset[IngestState]] = {
     IngestState.PENDING: frozenset(
         {IngestState.FETCHING, IngestState.READY, IngestState.FAILED, IngestState.CANCELLED}

@@ -46,7 +46,8 @@ class RegistrySettings(ServiceSettings):
     admin_api_key: SecretStr | None = None
     """Key of the admin doors with every scope; in the audit log it is `admin`."""
     admin_keys: tuple[AccessKey, ...] = ()
-    """Further keys, a JSON list of `{"name", "sha256", "scopes", "expires_at"}`: the digest of the key, some of `read`, `write`, `approve`."""
+    """Further keys, a JSON list of `{"name", "sha256", "scopes", "expires_at"}`: the digest of each key, and what it
+    opens: some of `read`, `write`, `approve`."""
     admin_keys_file: Path | None = None
     """File with such a list, read again when it changes."""
     allow_anonymous_admin: bool = False

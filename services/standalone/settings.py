@@ -36,7 +36,8 @@ class StandaloneSettings(ServiceSettings):
     rpc_port: int = Field(default=0, ge=0, le=65535)
     """The public gRPC port (`RouterService`), on the same host; 0 takes a free one."""
     admin_api_key: SecretStr | None = None
-    """Key of the admin routes (adapters, jobs, audit log) with every scope; some key is needed unless the host is a loopback address."""
+    """Key of the admin routes (adapters, jobs, audit log) with every scope; some key is needed unless the host is a
+    loopback address."""
     admin_keys_file: Path | None = None
     """File with further admin keys and their scopes, see `HILORA_REGISTRY_ADMIN_KEYS`; read again when it changes."""
     encoder: str = DEFAULT_ENCODER

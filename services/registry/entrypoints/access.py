@@ -1,4 +1,4 @@
-"""The gate of the REST door: no request passes without a key, and none changes anything without a line in the audit log.
+"""The gate of the REST door: nothing passes without a key, and nothing changes without a line in the audit log.
 
 Both are done here and not in the routes, so that a route somebody adds cannot forget them: the gate asks for a key
 before the application sees the path, and `include` refuses to start with a route that names no scope.
@@ -23,7 +23,8 @@ import structlog
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope as AsgiScope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from hilora.errors import HiloraError, PermissionDenied, RegistryUnavailable, Unauthenticated
 from services.common.auth import KeyRing, Principal, Scope, is_loopback

@@ -73,9 +73,7 @@ class _EventResponse(StreamingResponse):
         async with aclosing(self._events):
             await super().__call__(scope, receive, send)
 
-    async def _chunks(
-        self, events: AsyncIterator[ServerEvent | None], closing: asyncio.Event
-    ) -> AsyncGenerator[bytes]:
+    async def _chunks(self, events: AsyncIterator[ServerEvent | None], closing: asyncio.Event) -> AsyncGenerator[bytes]:
         try:
             async for event in until(events, closing):
                 yield _HEARTBEAT if event is None else event.encode()

@@ -44,9 +44,7 @@ def job_routes(dependencies: RestDependencies) -> APIRouter:
     @routes.get("/jobs/{job_id}/events", dependencies=[access.require(Scope.READ)])
     async def follow_job(job_id: str) -> Response:
         await known_job(jobs, job_id)
-        return dependencies.streams.answer(
-            _job_events(jobs, job_id, heartbeat_seconds=dependencies.heartbeat_seconds)
-        )
+        return dependencies.streams.answer(_job_events(jobs, job_id, heartbeat_seconds=dependencies.heartbeat_seconds))
 
     @routes.delete("/jobs/{job_id}", dependencies=[access.require(Scope.WRITE)])
     async def cancel_job(request: Request, response: Response, job_id: str) -> JobView:
@@ -59,10 +57,8 @@ def job_routes(dependencies: RestDependencies) -> APIRouter:
     return routes
 
 
-async def _job_events(
-    jobs: JobStore, job_id: str, *, heartbeat_seconds: float
-) -> AsyncGenerator[ServerEvent | None]:
-    """One event a state, the last of them terminal. Each holds the whole job: a client that comes back misses nothing."""
+async def _job_events(jobs: JobStore, job_id: str, *, heartbeat_seconds: float) -> AsyncGenerator[ServerEvent | None]:
+    """One event a state, the last of them terminal. Each is the whole job: a client that comes back misses nothing."""
     async for job in jobs.follow(job_id, heartbeat_seconds=heartbeat_seconds):
         if job is None:
             yield None

@@ -51,11 +51,13 @@ class Submission:
         """
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() == "application/json":
-            return await self._receive_reference(request, is_replacement, idempotency_key)
-        return await self._receive_upload(request, content_type, is_replacement, idempotency_key)
+            return await self._receive_reference(
+                request, is_replacement=is_replacement, idempotency_key=idempotency_key
+            )
+        return await self._receive_upload(request, is_replacement=is_replacement, idempotency_key=idempotency_key)
 
     async def _receive_reference(
-        self, request: Request, is_replacement: bool, idempotency_key: str | None
+        self, request: Request, *, is_replacement: bool, idempotency_key: str | None
     ) -> IngestJob:
         content = bytearray()
         async for chunk in request.stream():
@@ -86,7 +88,7 @@ class Submission:
         return known or await self._first(key, digest, submit)
 
     async def _receive_upload(
-        self, request: Request, content_type: str, is_replacement: bool, idempotency_key: str | None
+        self, request: Request, *, is_replacement: bool, idempotency_key: str | None
     ) -> IngestJob:
         max_bytes = self._dependencies.max_upload_bytes
         declared = request.headers.get("content-length", "")
@@ -94,7 +96,12 @@ class Submission:
             raise too_large(max_bytes)
         job_id, folder = await self._intake.open_folder()
         try:
-            upload = MultipartUpload(content_type=content_type, job_id=job_id, folder=folder, max_bytes=max_bytes)
+            upload = MultipartUpload(
+                content_type=request.headers.get("content-type", ""),
+                job_id=job_id,
+                folder=folder,
+                max_bytes=max_bytes,
+            )
             received = await upload.receive(request.stream())
             is_replacement = is_replacement or upload.is_replacement
             key = _scoped(request, idempotency_key)

@@ -140,7 +140,7 @@ def _answer(request: Request, error: HiloraError) -> JSONResponse:
 
 
 def _refusal(status: int, message: str, *, kind: str | None = None) -> JSONResponse:
-    """vLLM's error object: its code is the HTTP status."""
+    """The error object of vLLM: its code is the HTTP status."""
     error_type = kind or ("NotFoundError" if status == 404 else "InvalidUserInput")
     body = {"error": {"message": message, "type": error_type, "param": None, "code": status}}
     return JSONResponse(body, status_code=status)
