@@ -85,7 +85,7 @@ def openai_body(error: HiloraError) -> dict[str, object]:
 
 
 def http_headers(error: HiloraError) -> dict[str, str]:
-    """Headers an error brings along: `Retry-After` in whole seconds, `WWW-Authenticate` (RFC 9110, 10.2.3 and 11.6.1)."""
+    """Headers an error brings along (RFC 9110, 10.2.3 and 11.6.1): whole seconds of `Retry-After`, the kind of key."""
     if isinstance(error, Exhausted):
         return {"Retry-After": str(max(1, round(error.retry_after_seconds)))}
     if isinstance(error, errors.Unauthenticated):

@@ -38,9 +38,9 @@ class ServerEvent:
     """What a client sends back as `Last-Event-ID` to go on after it."""
 
     def encode(self) -> bytes:
-        """The event as bytes; JSON escapes line breaks, so its data is one line."""
+        """The event as bytes. Its data is one line of ASCII, also for clients that break lines where Unicode does."""
         identity = f"id: {self.event_id}\n" if self.event_id is not None else ""
-        text = json.dumps(self.data, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(self.data, separators=(",", ":"))
         return f"event: {self.event}\n{identity}data: {text}\n\n".encode()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -88,7 +87,7 @@ class TestKeyFile:
     def write(self, path, *keys):
         aside = path.with_suffix(".new")
         aside.write_text(json.dumps([key.model_dump(mode="json") for key in keys]))
-        os.replace(aside, path)
+        aside.replace(path)
 
     def test_it_is_read_again_when_it_changes(self, tmp_path, clock):
         path = tmp_path / "keys.json"

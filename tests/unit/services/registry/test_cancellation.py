@@ -15,6 +15,9 @@ from tests.fakes.registry_ports import InMemoryJobStore
 from tests.fakes.registry_stack import RegistryStack
 
 
+KEY = {"Idempotency-Key": "k1"}
+
+
 @pytest.fixture
 def stack(tmp_path):
     return RegistryStack(tmp_path)
@@ -181,13 +184,11 @@ class TestJoining:
 
 
 class TestIdempotencyKeys:
-    KEY = {"Idempotency-Key": "k1"}
-
     async def test_the_same_again_is_the_same_job_even_when_it_is_over(self, stack):
         async with stack.client() as client:
-            first = await upload(client, headers=self.KEY)
+            first = await upload(client, headers=KEY)
             await stack.work()
-            second = await upload(client, headers=self.KEY)
+            second = await upload(client, headers=KEY)
 
         assert second.json()["job_id"] == first.json()["job_id"]
         assert second.json()["state"] == "READY"
@@ -196,24 +197,24 @@ class TestIdempotencyKeys:
     @pytest.mark.parametrize("changes", [{"name": "other"}, {"form": {"replace": "true"}}, {"weights": b"x"}])
     async def test_another_body_is_a_conflict(self, stack, changes):
         async with stack.client() as client:
-            await upload(client, headers=self.KEY)
-            answer = await upload(client, headers=self.KEY, **changes)
+            await upload(client, headers=KEY)
+            answer = await upload(client, headers=KEY, **changes)
 
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_conflict")
 
     async def test_a_refused_body_does_not_use_the_key_up(self, stack):
         async with stack.client() as client:
-            refused = await upload(client, headers=self.KEY, weights=b"x")
-            answer = await upload(client, headers=self.KEY)
+            refused = await upload(client, headers=KEY, weights=b"x")
+            answer = await upload(client, headers=KEY)
 
         assert (refused.status_code, answer.status_code) == (422, 202)
 
     async def test_references_too(self, stack):
         body = {"name": "a", "source": {"hub": "owner/name"}, "samples": ["t"]}
         async with stack.client() as client:
-            first = await client.post("/v1/adapters", json=body, headers=self.KEY)
-            second = await client.post("/v1/adapters", json=body, headers=self.KEY)
-            other = await client.post("/v1/adapters", json={**body, "name": "b"}, headers=self.KEY)
+            first = await client.post("/v1/adapters", json=body, headers=KEY)
+            second = await client.post("/v1/adapters", json=body, headers=KEY)
+            other = await client.post("/v1/adapters", json={**body, "name": "b"}, headers=KEY)
 
         assert first.json()["job_id"] == second.json()["job_id"]
         assert other.status_code == 409
