@@ -87,8 +87,6 @@ class Ingestion:
         self._sources = sources
         self._audit = audit
         self._lease_seconds = lease_seconds
-        # One encoder, and one core's worth of threads: two ingests that embed at once only wait for one another.
-        self._encoding = asyncio.Lock()
 
     async def run(self, job_id: str) -> None:
         """Do a job's work, unless it is done or another process does it.
@@ -178,11 +176,9 @@ class Ingestion:
         await running.move(IngestState.DECOMPOSING, "computing rank-one components")
         decomposed = await asyncio.to_thread(_decompose, validated, running)
         await running.move(IngestState.PROFILING, f"embedding {len(validated.texts)} sample texts")
-        async with self._encoding:
-            running.check()
-            samples = await asyncio.to_thread(
-                profile, validated.texts, self._encoder, source="upload" if request.has_own_samples else "bundled"
-            )
+        samples = await asyncio.to_thread(
+            profile, validated.texts, self._encoder, source="upload" if request.has_own_samples else "bundled"
+        )
         running.report(0.6, "storing the version")
         draft = ArtifactDraft(
             decomposed=decomposed,

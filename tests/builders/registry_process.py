@@ -124,9 +124,9 @@ class RegistryProcesses:
         return dict(answer.json())
 
     async def finished(self, job_id: str, *, timeout_seconds: float = 60) -> dict[str, Any]:
-        """A job once it is READY or FAILED."""
+        """A job once it is over."""
         deadline = time.monotonic() + timeout_seconds
-        while (job := await self.job(job_id))["state"] not in {"READY", "FAILED"}:
+        while (job := await self.job(job_id))["state"] not in {"READY", "FAILED", "CANCELLED"}:
             assert time.monotonic() < deadline, f"{job}\n{self.log[-3000:]}"
             await asyncio.sleep(0.02)
         return job

@@ -88,7 +88,8 @@ def register_ingest_task(app: Celery, runner: IngestRunner) -> None:
     """Add the ingest task to an application."""
     visibility_seconds = float(app.conf.broker_transport_options["visibility_timeout"])
 
-    @app.task(name=INGEST_TASK, bind=True, max_retries=MAX_RETRIES)
+    # Not shared: every other application of the process would get the task, with this runner.
+    @app.task(name=INGEST_TASK, bind=True, max_retries=MAX_RETRIES, shared=False)
     def ingest(task: Any, job_id: str) -> None:
         """Run one job; see `Ingestion.run`."""
         try:

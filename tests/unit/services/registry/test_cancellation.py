@@ -14,7 +14,6 @@ from tests.builders.registry_values import a_job
 from tests.fakes.registry_ports import InMemoryJobStore
 from tests.fakes.registry_stack import RegistryStack
 
-
 KEY = {"Idempotency-Key": "k1"}
 
 
