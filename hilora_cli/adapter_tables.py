@@ -44,17 +44,11 @@ def job_table(jobs: Sequence[dict[str, Any]]) -> Table:
 
 def audit_table(events: Sequence[dict[str, Any]]) -> Table:
     """Lines of the audit log, one a row."""
-    table = _table(f"{len(events)} changes", "when (UTC)", "who", "what", "adapter", "outcome", "request")
+    table = _table(f"{len(events)} changes", "when (UTC)", "who", "what", "adapter")
+    table.add_column("outcome")
     for event in events:
         outcome = event["outcome"] + (f" ({event['code']})" if event["code"] else "")
-        table.add_row(
-            _second(event["at"]),
-            event["principal"],
-            event["action"],
-            event["adapter"] or "",
-            outcome,
-            event["request_id"],
-        )
+        table.add_row(_second(event["at"]), event["principal"], event["action"], event["adapter"] or "", outcome)
     return table
 
 

@@ -7,6 +7,7 @@ import json
 
 import httpx
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from hilora.errors import HiloraError, Unauthenticated
@@ -27,7 +28,9 @@ def stack(tmp_path, monkeypatch):
         original(self, url, api_key=api_key, transport=httpx.ASGITransport(app=stack.app))
 
     monkeypatch.setattr(api_client.ApiClient, "__init__", connected)
-    return stack
+    # The server's log would otherwise stand between the lines of the command.
+    with structlog.testing.capture_logs():
+        yield stack
 
 
 @pytest.fixture
