@@ -11,6 +11,17 @@ ApiKeyOption = Annotated[
     str | None,
     typer.Option("--api-key", envvar="HILORA_API_KEY", help="Bearer key, if the server wants one.", show_envvar=True),
 ]
+AdminKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--admin-key",
+        "--api-key",
+        envvar=["HILORA_ADMIN_KEY", "HILORA_API_KEY"],
+        help="Admin key, if the server wants one.",
+        show_envvar=True,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ExcludeOption = Annotated[
     list[str] | None, typer.Option("--exclude", help="An adapter that may not be used; may be repeated.")
 ]
