@@ -85,10 +85,10 @@ class FittedPool:
         """This fit with all adapters that came after it; those of an earlier extension are forgotten.
 
         Raises:
-            ValueError: like `fit`.
+            ValueError: like `fit`, of the newcomers.
         """
         fitted, added = self.profiles[: self.num_fitted], _ordered(newcomers)
-        _check((*fitted, *added))
+        _check(added)
         if not added:
             return replace(self, profiles=fitted, superseded=NOBODY, index=self.fitted_index)
         statistics = PoolStatistics.of([profile.samples_ME for profile in added])
@@ -108,6 +108,11 @@ class FittedPool:
         for idx, profile in enumerate(self.profiles):
             places[profile.adapter_name] = (*places.get(profile.adapter_name, ()), idx)
         return places
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all adapters, superseded ones included."""
+        return frozenset(self._places)
 
     def excluded_places(self, names: frozenset[str]) -> NDArray[np.intp]:
         """Places of the adapters of these names and of the superseded ones, rising."""

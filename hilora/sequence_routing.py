@@ -62,6 +62,11 @@ class SequenceRouter:
         return 0 if self._pool is None else len(self._pool.profiles) - len(self._pool.superseded)
 
     @property
+    def adapter_names(self) -> frozenset[str]:
+        """Names that a text may be routed to unless they are excluded."""
+        return frozenset() if self._pool is None else self._pool.names
+
+    @property
     def num_newcomers(self) -> int:
         """Adapters that came after the fit."""
         return 0 if self._pool is None else len(self._pool.profiles) - self._pool.num_fitted

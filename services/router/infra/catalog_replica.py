@@ -1,7 +1,7 @@
 """The registry's catalogue in this process's memory: snapshot, then every change, for ever.
 
 The request path reads `view()` and never waits for the registry. A registry that is away leaves the last picture in
-use; a change is applied to the names at once and to the fitted model as soon as a thread has fitted it.
+use; a change is applied to the names at once and to the fitted model as soon as `PoolFitter` has taken it in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from hilora.errors import InvalidInput, RegistryUnavailable
+from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
 from hilora.sequence_routing import SequenceRouter
 from hilora_rpc.v1 import registry_pb2
 from services.common.catalog_feed import CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
@@ -18,11 +19,14 @@ from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
+from services.router.infra.pool_fitter import PoolFitter
 
 _log = get_logger(__name__)
 
 # Adapters often arrive in a row; one fit serves all that came in this time.
 _COALESCE_SECONDS = 0.05
+
+_ENTRIES_AT_A_TIME = 64
 
 EncoderIdentity = Callable[[], tuple[str, int]]
 """Gives `(encoder_id, embedding_dim)` of this router's encoder."""
@@ -34,9 +38,12 @@ class CatalogReplica:
     Args:
         registry_address: `host:port` of the registry's gRPC server.
         encoder: identity of this router's encoder, asked for at `start`.
+        build_index: makes what is searched of a fitted pool.
     """
 
-    def __init__(self, registry_address: str, *, encoder: EncoderIdentity) -> None:
+    def __init__(
+        self, registry_address: str, *, encoder: EncoderIdentity, build_index: IndexBuilder = DenseGaussianIndex
+    ) -> None:
         self._address = registry_address
         self._encoder = encoder
         self._encoder_id, self._embedding_dim = "", 0
@@ -46,6 +53,7 @@ class CatalogReplica:
         self._view: CatalogView | None = None
         self._fitted_names: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
+        self._fitter = PoolFitter(build_index=build_index, on_fitted=self._changed.set)
         self._fitted = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_following = False
@@ -89,6 +97,7 @@ class CatalogReplica:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks = []
+        await self._fitter.stop()
         self._is_following = False
 
     async def _follow_for_ever(self) -> None:
@@ -97,17 +106,14 @@ class CatalogReplica:
             async for news in follow_catalog(channel, peer=f"registry at {self._address}", without_samples=False):
                 match news:
                     case CatalogSnapshot():
-                        self._ignored = {}
-                        self._entries = {}
-                        for entry in news.entries:
-                            self._keep(entry)
+                        await self._take_over(news)
                         _log.info(
                             "catalog_snapshot",
                             catalog_generation=news.catalog_generation,
                             num_adapters=len(self._entries),
                         )
                     case CatalogUpsert():
-                        self._keep(news.entry)
+                        self._keep(news.entry, self._entries, self._ignored)
                     case CatalogRemoval():
                         self._entries.pop(news.adapter_name, None)
                         self._ignored.pop(news.adapter_name, None)
@@ -120,15 +126,28 @@ class CatalogReplica:
             self._is_following = False
             await channel.close()
 
-    def _keep(self, entry: registry_pb2.CatalogEntry) -> None:
+    async def _take_over(self, snapshot: CatalogSnapshot) -> None:
+        """Replace everything that is known, in one step, once all of it has been read."""
+        entries: dict[str, ReplicatedEntry] = {}
+        ignored: dict[str, str] = {}
+        for place, entry in enumerate(snapshot.entries):
+            self._keep(entry, entries, ignored)
+            if place % _ENTRIES_AT_A_TIME == 0:
+                # A large snapshot must not keep the requests from the loop.
+                await asyncio.sleep(0)
+        self._entries, self._ignored = entries, ignored
+
+    def _keep(
+        self, entry: registry_pb2.CatalogEntry, entries: dict[str, ReplicatedEntry], ignored: dict[str, str]
+    ) -> None:
         name = entry.adapter_name
         try:
-            self._entries[name] = read_entry(entry, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
-            self._ignored.pop(name, None)
+            entries[name] = read_entry(entry, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
+            ignored.pop(name, None)
         except InvalidInput as error:
             # An older version under this name is superseded: serving it on would hide the fault.
-            self._entries.pop(name, None)
-            self._ignored[name] = str(error)
+            entries.pop(name, None)
+            ignored[name] = str(error)
             _log.warning("catalog_entry_ignored", adapter=name, code=error.code, message=error.message)
 
     def _advance(self, generation: int) -> None:
@@ -145,9 +164,14 @@ class CatalogReplica:
             catalog_generation=self._generation,
             router=router,
             router_generation=router_generation,
-            gone=frozenset(name for name in self._fitted_names if name not in self._entries),
+            gone=frozenset(name for name in self._fitted_names if not self._is_placed(name)),
             ignored=dict(self._ignored),
         )
+
+    def _is_placed(self, name: str) -> bool:
+        """Whether the catalogue still has a profile under a name."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.profile is not None
 
     async def _fit_for_ever(self) -> None:
         while True:
@@ -159,12 +183,11 @@ class CatalogReplica:
             generation = self._generation
             profiles = [entry.profile for entry in self._entries.values() if entry.profile is not None]
             try:
-                router = await asyncio.to_thread(SequenceRouter, profiles, catalog_generation=generation)
+                router = await self._fitter.current(profiles, catalog_generation=generation)
             except Exception:  # numerics of a strange pool must not end the following: the last fit stays in use
                 _log.exception("catalog_fit_failed", catalog_generation=generation, num_adapters=len(profiles))
                 continue
-            self._fitted_names = frozenset(profile.adapter_name for profile in profiles)
+            self._fitted_names = router.adapter_names
             self._publish(router, router_generation=generation)
-            _log.info("catalog_fitted", catalog_generation=generation, num_adapters=len(profiles))
             async with self._fitted:
                 self._fitted.notify_all()

@@ -175,6 +175,8 @@ def build_faiss_index(gaussians: WhitenedGaussians, kind: IndexKind) -> Gaussian
         gaussians: the pool, with at least one coordinate.
         kind: any but `DENSE`.
     """
+    # Of this thread: building must leave the other processors to the requests.
+    faiss.omp_set_num_threads(1)
     if kind is IndexKind.IVF:
         return CellFaissIndex(gaussians)
     return FlatFaissIndex(gaussians, kind=kind)

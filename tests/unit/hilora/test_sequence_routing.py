@@ -256,6 +256,12 @@ class TestExtension:
         assert sum(score.posterior for score in decision.candidates) == pytest.approx(1.0)
         assert extended.num_adapters == 6
 
+    def test_more_samples_of_an_adapter_replace_those_of_the_fit(self):
+        moved = replace(PROFILES[3], samples_ME=strange_text()[None].astype(np.float32))
+        extended = ROUTER.extended([moved], catalog_generation=8)
+        assert extended.num_adapters == 6
+        assert chosen(extended.decide(strange_text(), settings=CALIBRATED))[0] == "task-03"
+
     def test_an_extension_replaces_the_one_before(self):
         router = SequenceRouter(PROFILES[:3], catalog_generation=7)
         first = router.extended(PROFILES[3:5], catalog_generation=8)
@@ -271,4 +277,4 @@ class TestExtension:
         with pytest.raises(ValueError, match="empty"):
             SequenceRouter([], catalog_generation=7).extended(PROFILES, catalog_generation=8)
         with pytest.raises(ValueError, match="twice"):
-            ROUTER.extended(PROFILES[:1], catalog_generation=8)
+            ROUTER.extended([PROFILES[0]] * 2, catalog_generation=8)
