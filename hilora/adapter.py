@@ -24,8 +24,8 @@ from hilora.errors import InvalidInput
 ADAPTER_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """A name is safe as a file name, a URL path segment, a metric label and a `model` value."""
 
-RESERVED_NAMES = frozenset({"auto", "base"})
-"""Names of `model` values with a meaning of their own."""
+RESERVED_NAMES = frozenset({"audit", "auto", "base"})
+"""Names with a meaning of their own: of `model` values, and in the paths of the registry."""
 
 _REVISION_PREFIX_LENGTH = 12
 

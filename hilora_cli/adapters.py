@@ -1,4 +1,4 @@
-"""`hilora adapters`: add, list, show, remove."""
+"""`hilora adapters`: add, list, show, audit, remove."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hilora_cli.audit import audit
 from hilora_cli.server_options import DEFAULT_URL, ApiKeyOption, UrlOption
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-app = typer.Typer(help="Add, list, show and remove adapters of a running server.", no_args_is_help=True)
+app = typer.Typer(help="Add, list, show, audit and remove adapters of a running server.", no_args_is_help=True)
+
+app.command("audit")(audit)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
 

@@ -17,7 +17,9 @@ from services.common.http_server import HttpServer
 from services.common.lifecycle import Component, ComponentGroup
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder
+from services.registry.audit import ConfusabilityAudit
 from services.registry.catalog import Catalog
+from services.registry.entrypoints.audit_rpc import AUDIT_SERVICE_NAME, AuditServicer
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.rest import RestDependencies, create_rest_app
 from services.registry.entrypoints.rpc import SERVICE_NAME, RegistryServicer, register_with
@@ -39,6 +41,7 @@ from services.registry.infra.redis_jobs import RedisJobStore
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
+from services.registry.infra.stored_components import StoredComponents
 from services.registry.infra.upload_source import ArchiveLimits, unpack
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
@@ -105,11 +108,13 @@ class RegistryService:
             heartbeat_seconds=settings.watch_heartbeat_seconds,
             admin_api_key=settings.admin_api_key,
         )
+        components = StoredComponents(shared.artifacts, root=settings.data_dir / "artifacts")
+        audit = ConfusabilityAudit(catalog=shared.catalog, components=components)
         self._rpc = RpcServer(
             host=settings.rpc_host,
             port=settings.rpc_port,
-            register=[partial(register_with, self._servicer)],
-            service_names=[SERVICE_NAME],
+            register=[partial(register_with, self._servicer), AuditServicer(audit).register],
+            service_names=[SERVICE_NAME, AUDIT_SERVICE_NAME],
         )
         self._rest_app = create_rest_app(
             RestDependencies(
@@ -119,6 +124,8 @@ class RegistryService:
                 metrics=RegistryMetrics(catalog=shared.catalog, jobs=shared.jobs),
                 is_ready=lambda: self._is_ready,
                 max_upload_bytes=settings.max_upload_bytes,
+                audit=audit,
+                components=components,
             ),
             admin_api_key=settings.admin_api_key,
         )

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hilora.adapter import RocBasis
+from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.update_statistics import UpdateStatistics
 from services.registry.artifact import ArtifactDraft, ArtifactManifest
 from services.registry.job import IngestJob, IngestRequest
 from services.registry.registration import CatalogChange, CatalogEntry, CatalogNews, CatalogSnapshot, Registration
@@ -46,6 +47,18 @@ class ArtifactStore(Protocol):
 
     def open_components(self, revision: str, basis: RocBasis) -> BinaryIO:
         """The components file of one basis, at its beginning; the caller closes it. Raises UnknownAdapter."""
+        ...
+
+
+class ComponentReader(Protocol):
+    """Reads what stored versions do. Blocking."""
+
+    def svd_components(self, revision: str) -> DecomposedAdapter:
+        """The components in the SVD basis. Raises UnknownAdapter (`unknown_revision`)."""
+        ...
+
+    def statistics(self, revision: str) -> UpdateStatistics:
+        """The sizes of the update. Raises UnknownAdapter (`unknown_revision`)."""
         ...
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
+from services.registry.audit import ConfusabilityAudit
 from services.registry.catalog import Catalog
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.rest import RestDependencies, create_rest_app
@@ -17,6 +18,7 @@ from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.registration_store import DiskRegistrationStore
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
+from services.registry.infra.stored_components import StoredComponents
 from services.registry.infra.upload_source import ArchiveLimits, unpack
 from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
@@ -85,6 +87,8 @@ class RegistryStack:
             artifacts=self.artifacts,
             interval_seconds=60,
         )
+        self.components = StoredComponents(self.artifacts, root=data_dir / "artifacts")
+        self.audit = ConfusabilityAudit(catalog=self.catalog, components=self.components)
         self.app = create_rest_app(
             RestDependencies(
                 intake=self.intake,
@@ -93,6 +97,8 @@ class RegistryStack:
                 metrics=RegistryMetrics(catalog=self.catalog, jobs=self.jobs),
                 is_ready=lambda: True,
                 max_upload_bytes=MAX_UPLOAD_BYTES,
+                audit=self.audit,
+                components=self.components,
             ),
             admin_api_key=SecretStr(key) if key else None,
         )

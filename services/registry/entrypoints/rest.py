@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from starlette.requests import ClientDisconnect
 from hilora.errors import HiloraError, InvalidInput, UnknownAdapter
 from services.common.auth import require_bearer_key
 from services.common.errors import http_headers, mapping_of, openai_body
+from services.registry.audit import ConfusabilityAudit
 from services.registry.catalog import Catalog
+from services.registry.entrypoints.audit_routes import audit_routes
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.multipart import MultipartUpload, too_large
 from services.registry.entrypoints.schemas import (
@@ -31,7 +34,7 @@ from services.registry.entrypoints.schemas import (
 )
 from services.registry.intake import Intake
 from services.registry.job import IngestJob, is_job_id
-from services.registry.ports import JobStore
+from services.registry.ports import ComponentReader, JobStore
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _UPLOAD_TOO_LARGE = "upload_too_large"
@@ -47,11 +50,14 @@ class RestDependencies:
     metrics: RegistryMetrics
     is_ready: Callable[[], bool]
     max_upload_bytes: int
+    audit: ConfusabilityAudit
+    components: ComponentReader
 
 
 def create_rest_app(dependencies: RestDependencies, *, admin_api_key: SecretStr | None) -> FastAPI:
     """The application: `/v1/adapters`, `/v1/jobs`, `/healthz`, `/readyz`, `/metrics`."""
     app = FastAPI(title="HiLoRA Serve registry", docs_url=None, redoc_url=None)
+    app.include_router(audit_routes(dependencies.audit), dependencies=[Depends(require_bearer_key(admin_api_key))])
     app.include_router(_admin_routes(dependencies), dependencies=[Depends(require_bearer_key(admin_api_key))])
     app.include_router(_probe_routes(dependencies))
     app.add_exception_handler(HiloraError, _answer_hilora_error)  # pyright: ignore[reportArgumentType]
@@ -112,7 +118,9 @@ def _admin_routes(dependencies: RestDependencies) -> APIRouter:
     @routes.get("/adapters/{name}")
     async def show_adapter(name: str) -> AdapterDetails:
         entry = await dependencies.catalog.entry(name)
-        return AdapterDetails.with_manifest(entry, await dependencies.catalog.manifest(entry))
+        manifest = await dependencies.catalog.manifest(entry)
+        statistics = await asyncio.to_thread(dependencies.components.statistics, entry.revision)
+        return AdapterDetails.with_manifest(entry, manifest, statistics)
 
     @routes.delete("/adapters/{name}")
     async def retire_adapter(name: str) -> Retired:

@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from hilora.update_statistics import UpdateStatistics
 from services.registry.artifact import ArtifactManifest
+from services.registry.entrypoints.audit_schemas import StatisticsView
 from services.registry.job import IngestJob, IngestState, SourceKind
 from services.registry.registration import CatalogEntry
 
@@ -152,9 +154,11 @@ class AdapterDetails(AdapterView):
     provenance: ProvenanceView
     files: dict[str, str]
     """sha256 by file name."""
+    update: StatisticsView
+    """How large the update is, and over how many directions it spreads."""
 
     @classmethod
-    def with_manifest(cls, entry: CatalogEntry, manifest: ArtifactManifest) -> Self:
+    def with_manifest(cls, entry: CatalogEntry, manifest: ArtifactManifest, statistics: UpdateStatistics) -> Self:
         """The view of an entry and what is stored for it."""
         origin = manifest.provenance
         return cls(
@@ -166,6 +170,7 @@ class AdapterDetails(AdapterView):
                 declared_base_model=origin.declared_base_model,
             ),
             files=dict(manifest.files),
+            update=StatisticsView.of(statistics),
         )
 
 

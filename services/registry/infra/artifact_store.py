@@ -5,6 +5,7 @@
                          rocs_trained.safetensors  the same update in the basis of training
                          samples.safetensors     `embeddings` [m, E]
                          samples.jsonl           the texts
+                         statistics.json         singular values by module; derived, and no part of the identity
 
 A folder is written under another name, forced onto the disk and renamed: one that bears a revision is complete.
 """
@@ -31,6 +32,7 @@ from hilora.errors import UnknownAdapter
 from services.registry.artifact import ArtifactDraft, ArtifactManifest, component_file_name, revision_of
 from services.registry.infra.durable import flush_file, write_durably
 from services.registry.infra.records import MANIFEST
+from services.registry.infra.stored_components import STATISTICS_FILE, statistics_file
 
 _MANIFEST_FILE = "manifest.json"
 _EMBEDDINGS_FILE = "samples.safetensors"
@@ -80,6 +82,7 @@ class DiskArtifactStore:
         aside.mkdir()
         for name, data in contents.items():
             write_durably(aside / name, data)
+        write_durably(aside / STATISTICS_FILE, statistics_file(adapter))
         write_durably(aside / _MANIFEST_FILE, MANIFEST.dump_json(manifest, indent=2))
         flush_file(aside)
         try:
