@@ -35,9 +35,7 @@ def softmax(scores: FloatArray) -> FloatArray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def cross_entropy(
-    scores_NL: NDArray[np.floating], true_idx_N: NDArray[np.intp], *, temperature: float
-) -> float:
+def cross_entropy(scores_NL: NDArray[np.floating], true_idx_N: NDArray[np.intp], *, temperature: float) -> float:
     """Mean of `-ln p(true adapter)` at a temperature, in nats."""
     num_texts = len(scores_NL)
     misfit_N = np.empty(num_texts)

@@ -34,9 +34,7 @@ class FamilyScores:
         self._scorers: dict[tuple[CovarianceFamily, float], _Scorer] = {}
         self._lock = threading.Lock()
 
-    def log_likelihoods(
-        self, z_E: NDArray[np.floating], *, family: CovarianceFamily, shrinkage: float
-    ) -> FloatArray:
+    def log_likelihoods(self, z_E: NDArray[np.floating], *, family: CovarianceFamily, shrinkage: float) -> FloatArray:
         """The log-likelihood of one text under each adapter, `[L]`, in nats.
 
         Args:

@@ -137,9 +137,7 @@ class FittedPool:
         """The best adapters for a text, by falling posterior: all that the calibrated mode looks at."""
         y_K, rest = self.model.space.locate(z_E)
         temperature = self.model.temperature
-        found = self.index.search(
-            y_K, float(rest), num_results=num_results, temperature=temperature, excluded=excluded
-        )
+        found = self.index.search(y_K, float(rest), num_results=num_results, temperature=temperature, excluded=excluded)
         return ScoredPool(
             idx_C=found.idx_C,
             scores_C=found.log_density_C + self.model.space.within.log_det_whitening,
@@ -153,9 +151,7 @@ class FittedPool:
         allowed = np.delete(np.arange(self.num_fitted), excluded[excluded < self.num_fitted])
         if not len(allowed):
             nothing = np.zeros(0)
-            return ScoredPool(
-                idx_C=allowed, scores_C=nothing, ratios_C=nothing, posterior_C=nothing, num_allowed=0
-            )
+            return ScoredPool(idx_C=allowed, scores_C=nothing, ratios_C=nothing, posterior_C=nothing, num_allowed=0)
         scores_L = self.families.log_likelihoods(
             z_E, family=settings.covariance_family, shrinkage=settings.covariance_shrinkage
         )

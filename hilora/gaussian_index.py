@@ -106,9 +106,7 @@ class DenseGaussianIndex:
         scores_L[excluded] = -np.inf
         num_results = min(num_results, len(scores_L) - len(excluded))
         idx_C = highest(scores_L, num_results)
-        return Neighbours(
-            idx_C=idx_C, log_density_C=scores_L[idx_C], log_partition=log_sum_exp(scores_L / temperature)
-        )
+        return Neighbours(idx_C=idx_C, log_density_C=scores_L[idx_C], log_partition=log_sum_exp(scores_L / temperature))
 
 
 class ExtendedGaussianIndex:

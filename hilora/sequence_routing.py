@@ -102,7 +102,7 @@ class SequenceRouter:
         if self._pool is None:
             raise ValueError("an empty pool has no fit that could be extended")
         router = SequenceRouter([], catalog_generation=catalog_generation)
-        router._pool = self._pool.extended(newcomers)  # noqa: SLF001  (one of ours)
+        router._pool = self._pool.extended(newcomers)
         return router
 
     def decide(

@@ -176,9 +176,7 @@ class ConfusabilityAudit:
             if fitted is None or fitted.catalog_generation != snapshot.catalog_generation:
                 fitted = await self._fit(snapshot.catalog_generation, list(snapshot.entries.values()))
             if needs_whole and fitted.whole is None and fitted.model is not None:
-                whole = await asyncio.to_thread(
-                    audit_pool, fitted.model, fitted.num_samples_L, num_rivals=_NUM_RIVALS
-                )
+                whole = await asyncio.to_thread(audit_pool, fitted.model, fitted.num_samples_L, num_rivals=_NUM_RIVALS)
                 fitted = replace(fitted, whole=whole)
             self._fitted = fitted
             return fitted

@@ -45,7 +45,7 @@ class RouterSettings(ServiceSettings):
     index_dense_up_to: int = Field(default=2_000, ge=0)
     """Adapters up to which every score is computed without an index."""
     index_exact_up_to: int = Field(default=50_000, ge=0)
-    """Adapters up to which every score enters the posterior; beyond, the sum over the many unlikely ones is estimated."""
+    """Adapters up to which every score enters the posterior; beyond, the sum over the unlikely ones is estimated."""
     index_whole_up_to: int = Field(default=200_000, ge=0)
     """Adapters up to which the index looks at all of them; beyond, at a part, if that finds enough."""
     index_min_recall: float = Field(default=0.99, ge=0, le=1)

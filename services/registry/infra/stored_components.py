@@ -68,5 +68,3 @@ def _read(content: Any) -> UpdateStatistics:
             for path, values in content[_KEY].items()
         }
     )
-
-

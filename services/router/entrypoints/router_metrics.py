@@ -57,7 +57,11 @@ class RouterMetrics:
         )
         self._gauge("catalog_generation", "Generation of the catalogue in use; 0 before the first.", self._generation)
         self._gauge("adapters", "Adapters in the catalogue in use.", self._num_adapters)
-        self._gauge("adapters_since_fit", "Adapters that are chosen by the fit of the others until the next one.", self._newcomers)
+        self._gauge(
+            "adapters_since_fit",
+            "Adapters that are chosen by the fit of the others until the next one.",
+            self._newcomers,
+        )
         self._gauge("index_recall", "Share of the nearest adapters that the index finds; 1 where exact.", self._recall)
         for kind in IndexKind:
             self._index_kind.labels(kind.value).set_function(partial(self._is_index, kind))

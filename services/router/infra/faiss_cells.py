@@ -29,6 +29,9 @@ _NUM_TEXTS = 256
 _NUM_COMPARED = 10
 _BATCH = 8192
 
+_SearchParametersIVF: Any = faiss.SearchParametersIVF
+"""Takes its fields by keyword, which the generated types do not say."""
+
 
 class FaissCells:
     """A float16 inverted file over the means.
@@ -67,7 +70,7 @@ class FaissCells:
             in_all_cells: look at every adapter.
         """
         num_probes = self._index.nlist if in_all_cells else min(_NUM_PROBES, self._index.nlist)
-        parameters = faiss.SearchParametersIVF(nprobe=num_probes, sel=selector)
+        parameters = _SearchParametersIVF(nprobe=num_probes, sel=selector)
         _, places = self._index.search(self._scaled(y_K[None]), num_results, params=parameters)
         return places[0][places[0] >= 0].astype(np.intp)
 

@@ -31,6 +31,10 @@ _SHORTLIST = 256
 _BATCH = 8192
 _SEED = 20_251_012
 
+_SearchParameters: Any = faiss.SearchParameters
+_IDSelectorBitmap: Any = faiss.IDSelectorBitmap
+"""Both take in Python what the types generated from C++ do not know: fields by keyword, and arrays."""
+
 
 class FlatFaissIndex:
     """Implements `GaussianIndex` by looking at every adapter: `EXACT` or `HALF`.
@@ -87,7 +91,7 @@ class FlatFaissIndex:
             )
         question_V, offset = self._form.question(y_K, rest)
         selector = _selector(excluded, self.num_adapters)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+        parameters = None if selector is None else _SearchParameters(sel=selector)
         values, places = self._index.search(question_V[None], num_wanted, params=parameters)
         found = places[0].astype(np.intp)
         scores_C = self._gaussians.log_density_of(found, y_K, rest)
@@ -191,16 +195,14 @@ def scored_one_by_one(
     temperature: float,
     excluded: NDArray[np.intp],
 ) -> Neighbours:
-    """The answer of `GaussianIndex.search` from the allowed adapters' scores in float64: the last resort, always right."""
+    """The answer of `GaussianIndex.search` from all allowed scores in float64: the last resort, always right."""
     allowed = np.delete(np.arange(gaussians.num_adapters), excluded)
     scores = np.empty(len(allowed))
     for start in range(0, len(allowed), _BATCH):
         batch = slice(start, start + _BATCH)
         scores[batch] = gaussians.log_density_of(allowed[batch], y_K, rest)
     best = highest(scores, min(num_results, len(allowed)))
-    return Neighbours(
-        idx_C=allowed[best], log_density_C=scores[best], log_partition=log_sum_exp(scores / temperature)
-    )
+    return Neighbours(idx_C=allowed[best], log_density_C=scores[best], log_partition=log_sum_exp(scores / temperature))
 
 
 def _order(places: NDArray[np.intp], scores: FloatArray) -> NDArray[np.intp]:
@@ -214,4 +216,4 @@ def _selector(excluded: NDArray[np.intp], num_adapters: int) -> Any:
         return None
     is_allowed_L = np.ones(num_adapters, dtype=np.bool_)
     is_allowed_L[excluded] = False
-    return faiss.IDSelectorBitmap(np.packbits(is_allowed_L, bitorder="little"))
+    return _IDSelectorBitmap(np.packbits(is_allowed_L, bitorder="little"))

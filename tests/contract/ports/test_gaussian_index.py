@@ -84,11 +84,14 @@ class TestSearch:
         assert found.log_partition == -np.inf
 
     def test_among_equal_adapters_the_lower_place_comes_first(self, exact_index):
-        twins = fit_pooled_eb(clustered_samples(num_samples=[9], dimension=WIDTH) * 30 + clustered_samples(
-            num_samples=[9] * 9, dimension=WIDTH, seed=5
-        ))
-        index = type(exact_index)(twins.gaussians) if exact_index.kind == "dense" else FlatFaissIndex(
-            twins.gaussians, kind=IndexKind(exact_index.kind)
+        twins = fit_pooled_eb(
+            clustered_samples(num_samples=[9], dimension=WIDTH) * 30
+            + clustered_samples(num_samples=[9] * 9, dimension=WIDTH, seed=5)
+        )
+        index = (
+            type(exact_index)(twins.gaussians)
+            if exact_index.kind == "dense"
+            else FlatFaissIndex(twins.gaussians, kind=IndexKind(exact_index.kind))
         )
         y_K, rest = twins.space.locate(clustered_samples(num_samples=[9], dimension=WIDTH)[0][0])
         found = index.search(y_K, float(rest), num_results=5, temperature=3.0)

@@ -204,9 +204,7 @@ class TestOverGrpc:
         assert (page.num_audited, len(page.adapters)) == (5, 2)
 
     async def test_refusals(self, stub):
-        with pytest.raises(UnknownAdapter):
-            with translated_errors("registry"):
-                await stub.GetConfusability(audit_pb2.GetConfusabilityRequest(adapter_name="nobody"))
-        with pytest.raises(InvalidInput):
-            with translated_errors("registry"):
-                await stub.AuditAdapters(audit_pb2.AuditAdaptersRequest(limit=501))
+        with pytest.raises(UnknownAdapter), translated_errors("registry"):
+            await stub.GetConfusability(audit_pb2.GetConfusabilityRequest(adapter_name="nobody"))
+        with pytest.raises(InvalidInput), translated_errors("registry"):
+            await stub.AuditAdapters(audit_pb2.AuditAdaptersRequest(limit=501))

@@ -39,7 +39,7 @@ class TestWholePool:
     @pytest.mark.parametrize("blocks", [[], [np.ones((0, 3))], [np.ones((30, 3)), np.ones((1, 4))]])
     def test_what_cannot_be_summed_is_refused(self, blocks, monkeypatch):
         monkeypatch.setattr("hilora.pool_statistics._BATCH_ROWS", 25)
-        with pytest.raises(ValueError, match="at least one|dimensions"):
+        with pytest.raises(ValueError, match=r"at least one|dimensions"):
             PoolStatistics.of(blocks)
 
 
