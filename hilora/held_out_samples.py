@@ -59,7 +59,7 @@ class CalibrationSamples:
         return len(self.chosen_C) + (0 if self.others is None else len(self.others.num_samples_L))
 
     @cached_property
-    def _others_O(self) -> NDArray[np.intp]:
+    def _other_places(self) -> NDArray[np.intp]:
         return np.setdiff1d(np.arange(self.num_adapters), self.chosen_C, assume_unique=True)
 
     def whole_pool(self) -> PoolStatistics:
@@ -93,7 +93,7 @@ class CalibrationSamples:
         num_samples_L = np.empty(self.num_adapters, dtype=np.intp)
         for places, means, counts in (
             (self.chosen_C, chosen.means, chosen.num_samples_L),
-            (self._others_O, self.others.means_LE, self.others.num_samples_L),
+            (self._other_places, self.others.means_LE, self.others.num_samples_L),
         ):
             means_LE[places] = means
             num_samples_L[places] = counts

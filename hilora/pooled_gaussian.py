@@ -104,7 +104,7 @@ class WhitenedGaussians:
     @cached_property
     def _offset(self) -> FloatArray:
         """What does not depend on the text, `[L]`."""
-        return self._log_det_G[self.group_L] - 2.0 * self.constant_L
+        return self._log_dets[self.group_L] - 2.0 * self.constants
 
     @property
     def num_adapters(self) -> int:
@@ -112,38 +112,38 @@ class WhitenedGaussians:
         return len(self.group_L)
 
     @cached_property
-    def precision_GK(self) -> FloatArray:
+    def precisions(self) -> FloatArray:
         """`1 / v` of each group."""
         return 1.0 / self.variances_GK
 
     @cached_property
-    def constant_L(self) -> FloatArray:
+    def constants(self) -> FloatArray:
         """`-1/2 sum_k u_k^2 / v_k`: what of an adapter's offset is not shared by its group."""
         constant_L = np.empty(self.num_adapters)
         for start in range(0, self.num_adapters, _BATCH_ADAPTERS):
             batch = slice(start, start + _BATCH_ADAPTERS)
             constant_L[batch] = -0.5 * np.einsum(
-                "lk,lk,lk->l", self.means_LK[batch], self.means_LK[batch], self.precision_GK[self.group_L[batch]]
+                "lk,lk,lk->l", self.means_LK[batch], self.means_LK[batch], self.precisions[self.group_L[batch]]
             )
         return constant_L
 
     @cached_property
-    def _log_det_G(self) -> FloatArray:
+    def _log_dets(self) -> FloatArray:
         """`ln det` of each group's covariance, with the constant of the normal density."""
         log_det_G = np.log(self.variances_GK).sum(axis=1) + self.num_rest * np.log(self.rest_variance_G)
         return log_det_G + (self.num_rest + self.means_LK.shape[1]) * LOG_2_PI
 
     def shared_terms(self, y_K: FloatArray, rest: float) -> FloatArray:
         """What a located text contributes equally to all adapters of a group, `[G]`."""
-        return -0.5 * (self.precision_GK @ y_K**2 + rest / self.rest_variance_G + self._log_det_G)
+        return -0.5 * (self.precisions @ y_K**2 + rest / self.rest_variance_G + self._log_dets)
 
     def log_density_of(self, idx_C: NDArray[np.intp], y_K: FloatArray, rest: float) -> FloatArray:
         """`log_density` of one located text under some adapters, `[C]`, without touching the others."""
         group_C = self.group_L[idx_C]
-        scores_C = self.constant_L[idx_C] + self.shared_terms(y_K, rest)[group_C]
+        scores_C = self.constants[idx_C] + self.shared_terms(y_K, rest)[group_C]
         for group in np.unique(group_C):
             members = np.flatnonzero(group_C == group)
-            scores_C[members] += self.means_LK[idx_C[members]] @ (self.precision_GK[group] * y_K)
+            scores_C[members] += self.means_LK[idx_C[members]] @ (self.precisions[group] * y_K)
         return scores_C
 
     def log_density(self, y: FloatArray, rest: FloatArray) -> FloatArray:

@@ -58,10 +58,10 @@ class InnerProductForm:
     def __init__(self, gaussians: WhitenedGaussians, *, dtype: type[np.float32 | np.float16]) -> None:
         self._gaussians = gaussians
         num_groups = len(gaussians.variances_GK)
-        largest = float(np.abs(gaussians.constant_L).max(initial=1.0))
+        largest = float(np.abs(gaussians.constants).max(initial=1.0))
         self._constant_unit = _unit(largest)
         # With c = 1/2 sum u^2 / v no coordinate u / v of a slope exceeds sqrt(2 c / v).
-        self._slope_unit = _unit((2.0 * largest) ** 0.5 * float(gaussians.precision_GK.max()) ** 0.5)
+        self._slope_unit = _unit((2.0 * largest) ** 0.5 * float(gaussians.precisions.max()) ** 0.5)
         num_coordinates = gaussians.means_LK.shape[1]
         self._size = -(-(num_coordinates + 2 + num_groups) // _LANES) * _LANES
         self.vectors_LV = np.zeros((gaussians.num_adapters, self._size), dtype=np.float32)
@@ -69,13 +69,13 @@ class InnerProductForm:
         for start in range(0, gaussians.num_adapters, _BATCH):
             batch = slice(start, start + _BATCH)
             group = gaussians.group_L[batch]
-            slopes = gaussians.means_LK[batch] * gaussians.precision_GK[group] / self._slope_unit
+            slopes = gaussians.means_LK[batch] * gaussians.precisions[group] / self._slope_unit
             rounded = slopes.astype(dtype)
             self.vectors_LV[batch, :num_coordinates] = rounded
             self.vectors_LV[np.arange(start, start + len(group)), num_coordinates + 2 + group] = 1.0
             slope_error = max(slope_error, float(np.linalg.norm(slopes - rounded, axis=1).max()))
             length = max(length, float(np.linalg.norm(slopes, axis=1).max()))
-        scaled_L = gaussians.constant_L / self._constant_unit
+        scaled_L = gaussians.constants / self._constant_unit
         coarse_L = scaled_L.astype(dtype).astype(np.float64)
         fine_L = (scaled_L - coarse_L).astype(dtype).astype(np.float64)
         self.vectors_LV[:, num_coordinates] = coarse_L

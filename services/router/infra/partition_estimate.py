@@ -35,9 +35,9 @@ class PartitionEstimate:
         rng = np.random.default_rng(seed)
         self._places_S = np.sort(rng.choice(gaussians.num_adapters, size=num_sampled, replace=False))
         self._group_S = gaussians.group_L[self._places_S]
-        slopes_SK = gaussians.means_LK[self._places_S] * gaussians.precision_GK[self._group_S]
+        slopes_SK = gaussians.means_LK[self._places_S] * gaussians.precisions[self._group_S]
         self._slopes_SK = slopes_SK.astype(np.float32)
-        self._constant_S = gaussians.constant_L[self._places_S]
+        self._constant_S = gaussians.constants[self._places_S]
 
     @property
     def num_sampled(self) -> int:
