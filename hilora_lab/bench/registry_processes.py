@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -102,7 +103,7 @@ class RegistryProcesses:
             Unavailable: `ingest_refused`.
         """
         answer = await self._http.post("/v1/adapters", json={"name": name, "source": {"path": str(folder)}})
-        if answer.status_code != httpx.codes.ACCEPTED:
+        if answer.status_code != HTTPStatus.ACCEPTED:
             raise Unavailable(f"The registry refused {name}: {answer.text[:500]}", code="ingest_refused")
 
     async def _is_ready(self) -> bool:
