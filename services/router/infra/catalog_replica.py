@@ -122,6 +122,8 @@ class CatalogReplica:
                         continue
                 self._is_following = True
                 self._advance(news.catalog_generation)
+                # Until the next news comes, a whole snapshot would stay in memory beside what was kept of it.
+                del news
         finally:
             self._is_following = False
             await channel.close()

@@ -25,6 +25,8 @@ _EXTENDED_FROM = 512
 """Adapters from which a pool is extended before it is fitted."""
 _MAX_NEWCOMERS = 1024
 """More are not worth placing one by one: every search would score them all."""
+_GATHER_SECONDS = 2.0
+"""Adapters often arrive in a row; a background fit that began with the first would miss the others."""
 _REST = 4.0
 """Pause after a background fit, in times of its duration."""
 
@@ -94,7 +96,7 @@ class PoolFitter:
         return router
 
     async def _fit_in_background(self) -> None:
-        await asyncio.sleep(max(0.0, self._rests_until - time.monotonic()))
+        await asyncio.sleep(max(_GATHER_SECONDS, self._rests_until - time.monotonic()))
         profiles, catalog_generation = self._wanted
         try:
             await self._fit(profiles, catalog_generation)

@@ -21,6 +21,7 @@ PROFILES = clustered_profiles(num_samples=[4] * 24, spread=0.2)
 def large_from_ten(monkeypatch):
     monkeypatch.setattr(pool_fitter, "_EXTENDED_FROM", 10)
     monkeypatch.setattr(pool_fitter, "_MAX_NEWCOMERS", 6)
+    monkeypatch.setattr(pool_fitter, "_GATHER_SECONDS", 0.05)
 
 
 @pytest.fixture
