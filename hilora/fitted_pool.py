@@ -26,7 +26,7 @@ from hilora.routing_explanation import ScoredPool
 from hilora.routing_settings import RoutingSettings
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class AdapterProfile:
     """What the router knows of an adapter: the embeddings of its sample texts."""
 
@@ -45,6 +45,10 @@ class FittedPool:
     """The adapters by place."""
     num_fitted: int
     """The first so many took part in the fit."""
+    fitted_places: Mapping[str, tuple[int, ...]]
+    """Their places by name; kept by every extension."""
+    newcomer_places: Mapping[str, tuple[int, ...]]
+    """Places of those that came after the fit, by name."""
     superseded: NDArray[np.intp]
     """Places of fitted adapters whose name means a newcomer now."""
     model: PooledEmpiricalBayes
@@ -74,6 +78,8 @@ class FittedPool:
         return cls(
             profiles=ordered,
             num_fitted=len(ordered),
+            fitted_places=_places(ordered, first=0),
+            newcomer_places={},
             superseded=NOBODY,
             model=model,
             fitted_index=index,
@@ -90,34 +96,30 @@ class FittedPool:
         fitted, added = self.profiles[: self.num_fitted], _ordered(newcomers)
         _check(added)
         if not added:
-            return replace(self, profiles=fitted, superseded=NOBODY, index=self.fitted_index)
+            return replace(self, profiles=fitted, newcomer_places={}, superseded=NOBODY, index=self.fitted_index)
         statistics = PoolStatistics.of([profile.samples_ME for profile in added])
         gaussians = self.model.predict(statistics.means_LE, statistics.num_samples_L)
-        names = {profile.adapter_name for profile in added}
-        superseded = [idx for idx, profile in enumerate(fitted) if profile.adapter_name in names]
+        newcomer_places = _places(added, first=self.num_fitted)
+        superseded = [idx for name in newcomer_places for idx in self.fitted_places.get(name, ())]
         return replace(
             self,
             profiles=(*fitted, *added),
-            superseded=np.array(superseded, dtype=np.intp),
+            newcomer_places=newcomer_places,
+            superseded=np.array(sorted(superseded), dtype=np.intp),
             index=ExtendedGaussianIndex(self.fitted_index, gaussians),
         )
 
     @cached_property
-    def _places(self) -> Mapping[str, tuple[int, ...]]:
-        places: dict[str, tuple[int, ...]] = {}
-        for idx, profile in enumerate(self.profiles):
-            places[profile.adapter_name] = (*places.get(profile.adapter_name, ()), idx)
-        return places
-
-    @cached_property
     def names(self) -> frozenset[str]:
         """Names of all adapters, superseded ones included."""
-        return frozenset(self._places)
+        return frozenset(self.fitted_places) | frozenset(self.newcomer_places)
 
     def excluded_places(self, names: frozenset[str]) -> NDArray[np.intp]:
         """Places of the adapters of these names and of the superseded ones, rising."""
-        places = {idx for name in names for idx in self._places.get(name, ())}
-        places.update(self.superseded.tolist())
+        places = set(self.superseded.tolist())
+        for name in names:
+            places.update(self.fitted_places.get(name, ()))
+            places.update(self.newcomer_places.get(name, ()))
         return np.array(sorted(places), dtype=np.intp)
 
     def checked(self, z_E: NDArray[np.floating]) -> FloatArray:
@@ -173,3 +175,10 @@ def _check(profiles: Sequence[AdapterProfile]) -> None:
         raise ValueError("an adapter_id stands in the pool twice")
     if any(profile.lora_rank < 1 for profile in profiles):
         raise ValueError("every adapter needs a rank of at least 1")
+
+
+def _places(profiles: Sequence[AdapterProfile], *, first: int) -> dict[str, tuple[int, ...]]:
+    places: dict[str, tuple[int, ...]] = {}
+    for idx, profile in enumerate(profiles, start=first):
+        places[profile.adapter_name] = (*places.get(profile.adapter_name, ()), idx)
+    return places

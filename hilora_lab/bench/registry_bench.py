@@ -221,7 +221,7 @@ async def _measure_update(
 
 
 def _statistics_bytes(num_adapters: int) -> int:
-    """What an adapter's samples, Gaussian and stored vector take: its statistics, as numbers alone."""
+    """What an adapter's samples, Gaussian and indexed vector take: its statistics, as numbers alone."""
     samples = NUM_SAMPLES * EMBEDDING_DIM * _FLOAT32
     gaussian = min(EMBEDDING_DIM, num_adapters - 1) * _FLOAT64
     indexed = EMBEDDING_DIM * _FLOAT32 if num_adapters > 2_000 else EMBEDDING_DIM * _FLOAT64

@@ -161,19 +161,15 @@ class CatalogReplica:
 
     def _publish(self, router: SequenceRouter, *, router_generation: int) -> None:
         assert self._generation is not None, "there is something to publish after the first snapshot"
+        placed = {name for name, entry in self._entries.items() if entry.profile is not None}
         self._view = CatalogView(
             adapters={name: entry.adapter for name, entry in self._entries.items()},
             catalog_generation=self._generation,
             router=router,
             router_generation=router_generation,
-            gone=frozenset(name for name in self._fitted_names if not self._is_placed(name)),
+            gone=self._fitted_names - placed,
             ignored=dict(self._ignored),
         )
-
-    def _is_placed(self, name: str) -> bool:
-        """Whether the catalogue still has a profile under a name."""
-        entry = self._entries.get(name)
-        return entry is not None and entry.profile is not None
 
     async def _fit_for_ever(self) -> None:
         while True:

@@ -55,8 +55,8 @@ class FlatFaissIndex:
             if is_half
             else faiss.IndexFlatIP(size)
         )
-        for start in range(0, gaussians.num_adapters, _BATCH):
-            self._index.add(form.vectors_LV[start : start + _BATCH])
+        # At once: added in parts, FAISS would keep room for half as many again.
+        self._index.add(form.vectors_LV)
         self._estimate = PartitionEstimate(gaussians, seed=_SEED) if is_half else None
         # FAISS has a copy; the view of it serves where all scores are needed.
         self._vectors_LV = form.vectors_LV = self._view(size)
