@@ -82,7 +82,8 @@ async def _run(order: RouterOrder) -> None:
         encoder=lambda: (encoder.encoder_id, encoder.embedding_dim),
         build_index=partial(build_pool_index, rules=IndexRules(), build=build_faiss_index),
     )
-    _warm_up(encoder)
+    # Two at once, for the libraries keep their working memory by thread.
+    await asyncio.gather(*(asyncio.to_thread(_warm_up, encoder) for _ in range(2)))
     bytes_before = _settled_bytes()
     started = time.perf_counter()
     await replica.start()

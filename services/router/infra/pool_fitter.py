@@ -30,9 +30,12 @@ _MAX_NEWCOMERS = 1024
 """More are not worth placing one by one: every search would score them all."""
 _GATHER_SECONDS = 2.0
 """Adapters often arrive in a row; a background fit that began with the first would miss the others."""
+_MAX_GATHERINGS = 8
+"""A row without an end is fitted all the same."""
 _NICENESS = 10
 _REST = 4.0
-"""Pause after a background fit, in times of its duration."""
+_MAX_REST_SECONDS = 60.0
+"""Pause after a background fit: in times of its duration, and at most."""
 
 
 class PoolFitter:
@@ -100,7 +103,12 @@ class PoolFitter:
         return router
 
     async def _fit_in_background(self) -> None:
-        await asyncio.sleep(max(_GATHER_SECONDS, self._rests_until - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._rests_until - time.monotonic()))
+        for _ in range(_MAX_GATHERINGS):
+            _, known = self._wanted
+            await asyncio.sleep(_GATHER_SECONDS)
+            if self._wanted[1] == known:
+                break
         profiles, catalog_generation = self._wanted
         try:
             await self._fit(profiles, catalog_generation)
@@ -108,7 +116,7 @@ class PoolFitter:
             _log.exception("catalog_fit_failed", catalog_generation=catalog_generation, num_adapters=len(profiles))
             return
         finally:
-            self._rests_until = time.monotonic() + _REST * self.last_fit_seconds
+            self._rests_until = time.monotonic() + min(_REST * self.last_fit_seconds, _MAX_REST_SECONDS)
         self._background = None
         self._on_fitted()
 
