@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hilora_cli.audit import audit
 from hilora_cli.server_options import DEFAULT_URL, AdminKeyOption, JsonOption, UrlOption
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from hilora_cli.api_client import ApiClient
 
 app = typer.Typer(
-    help="Add, list, show and remove adapters of a running server; follow and cancel their ingests.",
+    help="Add, list, show, audit and remove adapters of a running server; follow and cancel their ingests.",
     no_args_is_help=True,
     epilog="Exit status: 0 done, 1 refused or failed, 2 misused, 3 try again later, 4 the key does not open this.",
 )
+
+app.command("audit")(audit)
 
 _SECONDS_BEFORE_RECONNECTING = 1.0
 

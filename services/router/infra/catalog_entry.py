@@ -64,8 +64,9 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
     if not entry.num_samples or entry.encoder_id != encoder_id:
         return ReplicatedEntry(adapter=adapter, profile=None, encoder_id=entry.encoder_id)
     profile = AdapterProfile(
-        adapter_id=entry.adapter_id,
-        adapter_name=entry.adapter_name,
+        # The same strings, not further copies of the message's.
+        adapter_id=adapter.adapter_id,
+        adapter_name=adapter.adapter_name,
         lora_rank=entry.lora_rank,
         samples_ME=_read_samples(entry, embedding_dim),
     )
