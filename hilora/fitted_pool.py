@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,12 +116,21 @@ class FittedPool:
         return frozenset(self.fitted_places) | frozenset(self.newcomer_places)
 
     def excluded_places(self, names: frozenset[str]) -> NDArray[np.intp]:
-        """Places of the adapters of these names and of the superseded ones, rising."""
-        places = set(self.superseded.tolist())
-        for name in names:
-            places.update(self.fitted_places.get(name, ()))
-            places.update(self.newcomer_places.get(name, ()))
-        return np.array(sorted(places), dtype=np.intp)
+        """Places of the adapters of these names and of the superseded ones, rising; remembered while `names` lives."""
+        found = self._excluded_places.get(names)
+        if found is None:
+            places = set(self.superseded.tolist())
+            for name in names:
+                places.update(self.fitted_places.get(name, ()))
+                places.update(self.newcomer_places.get(name, ()))
+            found = np.array(sorted(places), dtype=np.intp)
+            found.flags.writeable = False
+            self._excluded_places[names] = found
+        return found
+
+    @cached_property
+    def _excluded_places(self) -> WeakKeyDictionary[frozenset[str], NDArray[np.intp]]:
+        return WeakKeyDictionary()
 
     def checked(self, z_E: NDArray[np.floating]) -> FloatArray:
         """The embedding in float64.

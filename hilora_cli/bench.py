@@ -99,21 +99,31 @@ def engine_command(
 def registry_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON to standard output.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A pool of 500 adapters, in some minutes.")] = False,
-    adapters: Annotated[int, typer.Option("--adapters", min=20, help="Adapters that are ingested.")] = 10_000,
+    adapters: Annotated[
+        int | None, typer.Option("--adapters", min=20, help="Adapters that are ingested. [default: 10000]")
+    ] = None,
     testbed: Annotated[
         Path, typer.Option("--testbed", exists=True, file_okay=False, help="Whose base and shapes are taken.")
     ] = SHIPPED_TESTBED,
+    searched: Annotated[tuple[int, int] | None, typer.Option("--searched", hidden=True)] = None,
+    quiet_seconds: Annotated[float | None, typer.Option("--quiet-seconds", hidden=True)] = None,
     out: Annotated[
         Path | None, typer.Option("--out", dir_okay=False, help="Write the report to this file as well.")
     ] = None,
 ) -> None:
     """Fill a registry with synthetic adapters, follow it, search it, and update it while requests are routed."""
+    from dataclasses import replace
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from hilora_lab.bench.registry_bench import RegistryBenchOrder, run_registry_bench
 
-    order = RegistryBenchOrder(testbed=testbed.resolve(), num_adapters=500 if quick else adapters)
+    order = RegistryBenchOrder(testbed=testbed.resolve(), num_adapters=adapters or (500 if quick else 10_000))
+    if searched is not None:
+        order = replace(order, searched=searched)
+    if quiet_seconds is not None:
+        order = replace(order, quiet_seconds=quiet_seconds)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

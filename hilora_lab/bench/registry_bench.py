@@ -27,7 +27,6 @@ from services.common.catalog_feed import CatalogSnapshot, CatalogUpsert, follow_
 from services.router.pool_index import IndexKind
 
 _OUTSTANDING = 64
-_QUIET_SECONDS = 20.0
 _NUM_UPDATES = 8
 _UPDATE_SECONDS = 300.0
 _FLOAT32 = 4
@@ -58,6 +57,8 @@ class RegistryBenchOrder:
     """Size of the pool that is ingested and followed."""
     searched: tuple[int, int] = (10_000, 100_000)
     """Sizes of the pools that are searched."""
+    quiet_seconds: float = 20.0
+    """How long requests are routed before the update."""
 
 
 def run_registry_bench(order: RegistryBenchOrder, *, on_progress: Progress) -> dict[str, Any]:
@@ -192,7 +193,7 @@ async def _measure_update(
     on_progress("routing", 0, 2)
     await asyncio.sleep(2.0)
     await router.phase()  # whatever warms up
-    await asyncio.sleep(_QUIET_SECONDS)
+    await asyncio.sleep(order.quiet_seconds)
     quiet = await router.phase()
     on_progress("routing", 1, 2)
     started = time.perf_counter()

@@ -204,6 +204,16 @@ class TestLargePools:
                 found = index.search(y_K, 2.0, num_results=3, temperature=4.0, excluded=excluded)
                 np.testing.assert_array_equal(found.idx_C, np.argsort(-scores, kind="stable")[:3])
 
+    @pytest.mark.parametrize("kind", [IndexKind.EXACT, IndexKind.HALF, IndexKind.IVF])
+    def test_where_all_that_are_near_are_invisible_the_next_ones_are_found(self, pool, kind):
+        index = build_faiss_index(pool, kind)
+        y_K = pool.means_LK[17]
+        scores = all_scores(y_K, 2.0, pool)
+        excluded = np.sort(np.argsort(-scores)[:2900])
+        scores[excluded] = -np.inf
+        found = index.search(y_K, 2.0, num_results=8, temperature=4.0, excluded=excluded)
+        np.testing.assert_array_equal(found.idx_C, np.argsort(-scores, kind="stable")[:8])
+
     def test_an_extended_index_finds_both_parts(self, pool):
         newcomers = WhitenedGaussians(
             num_rest=3,
