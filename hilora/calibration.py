@@ -21,6 +21,9 @@ _PRIOR_STRENGTH = 10.0
 """Texts' worth of belief in `PRIOR_TEMPERATURE`. Without it a pool that makes no mistakes on its own few texts would
 call every answer certain."""
 
+_CACHED_SCORES = 2**17
+"""Scores that are worked on at a time."""
+
 _LOWEST = 1.0
 """Never sharper than the model itself claims to be."""
 _HIGHEST = 100.0
@@ -32,19 +35,26 @@ def softmax(scores: FloatArray) -> FloatArray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def cross_entropy(scores_NL: FloatArray, true_idx_N: NDArray[np.intp], *, temperature: float) -> float:
+def cross_entropy(scores_NL: NDArray[np.floating], true_idx_N: NDArray[np.intp], *, temperature: float) -> float:
     """Mean of `-ln p(true adapter)` at a temperature, in nats."""
-    scaled_NL = scores_NL / temperature
-    highest_N = scaled_NL.max(axis=1)
-    log_sum_N = highest_N + np.log(np.exp(scaled_NL - highest_N[:, None]).sum(axis=1))
-    return float((log_sum_N - scaled_NL[np.arange(len(scaled_NL)), true_idx_N]).mean())
+    num_texts = len(scores_NL)
+    misfit_N = np.empty(num_texts)
+    # Some rows at a time: what exp is taken of should not leave the processor's cache.
+    step = max(1, _CACHED_SCORES // scores_NL.shape[1])
+    for start in range(0, num_texts, step):
+        rows = slice(start, start + step)
+        scaled = scores_NL[rows] / scores_NL.dtype.type(temperature)
+        highest = scaled.max(axis=1)
+        log_sum = highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1))
+        misfit_N[rows] = log_sum - scaled[np.arange(len(scaled)), true_idx_N[rows]]
+    return float(misfit_N.mean())
 
 
-def fit_temperature(scores_NL: FloatArray, true_idx_N: NDArray[np.intp]) -> float:
+def fit_temperature(scores_NL: NDArray[np.floating], true_idx_N: NDArray[np.intp]) -> float:
     """The temperature that explains held-out texts best, under a weak log-normal prior at `PRIOR_TEMPERATURE`.
 
     Args:
-        scores_NL: scores of texts that did not take part in the fit; may have no rows.
+        scores_NL: scores of texts that did not take part in the fit, in float64 or float32; may have no rows.
         true_idx_N: whose text each row is.
 
     Returns:

@@ -43,11 +43,18 @@ def threshold_candidates(scores_L: FloatArray, *, min_candidates: int) -> NDArra
     return order[: max(math.ceil(abs(highest)), min_candidates)]
 
 
-def mass_candidates(posterior_L: FloatArray, *, mass: float) -> NDArray[np.intp]:
-    """The fewest adapters that hold `mass` of the posterior, by falling posterior."""
+def mass_candidates(posterior_L: FloatArray, *, mass: float, total: float | None = None) -> NDArray[np.intp]:
+    """The fewest adapters that hold `mass` of the posterior, by falling posterior.
+
+    Args:
+        posterior_L: of the whole pool, or of its best adapters.
+        mass: share of the total to be held; where the adapters given do not hold it, all of them are taken.
+        total: the whole pool's sum; that of `posterior_L` unless given.
+    """
     order = descending(posterior_L)
     if not len(order):
         return order
     # Rounding must not add an adapter of no weight to a sum that is already there.
-    is_short = np.cumsum(posterior_L[order]) < mass * float(posterior_L.sum()) - 1e-12
+    total = float(posterior_L.sum()) if total is None else total
+    is_short = np.cumsum(posterior_L[order]) < mass * total - 1e-12
     return order[: int(is_short.sum()) + 1]

@@ -8,7 +8,7 @@ bounds the error of the best possible choice between them by `sqrt(pi_i pi_j) ex
 pool bounds the error of routing (arXiv 2510.12266, sec. 4). The bounds hold for texts that follow the fitted
 Gaussians: for real ones they are optimistic.
 
-Shapes: L adapters, E embedding dimension, K directions of a low-rank covariance.
+Shapes: L adapters, B of them, E embedding dimension, K directions of a low-rank covariance.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hilora.covariance import FloatArray
 from hilora.gaussian import AdapterGaussian
@@ -50,19 +51,27 @@ def pairwise_distances(gaussians: Sequence[AdapterGaussian]) -> FloatArray:
 
 
 def whitened_pairwise_distances(gaussians: WhitenedGaussians) -> FloatArray:
-    """`D_ij` of a pool's predictive Gaussians, `[L, L]`: one matrix product per pair of sample counts."""
-    num_adapters = len(gaussians.group_L)
-    distances_LL = np.zeros((num_adapters, num_adapters))
-    groups = [np.flatnonzero(gaussians.group_L == group) for group in range(len(gaussians.variances_GK))]
-    for g, of_g in enumerate(groups):
-        for h, of_h in enumerate(groups[: g + 1]):
-            precision_K = 2.0 / (gaussians.variances_GK[g] + gaussians.variances_GK[h])
-            block = _squared_gaps(gaussians.means_LK[of_g], gaussians.means_LK[of_h], precision_K) / 8.0
-            block += _log_det_gap(gaussians, g, h)
-            distances_LL[np.ix_(of_g, of_h)] = block
-            distances_LL[np.ix_(of_h, of_g)] = block.T
+    """`D_ij` of a pool's predictive Gaussians, `[L, L]`. For small pools; `whitened_distances` takes some rows."""
+    distances_LL = whitened_distances(gaussians, np.arange(gaussians.num_adapters))
     np.fill_diagonal(distances_LL, 0.0)
-    return distances_LL
+    return 0.5 * (distances_LL + distances_LL.T)
+
+
+def whitened_distances(gaussians: WhitenedGaussians, rows_B: NDArray[np.intp]) -> FloatArray:
+    """`D_ij` of some of a pool's predictive Gaussians to all of them, `[B, L]`: one matrix product per pair of sample
+    counts. An adapter's distance to itself is 0 up to rounding."""
+    distances_BL = np.empty((len(rows_B), gaussians.num_adapters))
+    groups = range(len(gaussians.variances_GK))
+    members = [np.flatnonzero(gaussians.group_L == group) for group in groups]
+    for g in groups:
+        of_g = np.flatnonzero(gaussians.group_L[rows_B] == g)
+        if not len(of_g):
+            continue
+        for h in groups:
+            precision_K = 2.0 / (gaussians.variances_GK[g] + gaussians.variances_GK[h])
+            gaps = _squared_gaps(gaussians.means_LK[rows_B[of_g]], gaussians.means_LK[members[h]], precision_K)
+            distances_BL[np.ix_(of_g, members[h])] = gaps / 8.0 + _log_det_gap(gaussians, g, h)
+    return distances_BL
 
 
 def pairwise_error_bound(distance: float, *, prior_first: float = 0.5, prior_second: float = 0.5) -> float:

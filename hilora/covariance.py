@@ -42,12 +42,25 @@ def ledoit_wolf_shrinkage(centered_ME: FloatArray) -> float:
     is_wide = num_samples < dimension
     gram = centered_ME @ centered_ME.T if is_wide else centered_ME.T @ centered_ME
     squared_norms = np.einsum("me,me->m", centered_ME, centered_ME)
-    mean_variance = float(squared_norms.sum()) / (num_samples * dimension)
-    covariance_energy = float(np.vdot(gram, gram)) / num_samples**2
+    return _optimal_shrinkage(
+        num_samples=num_samples,
+        dimension=dimension,
+        gram_energy=float(np.vdot(gram, gram)),
+        squares=float(squared_norms.sum()),
+        fourth_powers=float(squared_norms @ squared_norms),
+    )
+
+
+def _optimal_shrinkage(
+    *, num_samples: int, dimension: int, gram_energy: float, squares: float, fourth_powers: float
+) -> float:
+    """`ledoit_wolf_shrinkage` from the sums it depends on: `||X^T X||_F^2`, `sum ||x||^2` and `sum ||x||^4`."""
+    mean_variance = squares / (num_samples * dimension)
+    covariance_energy = gram_energy / num_samples**2
     distance = covariance_energy / dimension - mean_variance**2
     if distance <= np.finfo(np.float64).tiny:
         return 1.0
-    noise = (float(squared_norms @ squared_norms) / num_samples - covariance_energy) / (num_samples * dimension)
+    noise = (fourth_powers / num_samples - covariance_energy) / (num_samples * dimension)
     return float(np.clip(noise / distance, 0.0, 1.0))
 
 
@@ -114,27 +127,73 @@ class WithinCovariance:
     """`tr S_w / E`, before whitening."""
 
 
-def fit_within_covariance(stacked: StackedSamples) -> WithinCovariance:
+@dataclass(frozen=True, kw_only=True)
+class ResidualSums:
+    """What the shared covariance needs of the residuals. Sums of parts of a pool add up to those of the pool."""
+
+    scatter_EE: FloatArray
+    """`sum r r^T`."""
+    num_residuals: int = 0
+    """Samples of adapters that have more than one."""
+    degrees_of_freedom: int = 0
+    """`sum (m - 1)`."""
+    squares: float = 0.0
+    """`sum ||r||^2`."""
+    fourth_powers: float = 0.0
+    """`sum ||r||^4`."""
+
+    @classmethod
+    def of(cls, stacked: StackedSamples) -> ResidualSums:
+        """The sums of some adapters.
+
+        Each adapter's residuals around its own mean are scaled by `sqrt(m / (m - 1))`, which undoes the spread that
+        fitting the mean took away.
+        """
+        counts_N = stacked.num_samples_L[stacked.adapter_idx]
+        has_residual_N = counts_N > 1
+        scale_N = np.sqrt(counts_N[has_residual_N] / (counts_N[has_residual_N] - 1.0))
+        own_mean_NE = stacked.means[stacked.adapter_idx[has_residual_N]]
+        residuals_NE = (stacked.samples_NE[has_residual_N] - own_mean_NE) * scale_N[:, None]
+        squared_norms_N = np.einsum("ne,ne->n", residuals_NE, residuals_NE)
+        return cls(
+            scatter_EE=residuals_NE.T @ residuals_NE,
+            num_residuals=len(residuals_NE),
+            degrees_of_freedom=int((stacked.num_samples_L - 1).sum()),
+            squares=float(squared_norms_N.sum()),
+            fourth_powers=float(squared_norms_N @ squared_norms_N),
+        )
+
+    def __add__(self, other: ResidualSums) -> ResidualSums:
+        return ResidualSums(
+            scatter_EE=self.scatter_EE + other.scatter_EE,
+            num_residuals=self.num_residuals + other.num_residuals,
+            degrees_of_freedom=self.degrees_of_freedom + other.degrees_of_freedom,
+            squares=self.squares + other.squares,
+            fourth_powers=self.fourth_powers + other.fourth_powers,
+        )
+
+
+def fit_within_covariance(sums: ResidualSums) -> WithinCovariance:
     """Estimate `S_w = (1 - g) S + g (tr S / E) I` from the residuals of all adapters.
 
-    Each adapter's residuals around its own mean are scaled by `sqrt(m / (m - 1))`, which undoes the spread that
-    fitting the mean took away. `g` is Ledoit and Wolf's, but at least `1 / (1 + degrees of freedom)`: their estimate
-    is blind where two samples make one residual. Without any residual `S_w` is isotropic.
+    `g` is Ledoit and Wolf's, but at least `1 / (1 + degrees of freedom)`: their estimate is blind where two samples
+    make one residual. Without any residual `S_w` is isotropic.
     """
-    counts_N = stacked.num_samples_L[stacked.adapter_idx]
-    has_residual_N = counts_N > 1
-    dimension = stacked.samples_NE.shape[1]
-    degrees_of_freedom = int((stacked.num_samples_L - 1).sum())
-    if degrees_of_freedom == 0:
+    dimension = len(sums.scatter_EE)
+    if sums.degrees_of_freedom == 0:
         return _isotropic(DEFAULT_WITHIN_TRACE / dimension, dimension)
-    scale_N = np.sqrt(counts_N[has_residual_N] / (counts_N[has_residual_N] - 1.0))
-    own_mean_NE = stacked.means[stacked.adapter_idx[has_residual_N]]
-    residuals_NE = (stacked.samples_NE[has_residual_N] - own_mean_NE) * scale_N[:, None]
-    mean_variance = float(np.vdot(residuals_NE, residuals_NE)) / residuals_NE.size
+    mean_variance = sums.squares / (sums.num_residuals * dimension)
     if mean_variance <= VARIANCE_FLOOR:
         return _isotropic(VARIANCE_FLOOR, dimension)
-    shrinkage = max(ledoit_wolf_shrinkage(residuals_NE), 1.0 / (1.0 + degrees_of_freedom))
-    covariance = (1.0 - shrinkage) * (residuals_NE.T @ residuals_NE) / len(residuals_NE)
+    optimal = _optimal_shrinkage(
+        num_samples=sums.num_residuals,
+        dimension=dimension,
+        gram_energy=float(np.vdot(sums.scatter_EE, sums.scatter_EE)),
+        squares=sums.squares,
+        fourth_powers=sums.fourth_powers,
+    )
+    shrinkage = max(optimal, 1.0 / (1.0 + sums.degrees_of_freedom))
+    covariance = (1.0 - shrinkage) * sums.scatter_EE / sums.num_residuals
     covariance[np.diag_indices(dimension)] += max(shrinkage * mean_variance, VARIANCE_FLOOR)
     factor = torch.from_numpy(np.linalg.cholesky(covariance))
     identity = torch.eye(dimension, dtype=torch.float64)

@@ -10,28 +10,26 @@ Few texts thus pull an adapter towards the centre and widen it. A task that has 
 `N(y; 0, diag(1 + b))`; the difference of the two is the log-likelihood ratio, where 0 means "no better than a task
 we do not have". The posterior is `softmax(score / T)`, `T` fitted to texts that were held out of the whole fit.
 
-Shapes: L adapters, N texts, E embedding dimension, K directions, G distinct sample counts.
+Shapes: L adapters, N texts or adapters that came later, E embedding dimension, K directions, G distinct sample counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hilora.calibration import PRIOR_TEMPERATURE, fit_temperature, softmax
-from hilora.covariance import FloatArray, StackedSamples
+from hilora.covariance import FloatArray
+from hilora.held_out_samples import CalibrationSamples, choose_calibration
+from hilora.pool_statistics import PoolStatistics, SampleBlocks
 from hilora.pooled_gaussian import WhitenedGaussians, WhitenedSpace, fit_whitened_space
 
 _BETWEEN_SHRINKAGE = 0.2
 """Share of the isotropic part in the between-task covariance."""
 _BETWEEN_FLOOR = 1e-3
 """Least between-task variance, in units of the within-task one."""
-_NUM_FOLDS = 5
-_MAX_CALIBRATION_ROWS = 2048
-"""Held-out texts that the temperature is fitted to. More would change its third digit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,10 @@ class PooledEmpiricalBayes:
     """A fitted pool. Adapters keep the order of the samples it was fitted to."""
 
     space: WhitenedSpace
+    between_K: FloatArray
+    """`b` along each direction."""
+    between_rest: float
+    """`b` in each direction of the remainder."""
     gaussians: WhitenedGaussians
     """Predictive Gaussian of each adapter."""
     new_task: WhitenedGaussians
@@ -55,12 +57,27 @@ class PooledEmpiricalBayes:
         located = self.space.locate(z)
         return self.gaussians.log_density(*located) - self.new_task.log_density(*located)
 
+    def predict(self, means_NE: NDArray[np.floating], num_samples_N: NDArray[np.intp]) -> WhitenedGaussians:
+        """Predictive Gaussians of adapters that came after the fit, under its covariances.
+
+        Args:
+            means_NE: the mean of each one's samples.
+            num_samples_N: how many these were, each at least 1.
+        """
+        return _predictive(
+            self.space.coordinates(means_NE),
+            num_samples_N,
+            num_rest=self.space.num_rest,
+            between_K=self.between_K,
+            between_rest=self.between_rest,
+        )
+
     def posterior(self, z: NDArray[np.floating]) -> FloatArray:
         """Calibrated probability of each adapter, `[..., L]`, given that one of them is right."""
         return softmax(self.log_likelihood(z) / self.temperature)
 
 
-def fit_pooled_eb(samples: Sequence[NDArray[np.floating]]) -> PooledEmpiricalBayes:
+def fit_pooled_eb(samples: SampleBlocks) -> PooledEmpiricalBayes:
     """Fit the `pooled_eb` family to one `[m_i, E]` array of embeddings per adapter.
 
     Args:
@@ -68,34 +85,56 @@ def fit_pooled_eb(samples: Sequence[NDArray[np.floating]]) -> PooledEmpiricalBay
             back on the spread of unit vectors.
 
     Raises:
-        ValueError: see `StackedSamples.of`.
+        ValueError: see `PoolStatistics.of`.
     """
-    stacked = StackedSamples.of(samples)
-    return _fit(stacked, temperature=_cross_fitted_temperature(stacked))
+    calibration = choose_calibration(samples)
+    statistics = calibration.whole_pool()
+    return fit_statistics(statistics, temperature=_cross_fitted_temperature(calibration))
 
 
-def _fit(stacked: StackedSamples, *, temperature: float) -> PooledEmpiricalBayes:
-    space = fit_whitened_space(stacked)
-    between_K, between_rest = _between_variances(space, stacked.num_samples_L)
-    counts_G, group_L = np.unique(stacked.num_samples_L, return_inverse=True)
+def fit_statistics(statistics: PoolStatistics, *, temperature: float) -> PooledEmpiricalBayes:
+    """Fit to sums, with a temperature from elsewhere."""
+    space = fit_whitened_space(statistics)
+    between_K, between_rest = _between_variances(space, statistics.num_samples_L)
+    return PooledEmpiricalBayes(
+        space=space,
+        between_K=between_K,
+        between_rest=between_rest,
+        gaussians=_predictive(
+            space.coordinates(statistics.means_LE),
+            statistics.num_samples_L,
+            num_rest=space.num_rest,
+            between_K=between_K,
+            between_rest=between_rest,
+        ),
+        new_task=WhitenedGaussians(
+            num_rest=space.num_rest,
+            means_LK=np.zeros((1, len(between_K))),
+            group_L=np.zeros(1, dtype=np.intp),
+            variances_GK=1.0 + between_K[None],
+            rest_variance_G=np.array([1.0 + between_rest]),
+        ),
+        temperature=temperature,
+    )
+
+
+def _predictive(
+    y_LK: FloatArray, num_samples_L: NDArray[np.intp], *, num_rest: int, between_K: FloatArray, between_rest: float
+) -> WhitenedGaussians:
+    """The predictive Gaussians of sample means at `y_LK`, which is overwritten."""
+    counts_G, group_L = np.unique(num_samples_L, return_inverse=True)
     # b / (m b + 1) is the posterior variance of a task's mean; times m, the share of its sample mean in u.
     posterior_GK = between_K / (counts_G[:, None] * between_K + 1.0)
-    means_LK, _ = space.locate(stacked.means)
-    predictive = WhitenedGaussians(
-        num_rest=space.num_rest,
-        means_LK=stacked.num_samples_L[:, None] * posterior_GK[group_L] * means_LK,
+    for group, count in enumerate(counts_G):
+        of_group = np.flatnonzero(group_L == group) if len(counts_G) > 1 else slice(None)
+        y_LK[of_group] *= count * posterior_GK[group]
+    return WhitenedGaussians(
+        num_rest=num_rest,
+        means_LK=y_LK,
         group_L=group_L.astype(np.intp),
         variances_GK=1.0 + posterior_GK,
         rest_variance_G=np.asarray(1.0 + between_rest / (counts_G * between_rest + 1.0), dtype=np.float64),
     )
-    new_task = WhitenedGaussians(
-        num_rest=space.num_rest,
-        means_LK=np.zeros((1, len(between_K))),
-        group_L=np.zeros(1, dtype=np.intp),
-        variances_GK=1.0 + between_K[None],
-        rest_variance_G=np.array([1.0 + between_rest]),
-    )
-    return PooledEmpiricalBayes(space=space, gaussians=predictive, new_task=new_task, temperature=temperature)
 
 
 def _between_variances(space: WhitenedSpace, num_samples_L: NDArray[np.intp]) -> tuple[FloatArray, float]:
@@ -117,26 +156,25 @@ def _between_variances(space: WhitenedSpace, num_samples_L: NDArray[np.intp]) ->
     return np.maximum(between_K, _BETWEEN_FLOOR), max(between_rest, _BETWEEN_FLOOR)
 
 
-def _cross_fitted_temperature(stacked: StackedSamples) -> float:
-    """Fit everything without a fifth of each adapter's texts, score those, repeat; choose `T` on all the scores.
+def _cross_fitted_temperature(calibration: CalibrationSamples) -> float:
+    """Fit everything without a fifth of the texts, score those, repeat; choose `T` on all the scores.
 
     A single text is never held out. A large pool needs fewer folds: its first ones have texts enough.
     """
-    fold_N = stacked.ordinal % _NUM_FOLDS
-    may_leave_N = stacked.num_samples_L[stacked.adapter_idx] > 1
-    scores: list[FloatArray] = []
+    scores: list[NDArray[np.floating]] = []
     true_idx: list[NDArray[np.intp]] = []
     num_rows = 0
-    for fold in range(_NUM_FOLDS):
-        held_out_N = (fold_N == fold) & may_leave_N
-        rows = np.flatnonzero(held_out_N)
-        if not len(rows) or len(stacked.num_samples_L) == 1 or num_rows >= _MAX_CALIBRATION_ROWS:
-            continue
-        rows = rows[:: -(-len(rows) // _MAX_CALIBRATION_ROWS)]
-        fitted = _fit(stacked.keeping(~held_out_N), temperature=PRIOR_TEMPERATURE)
-        scores.append(fitted.log_likelihood(stacked.samples_NE[rows]))
-        true_idx.append(stacked.adapter_idx[rows])
-        num_rows += len(rows)
+    for fold in calibration.folds():
+        if num_rows >= calibration.max_rows:
+            break
+        fitted = fit_statistics(fold.statistics, temperature=PRIOR_TEMPERATURE)
+        of_fold = fitted.log_likelihood(fold.held_out_NE)
+        if calibration.others is not None:
+            # Relative to the best, a large pool's scores are as good in half the memory.
+            of_fold = (of_fold - of_fold.max(axis=1, keepdims=True)).astype(np.float32)
+        scores.append(of_fold)
+        true_idx.append(fold.true_idx_N)
+        num_rows += len(fold.true_idx_N)
     if not scores:
         return PRIOR_TEMPERATURE
     return fit_temperature(np.concatenate(scores), np.concatenate(true_idx))

@@ -10,15 +10,18 @@ with equal variances; `...` leading dimensions of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.covariance import FloatArray, StackedSamples, WithinCovariance, fit_within_covariance
+from hilora.covariance import FloatArray, WithinCovariance, fit_within_covariance
 from hilora.gaussian import LOG_2_PI
+from hilora.pool_statistics import PoolStatistics, SampleBlocks
+
+_BATCH_ADAPTERS = 2048
+"""Means moved into the space at a time: a whole pool's at once would keep BLAS from a request for its duration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +49,32 @@ class WhitenedSpace:
             return y, np.zeros(y.shape[:-1])
         return y, np.maximum((white**2).sum(axis=-1) - (y**2).sum(axis=-1), 0.0)
 
+    def coordinates(self, z_NE: NDArray[np.floating]) -> FloatArray:
+        """The coordinates `[N, K]` alone, of any number of embeddings."""
+        to_axes_KE = self.directions_KE @ self.within.whitening_EE
+        y_NK = np.empty((len(z_NE), len(to_axes_KE)))
+        for start in range(0, len(z_NE), _BATCH_ADAPTERS):
+            batch = slice(start, start + _BATCH_ADAPTERS)
+            np.matmul(z_NE[batch] - self.center_E, to_axes_KE.T, out=y_NK[batch])
+        return y_NK
 
-def fit_whitened_space(stacked: StackedSamples) -> WhitenedSpace:
+
+def fit_whitened_space(statistics: PoolStatistics) -> WhitenedSpace:
     """Whiten by the shared covariance and lay axes through the whitened means."""
-    within = fit_within_covariance(stacked)
-    center_E = stacked.means.mean(axis=0)
-    white_LE = (stacked.means - center_E) @ within.whitening_EE.T
-    num_adapters, dimension = white_LE.shape
+    within = fit_within_covariance(statistics.residuals)
+    num_adapters, dimension = statistics.means_LE.shape
+    center_E = statistics.means_LE.mean(axis=0)
     num_directions = min(num_adapters - 1, dimension)
     if num_adapters <= dimension:
+        white_LE = (statistics.means_LE - center_E) @ within.whitening_EE.T
         _, singular_values, rows = np.linalg.svd(white_LE, full_matrices=False)
         squared, directions_KE = singular_values[:num_directions] ** 2, rows[:num_directions]
     else:
-        ascending, columns = np.linalg.eigh(white_LE.T @ white_LE)
+        scatter_EE = np.zeros((dimension, dimension))
+        for start in range(0, num_adapters, _BATCH_ADAPTERS):
+            gaps = statistics.means_LE[start : start + _BATCH_ADAPTERS] - center_E
+            scatter_EE += gaps.T @ gaps
+        ascending, columns = np.linalg.eigh(within.whitening_EE @ scatter_EE @ within.whitening_EE.T)
         squared, directions_KE = np.maximum(ascending[::-1], 0.0), columns.T[::-1]
     return WhitenedSpace(
         center_E=center_E,
@@ -88,9 +104,47 @@ class WhitenedGaussians:
     @cached_property
     def _offset(self) -> FloatArray:
         """What does not depend on the text, `[L]`."""
+        return self._log_dets[self.group_L] - 2.0 * self.constants
+
+    @property
+    def num_adapters(self) -> int:
+        """L."""
+        return len(self.group_L)
+
+    @cached_property
+    def precisions(self) -> FloatArray:
+        """`1 / v` of each group."""
+        return 1.0 / self.variances_GK
+
+    @cached_property
+    def constants(self) -> FloatArray:
+        """`-1/2 sum_k u_k^2 / v_k`: what of an adapter's offset is not shared by its group."""
+        constant_L = np.empty(self.num_adapters)
+        for start in range(0, self.num_adapters, _BATCH_ADAPTERS):
+            batch = slice(start, start + _BATCH_ADAPTERS)
+            constant_L[batch] = -0.5 * np.einsum(
+                "lk,lk,lk->l", self.means_LK[batch], self.means_LK[batch], self.precisions[self.group_L[batch]]
+            )
+        return constant_L
+
+    @cached_property
+    def _log_dets(self) -> FloatArray:
+        """`ln det` of each group's covariance, with the constant of the normal density."""
         log_det_G = np.log(self.variances_GK).sum(axis=1) + self.num_rest * np.log(self.rest_variance_G)
-        dimension = self.num_rest + self.means_LK.shape[1]
-        return (self.means_LK * self._slope).sum(axis=1) + log_det_G[self.group_L] + dimension * LOG_2_PI
+        return log_det_G + (self.num_rest + self.means_LK.shape[1]) * LOG_2_PI
+
+    def shared_terms(self, y_K: FloatArray, rest: float) -> FloatArray:
+        """What a located text contributes equally to all adapters of a group, `[G]`."""
+        return -0.5 * (self.precisions @ y_K**2 + rest / self.rest_variance_G + self._log_dets)
+
+    def log_density_of(self, idx_C: NDArray[np.intp], y_K: FloatArray, rest: float) -> FloatArray:
+        """`log_density` of one located text under some adapters, `[C]`, without touching the others."""
+        group_C = self.group_L[idx_C]
+        scores_C = self.constants[idx_C] + self.shared_terms(y_K, rest)[group_C]
+        for group in np.unique(group_C):
+            members = np.flatnonzero(group_C == group)
+            scores_C[members] += self.means_LK[idx_C[members]] @ (self.precisions[group] * y_K)
+        return scores_C
 
     def log_density(self, y: FloatArray, rest: FloatArray) -> FloatArray:
         """`ln N` of located texts under each adapter, `[..., L]`, in whitened units."""
@@ -111,15 +165,15 @@ class PooledGaussians:
         return self.gaussians.log_density(*self.space.locate(z)) + self.space.within.log_det_whitening
 
 
-def fit_pooled(samples: Sequence[NDArray[np.floating]]) -> PooledGaussians:
+def fit_pooled(samples: SampleBlocks) -> PooledGaussians:
     """Fit the `pooled` family to one `[m_i, E]` array of embeddings per adapter.
 
     Raises:
-        ValueError: see `StackedSamples.of`.
+        ValueError: see `PoolStatistics.of`.
     """
-    stacked = StackedSamples.of(samples)
-    space = fit_whitened_space(stacked)
-    means_LK, _ = space.locate(stacked.means)
+    statistics = PoolStatistics.of(samples)
+    space = fit_whitened_space(statistics)
+    means_LK = space.coordinates(statistics.means_LE)
     return PooledGaussians(
         space=space,
         gaussians=WhitenedGaussians(

@@ -1,11 +1,11 @@
 """A plan's reasons, in numbers and in one sentence; and the two decisions that choose nothing.
 
-Shapes: L adapters of the pool.
+Shapes: C scored adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,23 +25,25 @@ from hilora.routing_plan import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredPool:
-    """What is known of a text once every adapter is scored."""
+    """What is known of a text once the pool is scored: of every allowed adapter, or of the best of them."""
 
-    scores_L: FloatArray
+    idx_C: NDArray[np.intp]
+    """Places of the adapters in the pool. Where two are equally good, the one that stands first here wins."""
+    scores_C: FloatArray
     """Of the mode in use: E3 in `paper`, the predictive log-likelihood in `calibrated`."""
-    ratios_L: FloatArray
+    ratios_C: FloatArray
     """Log-likelihood ratios against a new task."""
-    posterior_L: FloatArray
-    """Sums to 1 over the allowed adapters, 0 for the others."""
-    allowed: NDArray[np.intp]
-    """Indices of the adapters that may be chosen."""
+    posterior_C: FloatArray
+    """Sums to 1 over all allowed adapters."""
+    num_allowed: int
+    """Adapters that may be chosen."""
 
 
 def explained_decision(
     plan: RoutingPlan,
     *,
     scores: ScoredPool,
-    identities: Sequence[tuple[str, str]],
+    identity_of: Callable[[int], tuple[str, str]],
     mode: RoutingMode,
     is_unknown: bool,
     num_runners_up: int,
@@ -51,36 +53,38 @@ def explained_decision(
     Args:
         plan: the work order.
         scores: of the pool.
-        identities: `adapter_id` and `adapter_name` of each adapter, in the order of the scores.
+        identity_of: gives `adapter_id` and `adapter_name` of the adapter at a place.
         mode: how it was chosen.
         is_unknown: whether no adapter explains the text.
         num_runners_up: adapters to report besides the chosen ones.
     """
     budget_of = {budget.adapter_id: budget for budget in plan.budgets}
-    ordered = [int(scores.allowed[place]) for place in descending(scores.posterior_L[scores.allowed])]
-    chosen = [idx for idx in ordered if identities[idx][0] in budget_of]
-    others = [idx for idx in ordered if identities[idx][0] not in budget_of]
-
-    def score_of(idx: int) -> CandidateScore:
-        adapter_id, adapter_name = identities[idx]
+    chosen: list[CandidateScore] = []
+    others: list[CandidateScore] = []
+    for place in descending(scores.posterior_C):
+        if len(chosen) == len(budget_of) and len(others) >= num_runners_up:
+            break
+        adapter_id, adapter_name = identity_of(int(scores.idx_C[place]))
         budget = budget_of.get(adapter_id)
-        return CandidateScore(
-            adapter_id=adapter_id,
-            adapter_name=adapter_name,
-            log_likelihood=float(scores.scores_L[idx]),
-            log_likelihood_ratio=float(scores.ratios_L[idx]),
-            posterior=float(scores.posterior_L[idx]),
-            num_rocs=budget.num_rocs if budget else 0,
-            weight=budget.weight if budget else 0.0,
+        if budget is None and len(others) >= num_runners_up:
+            continue
+        (others if budget is None else chosen).append(
+            CandidateScore(
+                adapter_id=adapter_id,
+                adapter_name=adapter_name,
+                log_likelihood=float(scores.scores_C[place]),
+                log_likelihood_ratio=float(scores.ratios_C[place]),
+                posterior=float(scores.posterior_C[place]),
+                num_rocs=budget.num_rocs if budget else 0,
+                weight=budget.weight if budget else 0.0,
+            )
         )
-
-    candidates = tuple(score_of(idx) for idx in chosen + others[: max(num_runners_up, 0)])
     return RoutingDecision(
         plan=plan,
         mode=mode,
-        candidates=candidates,
+        candidates=(*chosen, *others),
         is_out_of_distribution=is_unknown,
-        reason=_sentence(candidates[: len(chosen)], num_allowed=len(ordered), is_unknown=is_unknown),
+        reason=_sentence(chosen, num_allowed=scores.num_allowed, is_unknown=is_unknown),
     )
 
 

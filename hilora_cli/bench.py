@@ -1,4 +1,4 @@
-"""`hilora bench`: how fast the engine is on this machine, and the pages that say so."""
+"""`hilora bench`: how fast engine and registry are on this machine, and the pages that say so."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hilora.errors import InvalidInput
+from hilora_cli.demo import SHIPPED_TESTBED
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-app = typer.Typer(help="Measure the engine against its base and against others.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure the engine against its base and against others, and the registry at scale.", no_args_is_help=True
+)
 
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")
@@ -22,7 +25,7 @@ PlotOption = Annotated[
 
 @app.callback()
 def bench() -> None:
-    """Measure the engine against its base and against others."""
+    """Measure the engine against its base and against others, and the registry at scale."""
 
 
 @app.command("engine")
@@ -92,6 +95,54 @@ def engine_command(
     console.print(ratio_table(report))
 
 
+@app.command("registry")
+def registry_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON to standard output.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A pool of 500 adapters, in some minutes.")] = False,
+    adapters: Annotated[
+        int | None, typer.Option("--adapters", min=20, help="Adapters that are ingested. [default: 10000]")
+    ] = None,
+    testbed: Annotated[
+        Path, typer.Option("--testbed", exists=True, file_okay=False, help="Whose base and shapes are taken.")
+    ] = SHIPPED_TESTBED,
+    searched: Annotated[tuple[int, int] | None, typer.Option("--searched", hidden=True)] = None,
+    quiet_seconds: Annotated[float | None, typer.Option("--quiet-seconds", hidden=True)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", dir_okay=False, help="Write the report to this file as well.")
+    ] = None,
+) -> None:
+    """Fill a registry with synthetic adapters, follow it, search it, and update it while requests are routed."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from hilora_lab.bench.registry_bench import RegistryBenchOrder, run_registry_bench
+
+    order = RegistryBenchOrder(testbed=testbed.resolve(), num_adapters=adapters or (500 if quick else 10_000))
+    if searched is not None:
+        order = replace(order, searched=searched)
+    if quiet_seconds is not None:
+        order = replace(order, quiet_seconds=quiet_seconds)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def on_progress(title: str, done: int, total: int) -> None:
+            if title not in bars:
+                bars[title] = progress.add_task(title, total=total)
+            progress.update(bars[title], completed=done)
+
+        report = run_registry_bench(order, on_progress=on_progress)
+    content = json.dumps(report, indent=1)
+    if out is not None:
+        out.write_text(f"{content}\n")
+    if as_json:
+        typer.echo(content)
+    console.print(registry_table(report))
+
+
 @app.command("report")
 def report_command(
     source: Annotated[
@@ -127,6 +178,23 @@ def ratio_table(report: dict[str, Any]) -> Table:
         colour = "green" if figure["is_met"] else "red"
         values = (f"[{colour}]{summary['median']:.3f}[/]", f"{summary['min']:.3f}", f"{summary['max']:.3f}")
         table.add_row(figure["title"], figure["model"], figure["goal"], *values, str(summary["n"]))
+    return table
+
+
+def registry_table(report: dict[str, Any]) -> Table:
+    """The figures of a registry benchmark beside their goals."""
+    from rich.table import Table
+
+    table = Table("figure", title=f"HiLoRA's registry, {report['num_adapters']} adapters")
+    table.add_column("value", justify="right")
+    table.add_column("goal", justify="right")
+    keys = (
+        *("ingest_per_second", "artifact_bytes_per_adapter", "router_follow_seconds", "catalog_bytes_per_adapter"),
+        *("search_ms_10k", "search_ms_100k", "update_p99_ratio"),
+    )
+    for key in keys:
+        colour = {True: "green", False: "red"}.get(report["is_met"].get(key), "default")
+        table.add_row(key, f"[{colour}]{report[key]:g}[/]", report["goals"].get(key, ""))
     return table
 
 

@@ -81,8 +81,11 @@ async def follow_catalog(channel: grpc.aio.Channel, *, peer: str, without_sample
         try:
             snapshot = await _take_snapshot(stub, peer=peer, without_samples=without_samples)
             backoff = _BACKOFF_SECONDS[0]
+            generation = snapshot.catalog_generation
             yield snapshot
-            async for change in _changes(stub, snapshot.catalog_generation, peer=peer, without_samples=without_samples):
+            # What the caller keeps of it is the caller's: held here, a large catalogue would be in memory twice.
+            del snapshot
+            async for change in _changes(stub, generation, peer=peer, without_samples=without_samples):
                 yield change
             # A registry that asks for snapshot after snapshot must not get them at full speed.
             await asyncio.sleep(_RESYNC_PAUSE_SECONDS)

@@ -14,6 +14,8 @@ from services.common.lifecycle import Component, ComponentGroup
 from services.common.rpc_server import RpcServer
 from services.registry.cancellation import JobCancellation
 from services.registry.collection import CollectionPolicy, Collector
+from services.registry.confusability_audit import ConfusabilityAudit
+from services.registry.entrypoints.confusability_rpc import AUDIT_SERVICE_NAME, AuditServicer
 from services.registry.entrypoints.dependencies import RestDependencies
 from services.registry.entrypoints.event_stream import EventStreams
 from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies, lifecycle_routes
@@ -27,6 +29,7 @@ from services.registry.infra.assembly import assemble
 from services.registry.infra.celery_queue import CeleryIngestQueue
 from services.registry.infra.redis_connection import KEY_PREFIX, RedisLock, held, translated_redis_errors
 from services.registry.infra.redis_idempotency import RedisIdempotencyStore
+from services.registry.infra.stored_components import StoredComponents
 from services.registry.intake import Intake
 from services.registry.maintenance import Maintenance
 from services.registry.process_setup import SharedParts, build_shared_parts
@@ -79,16 +82,24 @@ class RegistryService:
             access=access,
             heartbeat_seconds=settings.watch_heartbeat_seconds,
         )
+        components = StoredComponents(shared.data.artifacts, root=settings.data_dir / "artifacts")
+        confusability = ConfusabilityAudit(catalog=shared.catalog, components=components)
         self._rpc = RpcServer(
             host=settings.rpc_host,
             port=settings.rpc_port,
-            register=[partial(register_with, self._servicer), lifecycle_servicer.register],
-            service_names=[SERVICE_NAME, LIFECYCLE_SERVICE_NAME],
+            register=[
+                partial(register_with, self._servicer),
+                lifecycle_servicer.register,
+                AuditServicer(audit=confusability, access=access).register,
+            ],
+            service_names=[SERVICE_NAME, LIFECYCLE_SERVICE_NAME, AUDIT_SERVICE_NAME],
         )
         self._rest_app = create_rest_app(
             RestDependencies(
                 intake=intake,
                 catalog=shared.catalog,
+                components=components,
+                confusability=confusability,
                 jobs=shared.jobs,
                 cancellation=cancellation,
                 idempotency=RedisIdempotencyStore(shared.redis),

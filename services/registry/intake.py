@@ -37,7 +37,7 @@ _log = get_logger(__name__)
 PENDING_GRACE_SECONDS = 10.0
 """A job that waits longer while the queue is empty has lost its message."""
 
-_ROUTE_NAMES = frozenset({"events"})
+_ROUTE_NAMES = frozenset({"audit", "events"})
 """Names that `/v1/adapters/{name}` could not reach: a route of that path means something else."""
 
 

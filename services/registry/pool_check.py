@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hilora.adapter import LoRAAdapter
+from hilora.adapter import LoRAAdapter, RocBasis
 from hilora.adapter_review import find_norm_outliers
 from hilora.decomposition import recompose
 from hilora.errors import UnknownAdapter
@@ -136,7 +136,7 @@ class PoolCheck:
 
     def _distance(self, adapter: LoRAAdapter, member: PoolMember) -> float:
         try:
-            return relative_distance(adapter, recompose(self._artifacts.components(member.revision)))
+            return relative_distance(adapter, recompose(self._artifacts.components(member.revision, RocBasis.TRAINED)))
         except UnknownAdapter:
             return float("inf")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from starlette.types import ASGIApp
 
@@ -21,8 +22,10 @@ from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
 from services.router.generation import GenerateText
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
+from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.worker_pool import StaticWorkerPool
 from services.router.models import ModelDirectory
+from services.router.pool_index import IndexRules, build_pool_index
 from services.router.readiness import Readiness, check_readiness
 from services.router.routing import RouteText
 from services.router.settings import RouterSettings
@@ -53,6 +56,7 @@ class Router:
         self._catalog = CatalogReplica(
             settings.registry_address,
             encoder=lambda: (self._embedder.encoder_id or "", self._embedder.embedding_dim),
+            build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
         )
         self._workers = StaticWorkerPool(
             settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds
@@ -194,3 +198,12 @@ def build_router(
 
 def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
     return lambda: SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction)
+
+
+def _index_rules(settings: RouterSettings) -> IndexRules:
+    return IndexRules(
+        dense_up_to=settings.index_dense_up_to,
+        exact_up_to=settings.index_exact_up_to,
+        whole_up_to=settings.index_whole_up_to,
+        min_recall=settings.index_min_recall,
+    )

@@ -15,7 +15,6 @@ from hilora.access import AdapterAccess, Requester
 from hilora.sequence_routing import SequenceRouter
 from hilora.version_selector import select_version
 
-_EVERYBODY = Requester()
 _MAX_REMEMBERED_REQUESTERS = 256
 
 
@@ -38,6 +37,15 @@ class CatalogAdapter:
         """A version of the same name, under the access of the name now; None if there is none."""
         found = select_version((self, *self.other_versions), selector)
         return None if found is None else replace(found, access=self.access)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sight:
+    """What a requester does not see of a view."""
+
+    hidden: frozenset[str]
+    closed: frozenset[str]
+    can_choose: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +71,37 @@ class CatalogView:
 
     def hidden_from(self, requester: Requester) -> frozenset[str]:
         """Names that do not exist for a requester."""
-        if requester == _EVERYBODY:
-            return self._hidden_from_everybody
-        remembered = self._remembered
-        if requester not in remembered:
-            if len(remembered) >= _MAX_REMEMBERED_REQUESTERS:
-                remembered.clear()
-            remembered[requester] = _hidden(self.adapters, requester)
-        return remembered[requester]
+        return self._sight_of(requester).hidden
+
+    def closed_to(self, requester: Requester) -> frozenset[str]:
+        """Names that must not be chosen for a requester: hidden ones, and those that are gone. Always the same object
+        for the same requester, so that it can be remembered what it means in the fit."""
+        return self._sight_of(requester).closed
 
     def can_choose(self, requester: Requester) -> bool:
         """Whether the fit knows any adapter that exists for a requester."""
-        return bool(self.fitted_names - self.gone - self.hidden_from(requester))
+        return self._sight_of(requester).can_choose
+
+    def _sight_of(self, requester: Requester) -> _Sight:
+        sight = self._remembered.get(requester)
+        if sight is None:
+            if len(self._remembered) >= _MAX_REMEMBERED_REQUESTERS:
+                self._remembered.clear()
+            hidden = _hidden(self.adapters, requester)
+            closed = self.gone | hidden
+            sight = _Sight(hidden=hidden, closed=closed, can_choose=not self.fitted_names <= closed)
+            self._remembered[requester] = sight
+        return sight
 
     @cached_property
-    def _hidden_from_everybody(self) -> frozenset[str]:
-        return _hidden(self.adapters, _EVERYBODY)
-
-    @cached_property
-    def _remembered(self) -> dict[Requester, frozenset[str]]:
+    def _remembered(self) -> dict[Requester, _Sight]:
         return {}
 
 
 def _hidden(adapters: Mapping[str, CatalogAdapter], requester: Requester) -> frozenset[str]:
-    return frozenset(name for name, adapter in adapters.items() if not adapter.access.admits(requester))
+    # Thousands of adapters share a few rules, mostly as one object: each is asked once.
+    rules = {id(adapter.access): adapter.access for adapter in adapters.values()}
+    closed = {key for key, access in rules.items() if not access.admits(requester)}
+    if not closed:
+        return frozenset()
+    return frozenset(name for name, adapter in adapters.items() if id(adapter.access) in closed)

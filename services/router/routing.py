@@ -74,12 +74,13 @@ class RouteText:
             started = time.perf_counter()
             settings = self._settings_for(options)
             if view.can_choose(requester):
+                closed = view.closed_to(requester)
                 decision = await asyncio.to_thread(
                     view.router.decide,
                     z_E,
                     settings=settings,
                     request_seed=options.seed,
-                    exclude=options.exclude_adapters | view.gone | view.hidden_from(requester),
+                    exclude=closed | options.exclude_adapters if options.exclude_adapters else closed,
                     num_runners_up=num_runners_up,
                 )
             else:

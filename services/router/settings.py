@@ -59,6 +59,14 @@ class RouterSettings(ServiceSettings):
     """Adapters of a lower tier are watched however old they are."""
     max_routed_chars: int = Field(default=8192, ge=1)
     """Characters at the start of a text that are embedded: encoders read no more than some hundred tokens."""
+    index_dense_up_to: int = Field(default=2_000, ge=0)
+    """Adapters up to which every score is computed without an index."""
+    index_exact_up_to: int = Field(default=50_000, ge=0)
+    """Adapters up to which every score enters the posterior; beyond, the sum over the unlikely ones is estimated."""
+    index_whole_up_to: int = Field(default=200_000, ge=0)
+    """Adapters up to which the index looks at all of them; beyond, at a part, if that finds enough."""
+    index_min_recall: float = Field(default=0.99, ge=0, le=1)
+    """Share of the ten nearest adapters that a look at a part must find, as measured when the index is built."""
     request_timeout_seconds: float = Field(default=600.0, gt=0)
     """Longest time one generation may take."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)

@@ -13,6 +13,7 @@ from services.common.auth import AccessKey, FixedKeys, KeyRing
 from services.registry.cancellation import JobCancellation
 from services.registry.catalog import Catalog
 from services.registry.collection import CollectionPolicy, Collector
+from services.registry.confusability_audit import ConfusabilityAudit
 from services.registry.entrypoints.dependencies import RestDependencies
 from services.registry.entrypoints.event_stream import EventStreams
 from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies, lifecycle_routes
@@ -29,6 +30,7 @@ from services.registry.infra.registered_pool import RegisteredPool
 from services.registry.infra.safetensors_reader import HardenedSafetensorsReader
 from services.registry.infra.staging import DiskStagingArea
 from services.registry.infra.store_migration import DataFolder
+from services.registry.infra.stored_components import StoredComponents
 from services.registry.infra.transfer import FetchLimits
 from services.registry.infra.url_source import UrlSource
 from services.registry.ingestion import Ingestion
@@ -188,10 +190,14 @@ class RegistryStack:
             artifacts=self.artifacts,
             interval_seconds=60,
         )
+        self.components = StoredComponents(self.artifacts, root=data_dir / "artifacts")
+        self.confusability = ConfusabilityAudit(catalog=self.catalog, components=self.components)
         self.app = create_rest_app(
             RestDependencies(
                 intake=self.intake,
                 catalog=self.catalog,
+                components=self.components,
+                confusability=self.confusability,
                 jobs=self.jobs,
                 cancellation=self.cancellation,
                 idempotency=InMemoryIdempotencyStore(),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hilora.access import AdapterAccess
 from hilora.errors import RegistryUnavailable, Unavailable
+from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
 from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta, WorkerEvent
 from services.router.catalog import CatalogAdapter, CatalogView
@@ -30,6 +31,7 @@ def catalog_view(
     revision: str = "1",
     access: Mapping[str, AdapterAccess] | None = None,
     aliases: Mapping[str, str] | None = None,
+    build_index: IndexBuilder = DenseGaussianIndex,
 ) -> CatalogView:
     """A picture with one adapter of rank 8 for each task, fitted with `HashEncoder`. `gone` ones are fitted only."""
     encoder = HashEncoder()
@@ -54,7 +56,7 @@ def catalog_view(
             if profile.adapter_name not in set(gone)
         },
         catalog_generation=catalog_generation,
-        router=SequenceRouter(profiles, catalog_generation=fitted_at),
+        router=SequenceRouter(profiles, catalog_generation=fitted_at, build_index=build_index),
         router_generation=fitted_at,
         gone=frozenset(gone),
         ignored=ignored or {},

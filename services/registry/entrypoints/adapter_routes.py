@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
@@ -95,7 +96,10 @@ def adapter_routes(dependencies: RestDependencies) -> APIRouter:
     async def show_adapter(name: str) -> AdapterDetails:
         entry = await catalog.entry(name)
         return AdapterDetails.with_manifest(
-            entry, await catalog.manifest(entry), await catalog.validation_report(entry)
+            entry,
+            await catalog.manifest(entry),
+            await catalog.validation_report(entry),
+            await asyncio.to_thread(dependencies.components.statistics, entry.revision),
         )
 
     @routes.delete("/adapters/{name}", dependencies=[access.require(Scope.WRITE)])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from services.registry.cancellation import JobCancellation
 from services.registry.catalog import Catalog
+from services.registry.confusability_audit import ConfusabilityAudit
 from services.registry.entrypoints.event_stream import EventStreams
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.intake import Intake
-from services.registry.ports import AuditLog, IdempotencyStore, JobStore
+from services.registry.ports import AuditLog, ComponentReader, IdempotencyStore, JobStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +20,8 @@ class RestDependencies:
 
     intake: Intake
     catalog: Catalog
+    components: ComponentReader
+    confusability: ConfusabilityAudit
     jobs: JobStore
     cancellation: JobCancellation
     idempotency: IdempotencyStore

@@ -11,6 +11,7 @@ from services.registry.entrypoints import access
 from services.registry.entrypoints.access import AccessGate
 from services.registry.entrypoints.adapter_routes import adapter_routes
 from services.registry.entrypoints.audit_routes import audit_routes
+from services.registry.entrypoints.confusability_routes import confusability_routes
 from services.registry.entrypoints.dependencies import RestDependencies
 from services.registry.entrypoints.error_answers import add_error_answers
 from services.registry.entrypoints.job_routes import job_routes
@@ -31,6 +32,7 @@ def create_rest_app(
     # The schema is a route like every other: FastAPI's own would know no scope.
     app = FastAPI(title="HiLoRA Serve registry", openapi_url=None, docs_url=None, redoc_url=None)
     routers = (
+        confusability_routes(dependencies.confusability),
         adapter_routes(dependencies),
         job_routes(dependencies),
         audit_routes(dependencies),

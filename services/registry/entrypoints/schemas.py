@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from hilora.access import TrustTier
 from hilora.finding import Severity
+from hilora.update_statistics import UpdateStatistics
 from services.registry.artifact import ArtifactManifest
 from services.registry.audit import AuditEvent, AuditOutcome
 from services.registry.catalog_entry import CatalogEntry
+from services.registry.entrypoints.confusability_schemas import StatisticsView
 from services.registry.entrypoints.squeeze_option import SqueezeOption
 from services.registry.job import IngestJob, IngestState, SourceKind
 from services.registry.validation_report import ValidationReport
@@ -217,9 +219,17 @@ class AdapterDetails(AdapterView):
     """sha256 by file name."""
     report: ReportView | None
     """What was found when it was ingested."""
+    update: StatisticsView
+    """How large the update is, and over how many directions it spreads."""
 
     @classmethod
-    def with_manifest(cls, entry: CatalogEntry, manifest: ArtifactManifest, report: ValidationReport | None) -> Self:
+    def with_manifest(
+        cls,
+        entry: CatalogEntry,
+        manifest: ArtifactManifest,
+        report: ValidationReport | None,
+        statistics: UpdateStatistics,
+    ) -> Self:
         """The view of an entry and what is stored for it."""
         origin = manifest.provenance
         return cls(
@@ -237,6 +247,7 @@ class AdapterDetails(AdapterView):
             ),
             report=ReportView.of(report),
             files=dict(manifest.files),
+            update=StatisticsView.of(statistics),
         )
 
 

@@ -4,6 +4,7 @@ artifacts/<revision>/manifest.json           what it is and where it came from; 
 rocs_svd.safetensors    components, SVD basis
 rocs_trained.safetensors  the same update in the basis of training
 validation.json         what was found when it was ingested
+statistics.json         singular values by module; derived, and no part of the identity
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
 from hilora.errors import UnknownAdapter
 from services.registry.artifact import ArtifactDraft, ArtifactManifest, component_file_name, revision_of
 from services.registry.infra.records import MANIFEST
+from services.registry.infra.stored_components import STATISTICS_FILE, statistics_file
 from services.registry.infra.write_once import WriteOnceFolders
 from services.registry.validation_report import ValidationReport, report_from_json
 
@@ -64,6 +66,7 @@ class DiskArtifactStore:
         )
         described = {
             _REPORT_FILE: json.dumps(draft.report.to_json(), indent=2).encode(),
+            STATISTICS_FILE: statistics_file(adapter),
             MANIFEST_FILE: MANIFEST.dump_json(manifest, indent=2),
         }
         self.folders.write(revision, {**contents, **described})
@@ -90,13 +93,13 @@ class DiskArtifactStore:
         except (OSError, ValueError) as error:
             raise _unknown(revision, error) from error
 
-    def components(self, revision: str) -> DecomposedAdapter:
+    def components(self, revision: str, basis: RocBasis) -> DecomposedAdapter:
         """See `ArtifactStore.components`."""
-        with self.open_components(revision, RocBasis.TRAINED) as stream:
+        with self.open_components(revision, basis) as stream:
             tensors = safetensors.torch.load(stream.read())
         paths = sorted({name.rpartition(".")[0] for name in tensors})
         return DecomposedAdapter(
-            basis=RocBasis.TRAINED,
+            basis=basis,
             modules={
                 path: RankOneComponents(a_RD=tensors[f"{path}.roc_a"], b_RO=tensors[f"{path}.roc_b"]) for path in paths
             },

@@ -28,6 +28,7 @@ from services.registry.ports.ingest_work import (
 )
 from services.registry.ports.store import (
     ArtifactStore,
+    ComponentReader,
     PoolSource,
     ProfileStore,
     RegistrationStore,
@@ -43,6 +44,7 @@ __all__ = [
     "BaseModel",
     "CatalogIndex",
     "CatalogTransaction",
+    "ComponentReader",
     "FolderAssembler",
     "IdempotencyStore",
     "IngestQueue",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.update_statistics import UpdateStatistics
 from services.registry.artifact import ArtifactDraft, ArtifactManifest, ProfileRecord, SampleProfile
 from services.registry.catalog_entry import CatalogRecord
 from services.registry.job import IngestRequest
@@ -41,12 +42,24 @@ class ArtifactStore(Protocol):
         """The components file of one basis, at its beginning; the caller closes it. Raises UnknownAdapter."""
         ...
 
-    def components(self, revision: str) -> DecomposedAdapter:
-        """The components in the basis of training. Raises UnknownAdapter."""
+    def components(self, revision: str, basis: RocBasis) -> DecomposedAdapter:
+        """The components in one basis. Raises UnknownAdapter."""
         ...
 
     def validation_report(self, revision: str) -> ValidationReport | None:
         """What was found when it was ingested; `None` for a version older than such reports. Raises UnknownAdapter."""
+        ...
+
+
+class ComponentReader(Protocol):
+    """Reads what stored versions do. Blocking."""
+
+    def svd_components(self, revision: str) -> DecomposedAdapter:
+        """The components in the SVD basis. Raises UnknownAdapter (`unknown_revision`)."""
+        ...
+
+    def statistics(self, revision: str) -> UpdateStatistics:
+        """The sizes of the update. Raises UnknownAdapter (`unknown_revision`)."""
         ...
 
 

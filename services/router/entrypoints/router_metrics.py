@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hilora.errors import RegistryUnavailable
+from hilora.sequence_routing import SequenceRouter
 from services.common.metrics import LATENCY_BUCKETS_SECONDS, render_metrics
 from services.router.answer import RouteResult
+from services.router.pool_index import IndexKind
 from services.router.ports import Catalog, Workers
 from services.router.traffic import AdapterTraffic, TrafficWatch
 
@@ -53,8 +56,19 @@ class RouterMetrics:
         self._traffic_alarms = Counter(
             "hilora_router_traffic_alarms_raised", "Traffic alarms by reason.", ("reason",), registry=self._registry
         )
+        self._index_kind = Gauge(
+            "hilora_router_index_kind", "1 for the way the pool is searched.", ("kind",), registry=self._registry
+        )
         self._gauge("catalog_generation", "Generation of the catalogue in use; 0 before the first.", self._generation)
         self._gauge("adapters", "Adapters in the catalogue in use.", self._num_adapters)
+        self._gauge(
+            "adapters_since_fit",
+            "Adapters that are chosen by the fit of the others until the next one.",
+            self._newcomers,
+        )
+        self._gauge("index_recall", "Share of the nearest adapters that the index finds; 1 where exact.", self._recall)
+        for kind in IndexKind:
+            self._index_kind.labels(kind.value).set_function(partial(self._is_index, kind))
         self._gauge("workers_live", "Workers that take requests.", lambda: float(workers.fleet().num_live))
         self._gauge("workers_configured", "Workers in the settings.", lambda: float(workers.fleet().num_configured))
 
@@ -109,3 +123,21 @@ class RouterMetrics:
             return float(len(self._catalog.view().adapters))
         except RegistryUnavailable:
             return 0.0
+
+    def _newcomers(self) -> float:
+        router = self._router()
+        return 0.0 if router is None else float(router.num_newcomers)
+
+    def _recall(self) -> float:
+        router = self._router()
+        return 1.0 if router is None or router.index is None else router.index.recall
+
+    def _is_index(self, kind: IndexKind) -> float:
+        router = self._router()
+        return float(router is not None and router.index is not None and router.index.kind == kind.value)
+
+    def _router(self) -> SequenceRouter | None:
+        try:
+            return self._catalog.view().router
+        except RegistryUnavailable:
+            return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ TIERS_FROM_WIRE = {
 """Trust tiers by their wire value."""
 
 _FLOAT32_LE = np.dtype("<f4")
+_MAX_REMEMBERED_RULES = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,20 +58,25 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
         lora_rank=entry.lora_rank,
         created_at=entry.created_at,
         version=entry.version or 1,
-        access=AdapterAccess(
-            trust_tier=TIERS_FROM_WIRE.get(entry.trust_tier, TrustTier.UNTRUSTED), visible_to=tuple(entry.visible_to)
-        ),
+        access=_access_of(entry.trust_tier, tuple(entry.visible_to)),
         other_versions=tuple(_read_version(entry.adapter_name, other) for other in entry.other_versions),
     )
     if not entry.num_samples or entry.encoder_id != encoder_id:
         return ReplicatedEntry(adapter=adapter, profile=None, encoder_id=entry.encoder_id)
     profile = AdapterProfile(
-        adapter_id=entry.adapter_id,
-        adapter_name=entry.adapter_name,
+        # The same strings, not further copies of the message's.
+        adapter_id=adapter.adapter_id,
+        adapter_name=adapter.adapter_name,
         lora_rank=entry.lora_rank,
         samples_ME=_read_samples(entry, embedding_dim),
     )
     return ReplicatedEntry(adapter=adapter, profile=profile, encoder_id=entry.encoder_id)
+
+
+@lru_cache(maxsize=_MAX_REMEMBERED_RULES)
+def _access_of(tier: registry_pb2.TrustTier, visible_to: tuple[str, ...]) -> AdapterAccess:
+    """One object for all adapters under the same rule: a large catalogue has few of them."""
+    return AdapterAccess(trust_tier=TIERS_FROM_WIRE.get(tier, TrustTier.UNTRUSTED), visible_to=visible_to)
 
 
 def _read_version(adapter_name: str, other: registry_pb2.VersionEntry) -> CatalogAdapter:

@@ -1,7 +1,7 @@
 """The registry's catalogue in this process's memory: snapshot, then every change, for ever.
 
 The request path reads `view()` and never waits for the registry. A registry that is away leaves the last picture in
-use; a change is applied to the names at once and to the fitted model as soon as a thread has fitted it.
+use; a change is applied to the names at once and to the fitted model as soon as `PoolFitter` has taken it in.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from hilora.errors import InvalidInput, RegistryUnavailable
+from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
 from hilora.sequence_routing import SequenceRouter
 from hilora_rpc.v1 import registry_pb2
 from services.common.catalog_feed import CatalogAliases, CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
@@ -19,11 +20,14 @@ from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
+from services.router.infra.pool_fitter import PoolFitter
 
 _log = get_logger(__name__)
 
 # Adapters often arrive in a row; one fit serves all that came in this time.
 _COALESCE_SECONDS = 0.05
+
+_ENTRIES_AT_A_TIME = 64
 
 EncoderIdentity = Callable[[], tuple[str, int]]
 """Gives `(encoder_id, embedding_dim)` of this router's encoder."""
@@ -35,9 +39,12 @@ class CatalogReplica:
     Args:
         registry_address: `host:port` of the registry's gRPC server.
         encoder: identity of this router's encoder, asked for at `start`.
+        build_index: makes what is searched of a fitted pool.
     """
 
-    def __init__(self, registry_address: str, *, encoder: EncoderIdentity) -> None:
+    def __init__(
+        self, registry_address: str, *, encoder: EncoderIdentity, build_index: IndexBuilder = DenseGaussianIndex
+    ) -> None:
         self._address = registry_address
         self._encoder = encoder
         self._encoder_id, self._embedding_dim = "", 0
@@ -48,6 +55,7 @@ class CatalogReplica:
         self._view: CatalogView | None = None
         self._fitted_names: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
+        self._fitter = PoolFitter(build_index=build_index, on_fitted=self._changed.set)
         self._fitted = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_following = False
@@ -91,6 +99,7 @@ class CatalogReplica:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks = []
+        await self._fitter.stop()
         self._is_following = False
 
     async def _follow_for_ever(self) -> None:
@@ -99,17 +108,16 @@ class CatalogReplica:
             async for news in follow_catalog(channel, peer=f"registry at {self._address}", without_samples=False):
                 match news:
                     case CatalogSnapshot():
-                        known, self._entries, self._ignored = self._entries, {}, {}
-                        self._aliases = dict(news.aliases)
-                        for entry in news.entries:
-                            self._keep(entry, before=known.get(entry.adapter_name))
+                        await self._take_over(news)
                         _log.info(
                             "catalog_snapshot",
                             catalog_generation=news.catalog_generation,
                             num_adapters=len(self._entries),
                         )
                     case CatalogUpsert():
-                        self._keep(news.entry, before=self._entries.get(news.entry.adapter_name))
+                        self._keep(
+                            news.entry, self._entries, self._ignored, before=self._entries.get(news.entry.adapter_name)
+                        )
                     case CatalogRemoval():
                         self._entries.pop(news.adapter_name, None)
                         self._ignored.pop(news.adapter_name, None)
@@ -120,26 +128,46 @@ class CatalogReplica:
                         continue
                 self._is_following = True
                 self._advance(news.catalog_generation)
+                # Until the next news comes, a whole snapshot would stay in memory beside what was kept of it.
+                del news
         finally:
             self._is_following = False
             await channel.close()
 
-    def _keep(self, entry: registry_pb2.CatalogEntry, *, before: ReplicatedEntry | None) -> None:
+    async def _take_over(self, snapshot: CatalogSnapshot) -> None:
+        """Replace everything that is known, in one step, once all of it has been read."""
+        entries: dict[str, ReplicatedEntry] = {}
+        ignored: dict[str, str] = {}
+        for place, entry in enumerate(snapshot.entries):
+            self._keep(entry, entries, ignored, before=self._entries.get(entry.adapter_name))
+            if place % _ENTRIES_AT_A_TIME == 0:
+                # A large snapshot must not keep the requests from the loop.
+                await asyncio.sleep(0)
+        self._entries, self._ignored, self._aliases = entries, ignored, dict(snapshot.aliases)
+
+    def _keep(
+        self,
+        entry: registry_pb2.CatalogEntry,
+        entries: dict[str, ReplicatedEntry],
+        ignored: dict[str, str],
+        *,
+        before: ReplicatedEntry | None,
+    ) -> None:
         name = entry.adapter_name
         try:
             kept = read_entry(entry, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
-            self._ignored.pop(name, None)
+            ignored.pop(name, None)
             if kept.encoder_id not in {"", self._encoder_id}:
                 # The registry went over to another encoder: what its old one said of the same version still holds.
                 if before is not None and before.adapter.adapter_id == kept.adapter.adapter_id:
                     kept = replace(kept, profile=before.profile)
                 if kept.profile is None:
-                    self._ignored[name] = _unchoosable(name, kept.encoder_id, self._encoder_id)
-            self._entries[name] = kept
+                    ignored[name] = _unchoosable(name, kept.encoder_id, self._encoder_id)
+            entries[name] = kept
         except InvalidInput as error:
             # An older version under this name is superseded: serving it on would hide the fault.
-            self._entries.pop(name, None)
-            self._ignored[name] = str(error)
+            entries.pop(name, None)
+            ignored[name] = str(error)
             _log.warning("catalog_entry_ignored", adapter=name, code=error.code, message=error.message)
 
     def _advance(self, generation: int) -> None:
@@ -151,12 +179,13 @@ class CatalogReplica:
 
     def _publish(self, router: SequenceRouter, *, router_generation: int) -> None:
         assert self._generation is not None, "there is something to publish after the first snapshot"
+        placed = {name for name, entry in self._entries.items() if entry.profile is not None}
         self._view = CatalogView(
             adapters={name: entry.adapter for name, entry in self._entries.items()},
             catalog_generation=self._generation,
             router=router,
             router_generation=router_generation,
-            gone=frozenset(name for name in self._fitted_names if name not in self._entries),
+            gone=self._fitted_names - placed,
             ignored=dict(self._ignored),
             aliases=dict(self._aliases),
             fitted_names=self._fitted_names,
@@ -172,13 +201,12 @@ class CatalogReplica:
             generation = self._generation
             profiles = [entry.profile for entry in self._entries.values() if entry.profile is not None]
             try:
-                router = await asyncio.to_thread(SequenceRouter, profiles, catalog_generation=generation)
+                router = await self._fitter.current(profiles, catalog_generation=generation)
             except Exception:  # numerics of a strange pool must not end the following: the last fit stays in use
                 _log.exception("catalog_fit_failed", catalog_generation=generation, num_adapters=len(profiles))
                 continue
-            self._fitted_names = frozenset(profile.adapter_name for profile in profiles)
+            self._fitted_names = router.adapter_names
             self._publish(router, router_generation=generation)
-            _log.info("catalog_fitted", catalog_generation=generation, num_adapters=len(profiles))
             async with self._fitted:
                 self._fitted.notify_all()
 

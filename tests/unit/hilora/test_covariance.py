@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hilora.covariance import (
     DEFAULT_WITHIN_TRACE,
+    ResidualSums,
     StackedSamples,
     fit_within_covariance,
     ledoit_wolf_shrinkage,
@@ -73,7 +74,7 @@ class TestStacking:
 class TestWithinCovariance:
     def test_whitening_makes_the_shrunk_pooled_covariance_the_identity(self):
         blocks = clustered_samples(num_samples=[4, 9, 2], dimension=5)
-        within = fit_within_covariance(StackedSamples.of(blocks))
+        within = fit_within_covariance(ResidualSums.of(StackedSamples.of(blocks)))
         residuals = np.concatenate(
             [(block - block.mean(axis=0)) * np.sqrt(len(block) / (len(block) - 1)) for block in blocks]
         ).astype(np.float64)
@@ -85,12 +86,29 @@ class TestWithinCovariance:
         assert within.log_det_whitening == pytest.approx(-0.5 * np.linalg.slogdet(expected)[1], rel=1e-4)
 
     def test_single_samples_fall_back_on_the_spread_of_unit_vectors(self):
-        within = fit_within_covariance(StackedSamples.of(clustered_samples(num_samples=[1, 1], dimension=5)))
+        stacked = StackedSamples.of(clustered_samples(num_samples=[1, 1], dimension=5))
+        within = fit_within_covariance(ResidualSums.of(stacked))
         assert within.mean_variance * 5 == DEFAULT_WITHIN_TRACE
         np.testing.assert_allclose(within.whitening_EE, np.eye(5) * (5 / DEFAULT_WITHIN_TRACE) ** 0.5)
 
     @pytest.mark.parametrize("block", [np.ones((3, 4)), np.eye(4)[:2]])
     def test_equal_samples_and_one_residual_stay_invertible(self, block):
-        within = fit_within_covariance(StackedSamples.of([block]))
+        within = fit_within_covariance(ResidualSums.of(StackedSamples.of([block])))
         assert np.isfinite(within.whitening_EE).all()
         assert within.shrinkage >= 0.5
+
+    def test_sums_of_parts_are_those_of_the_whole(self):
+        blocks = clustered_samples(num_samples=[4, 9, 1, 2], dimension=5)
+        parts = ResidualSums.of(StackedSamples.of(blocks[:2])) + ResidualSums.of(StackedSamples.of(blocks[2:]))
+        whole = ResidualSums.of(StackedSamples.of(blocks))
+        assert parts.num_residuals == whole.num_residuals == 15
+        assert parts.degrees_of_freedom == whole.degrees_of_freedom == 12
+        np.testing.assert_allclose(parts.scatter_EE, whole.scatter_EE, atol=1e-12)
+        assert parts.fourth_powers == pytest.approx(whole.fourth_powers)
+        assert fit_within_covariance(parts).shrinkage == pytest.approx(fit_within_covariance(whole).shrinkage)
+
+    def test_the_shrinkage_from_sums_is_that_of_the_residuals(self):
+        (block,) = clustered_samples(num_samples=[400], dimension=5)
+        residuals = (block - block.mean(axis=0, dtype=np.float64)) * (400 / 399) ** 0.5
+        within = fit_within_covariance(ResidualSums.of(StackedSamples.of([block])))
+        assert within.shrinkage == pytest.approx(ledoit_wolf_shrinkage(residuals), rel=1e-9)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from hilora.calibration import PRIOR_TEMPERATURE
-from hilora.covariance import StackedSamples, fit_within_covariance
+from hilora.covariance import ResidualSums, StackedSamples, fit_within_covariance
 from hilora.empirical_bayes import fit_pooled_eb
 from tests.builders.profiles import clustered_samples
 
 
 def literal_scores(blocks: list[np.ndarray], z_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The equations with dense matrices and the symmetric root: scores `[N, L]` and those of a new task `[N]`."""
-    within = fit_within_covariance(StackedSamples.of(blocks))
+    within = fit_within_covariance(ResidualSums.of(StackedSamples.of(blocks)))
     covariance = np.linalg.inv(within.whitening_EE.T @ within.whitening_EE)
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors / np.sqrt(values)) @ vectors.T

@@ -234,3 +234,47 @@ class TestSettings:
     def test_the_default_is_the_calibrated_mode(self):
         assert RoutingSettings() == CALIBRATED
         assert CALIBRATED.weight_rule is WeightRule.SHARPENED and CALIBRATED.basis is RocBasis.SVD
+
+
+class TestExtension:
+    def test_a_newcomer_is_chosen_for_its_own_texts(self):
+        router = SequenceRouter(PROFILES[:4], catalog_generation=7)
+        extended = router.extended(PROFILES[5:], catalog_generation=8)
+        decision = extended.decide(text_of(5), settings=CALIBRATED)
+        assert chosen(decision) == ["task-05"]
+        assert decision.plan.catalog_generation == 8
+        assert (extended.num_adapters, extended.num_newcomers) == (5, 1)
+        assert (router.num_adapters, router.num_newcomers) == (4, 0)
+
+    def test_a_new_version_takes_the_place_of_the_old_one(self):
+        old, new = PROFILES[3], replace(PROFILES[3], adapter_id="task-03@ffffffffffff", lora_rank=4)
+        extended = ROUTER.extended([new], catalog_generation=8)
+        decision = extended.decide(text_of(3), settings=CALIBRATED, num_runners_up=9)
+        (budget,) = decision.plan.budgets
+        assert (budget.adapter_id, budget.num_rocs) == (new.adapter_id, 4)
+        assert old.adapter_id not in {score.adapter_id for score in decision.candidates}
+        assert sum(score.posterior for score in decision.candidates) == pytest.approx(1.0)
+        assert extended.num_adapters == 6
+
+    def test_more_samples_of_an_adapter_replace_those_of_the_fit(self):
+        moved = replace(PROFILES[3], samples_ME=strange_text()[None].astype(np.float32))
+        extended = ROUTER.extended([moved], catalog_generation=8)
+        assert extended.num_adapters == 6
+        assert chosen(extended.decide(strange_text(), settings=CALIBRATED))[0] == "task-03"
+
+    def test_an_extension_replaces_the_one_before(self):
+        router = SequenceRouter(PROFILES[:3], catalog_generation=7)
+        first = router.extended(PROFILES[3:5], catalog_generation=8)
+        assert first.extended(PROFILES[5:], catalog_generation=9).num_adapters == 4
+        assert first.extended([], catalog_generation=9).num_newcomers == 0
+
+    def test_the_papers_mode_waits_for_the_next_fit(self):
+        extended = SequenceRouter(PROFILES[:4], catalog_generation=7).extended(PROFILES[5:], catalog_generation=8)
+        decision = extended.decide(text_of(5), settings=PAPER, num_runners_up=9)
+        assert "task-05" not in {score.adapter_name for score in decision.candidates}
+
+    def test_misuse(self):
+        with pytest.raises(ValueError, match="empty"):
+            SequenceRouter([], catalog_generation=7).extended(PROFILES, catalog_generation=8)
+        with pytest.raises(ValueError, match="twice"):
+            ROUTER.extended([PROFILES[0]] * 2, catalog_generation=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 
 from hilora.access import AdapterAccess, Requester, TrustTier
 from hilora.errors import UnknownAdapter
+from hilora.gaussian_index import DenseGaussianIndex
 from hilora.routing_plan import RoutingMode
 from services.router.catalog import CatalogAdapter
+from services.router.infra.faiss_index import build_faiss_index
 from services.router.models import ModelDirectory
+from services.router.pool_index import IndexKind
 from services.router.request import RoutingOptions
 from services.router.routing import RouteText
 from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
@@ -25,6 +29,12 @@ _WORDS = {
 }
 _TEXTS = {task: [f"{words} {n}" for n in range(5)] for task, words in _WORDS.items()}
 _TENANTS = ["a", "b", "c"]
+
+EXACT_INDEXES = {
+    "dense": DenseGaussianIndex,
+    "exact": partial(build_faiss_index, kind=IndexKind.EXACT),
+    "half": partial(build_faiss_index, kind=IndexKind.HALF),
+}
 
 accesses = st.builds(
     AdapterAccess,
@@ -53,6 +63,7 @@ def decide(view, text, *, min_trust_tier=TrustTier.UNTRUSTED, mode=RoutingMode.C
 
 
 class TestDecisions:
+    @pytest.mark.parametrize("index", EXACT_INDEXES)
     @settings(max_examples=40, deadline=None)
     @given(
         access=st.fixed_dictionaries(dict.fromkeys(_TEXTS, accesses)),
@@ -61,8 +72,9 @@ class TestDecisions:
         words=st.sampled_from(list(_WORDS.values())),
         mode=st.sampled_from([RoutingMode.CALIBRATED, RoutingMode.PAPER]),
     )
-    def test_a_tenant_s_never_mentions_what_that_tenant_may_not_use(self, access, tenant, asked, words, mode):
-        view = catalog_view(_TEXTS, access=access)
+    def test_a_tenant_s_never_mentions_what_that_tenant_may_not_use(self, index, access, tenant, asked, words, mode):
+        build = EXACT_INDEXES[index]
+        view = catalog_view(_TEXTS, access=access, build_index=build)
         requester = Requester(tenant=tenant, min_trust_tier=asked)
         visible = {task for task in _TEXTS if access[task].admits(requester)}
 
@@ -72,7 +84,8 @@ class TestDecisions:
         assert {budget.adapter_name for budget in decision.plan.budgets} <= visible
         assert mentioned == visible
         # The fit is shared; what it says is not: with the others excluded by hand, the decision is the same.
-        by_hand = decide(catalog_view(_TEXTS), f"{words} x", exclude_adapters=frozenset(_TEXTS) - visible, mode=mode)
+        everybodys = catalog_view(_TEXTS, build_index=build)
+        by_hand = decide(everybodys, f"{words} x", exclude_adapters=frozenset(_TEXTS) - visible, mode=mode)
         assert decision.plan == by_hand.plan
         assert decision.candidates == by_hand.candidates
 
@@ -88,6 +101,15 @@ class TestDecisions:
         own_task = next(task for task, task_words in _WORDS.items() if task_words == words)
         if own_task not in hidden:
             assert shared.plan.budgets[0].adapter_name == apart.plan.budgets[0].adapter_name == own_task
+
+    def test_what_is_excluded_by_hand_comes_on_top_of_what_is_hidden(self):
+        view = catalog_view(_TEXTS, access={"capitals": AdapterAccess(visible_to=("a",))}, gone=["sums"])
+
+        decision = decide(view, "country capital city x", exclude_adapters=frozenset({"poems"}))
+
+        assert {candidate.adapter_name for candidate in decision.candidates} == {"recipes"}
+        again = decide(view, "country capital city x")
+        assert {candidate.adapter_name for candidate in again.candidates} == {"recipes", "poems"}
 
     def test_a_pool_of_hidden_adapters_looks_like_an_empty_one(self):
         access = dict.fromkeys(_TEXTS, AdapterAccess(visible_to=("other",)))

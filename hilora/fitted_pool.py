@@ -1,0 +1,194 @@
+"""A pool of adapters with the model fitted to it, and what can be added to it before the next fit.
+
+Fitting thousands of adapters takes seconds. An adapter that arrives meanwhile is placed by the fit that is there: its
+own mean and sample count under the covariances of the others.
+
+Shapes: L adapters, C scored ones, M samples, E embedding dimension. The pool is kept in the order of its
+`adapter_id`s, newcomers after it in theirs, so that a place means the same whatever the order of registration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.calibration import softmax
+from hilora.covariance import FloatArray
+from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
+from hilora.family_scores import FamilyScores
+from hilora.gaussian_index import NOBODY, ExtendedGaussianIndex, GaussianIndex, IndexBuilder
+from hilora.pool_statistics import PoolStatistics
+from hilora.routing_explanation import ScoredPool
+from hilora.routing_settings import RoutingSettings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class AdapterProfile:
+    """What the router knows of an adapter: the embeddings of its sample texts."""
+
+    adapter_id: str
+    adapter_name: str
+    lora_rank: int
+    samples_ME: NDArray[np.float32]
+    """Unit vectors of the pool's encoder, at least one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedPool:
+    """At least one adapter, fitted. Immutable and safe to share between threads."""
+
+    profiles: tuple[AdapterProfile, ...]
+    """The adapters by place."""
+    num_fitted: int
+    """The first so many took part in the fit."""
+    fitted_places: Mapping[str, tuple[int, ...]]
+    """Their places by name; kept by every extension."""
+    newcomer_places: Mapping[str, tuple[int, ...]]
+    """Places of those that came after the fit, by name."""
+    superseded: NDArray[np.intp]
+    """Places of fitted adapters whose name means a newcomer now."""
+    model: PooledEmpiricalBayes
+    fitted_index: GaussianIndex
+    """Searches those that took part in the fit."""
+    index: GaussianIndex
+    """Searches all."""
+    families: FamilyScores
+    """Of those that took part in the fit."""
+
+    @classmethod
+    def fit(cls, profiles: Sequence[AdapterProfile], *, build_index: IndexBuilder) -> FittedPool:
+        """Fit a pool.
+
+        Args:
+            profiles: at least one, in any order; the order never matters.
+            build_index: makes what is searched.
+
+        Raises:
+            ValueError: an adapter twice, one without samples or ranks, unequal dimensions, values that are not finite.
+        """
+        ordered = _ordered(profiles)
+        _check(ordered)
+        samples = [profile.samples_ME for profile in ordered]
+        model = fit_pooled_eb(samples)
+        index = build_index(model.gaussians)
+        return cls(
+            profiles=ordered,
+            num_fitted=len(ordered),
+            fitted_places=_places(ordered, first=0),
+            newcomer_places={},
+            superseded=NOBODY,
+            model=model,
+            fitted_index=index,
+            index=index,
+            families=FamilyScores(samples),
+        )
+
+    def extended(self, newcomers: Sequence[AdapterProfile]) -> FittedPool:
+        """This fit with all adapters that came after it; those of an earlier extension are forgotten.
+
+        Raises:
+            ValueError: like `fit`, of the newcomers.
+        """
+        fitted, added = self.profiles[: self.num_fitted], _ordered(newcomers)
+        _check(added)
+        if not added:
+            return replace(self, profiles=fitted, newcomer_places={}, superseded=NOBODY, index=self.fitted_index)
+        statistics = PoolStatistics.of([profile.samples_ME for profile in added])
+        gaussians = self.model.predict(statistics.means_LE, statistics.num_samples_L)
+        newcomer_places = _places(added, first=self.num_fitted)
+        superseded = [idx for name in newcomer_places for idx in self.fitted_places.get(name, ())]
+        return replace(
+            self,
+            profiles=(*fitted, *added),
+            newcomer_places=newcomer_places,
+            superseded=np.array(sorted(superseded), dtype=np.intp),
+            index=ExtendedGaussianIndex(self.fitted_index, gaussians),
+        )
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all adapters, superseded ones included."""
+        return frozenset(self.fitted_places) | frozenset(self.newcomer_places)
+
+    def excluded_places(self, names: frozenset[str]) -> NDArray[np.intp]:
+        """Places of the adapters of these names and of the superseded ones, rising; remembered while `names` lives."""
+        found = self._excluded_places.get(names)
+        if found is None:
+            places = set(self.superseded.tolist())
+            for name in names:
+                places.update(self.fitted_places.get(name, ()))
+                places.update(self.newcomer_places.get(name, ()))
+            found = np.array(sorted(places), dtype=np.intp)
+            found.flags.writeable = False
+            self._excluded_places[names] = found
+        return found
+
+    @cached_property
+    def _excluded_places(self) -> WeakKeyDictionary[frozenset[str], NDArray[np.intp]]:
+        return WeakKeyDictionary()
+
+    def checked(self, z_E: NDArray[np.floating]) -> FloatArray:
+        """The embedding in float64.
+
+        Raises:
+            ValueError: one of another dimension, or with values that are not finite.
+        """
+        z_E = np.asarray(z_E, dtype=np.float64)
+        if z_E.shape != self.model.space.center_E.shape:
+            raise ValueError(f"the embedding has shape {z_E.shape}, the pool's are {self.model.space.center_E.shape}")
+        if not np.isfinite(z_E).all():
+            raise ValueError("the embedding holds values that are not finite")
+        return z_E
+
+    def score_nearest(self, z_E: FloatArray, *, num_results: int, excluded: NDArray[np.intp]) -> ScoredPool:
+        """The best adapters for a text, by falling posterior: all that the calibrated mode looks at."""
+        y_K, rest = self.model.space.locate(z_E)
+        temperature = self.model.temperature
+        found = self.index.search(y_K, float(rest), num_results=num_results, temperature=temperature, excluded=excluded)
+        return ScoredPool(
+            idx_C=found.idx_C,
+            scores_C=found.log_density_C + self.model.space.within.log_det_whitening,
+            ratios_C=found.log_density_C - self.model.new_task.log_density(y_K, rest),
+            posterior_C=np.exp(found.log_density_C / temperature - found.log_partition),
+            num_allowed=len(self.profiles) - len(excluded),
+        )
+
+    def score_all(self, z_E: FloatArray, *, settings: RoutingSettings, excluded: NDArray[np.intp]) -> ScoredPool:
+        """Every allowed adapter that took part in the fit, by place, scored as the paper's mode does (E3)."""
+        allowed = np.delete(np.arange(self.num_fitted), excluded[excluded < self.num_fitted])
+        if not len(allowed):
+            nothing = np.zeros(0)
+            return ScoredPool(idx_C=allowed, scores_C=nothing, ratios_C=nothing, posterior_C=nothing, num_allowed=0)
+        scores_L = self.families.log_likelihoods(
+            z_E, family=settings.covariance_family, shrinkage=settings.covariance_shrinkage
+        )
+        return ScoredPool(
+            idx_C=allowed,
+            scores_C=scores_L[allowed] / len(z_E),
+            ratios_C=self.model.log_likelihood_ratio(z_E)[allowed],
+            posterior_C=softmax(self.model.log_likelihood(z_E)[allowed] / self.model.temperature),
+            num_allowed=len(allowed),
+        )
+
+
+def _ordered(profiles: Sequence[AdapterProfile]) -> tuple[AdapterProfile, ...]:
+    return tuple(sorted(profiles, key=lambda profile: profile.adapter_id))
+
+
+def _check(profiles: Sequence[AdapterProfile]) -> None:
+    if len({profile.adapter_id for profile in profiles}) != len(profiles):
+        raise ValueError("an adapter_id stands in the pool twice")
+    if any(profile.lora_rank < 1 for profile in profiles):
+        raise ValueError("every adapter needs a rank of at least 1")
+
+
+def _places(profiles: Sequence[AdapterProfile], *, first: int) -> dict[str, tuple[int, ...]]:
+    places: dict[str, tuple[int, ...]] = {}
+    for idx, profile in enumerate(profiles, start=first):
+        places[profile.adapter_name] = (*places.get(profile.adapter_name, ()), idx)
+    return places

@@ -1,0 +1,75 @@
+"""The sum that turns scores into probabilities, without scoring a large pool.
+
+    sum_i exp(s_i / T)  =  the best adapters, exactly  +  all others, from a fixed random part of them
+
+At the temperatures of large pools thousands of adapters share a tenth of the mass: leaving them out would call every
+answer too certain, and bounding them by the last known score would call none certain. Their sum is made of very many
+similar terms, which is what a random part estimates well.
+
+Shapes: L adapters, S sampled ones, K coordinates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.covariance import FloatArray
+from hilora.gaussian_index import log_sum_exp
+from hilora.pooled_gaussian import WhitenedGaussians
+
+_NUM_SAMPLED = 4096
+
+
+class PartitionEstimate:
+    """A random part of a pool, ready to be scored.
+
+    Args:
+        gaussians: the pool.
+        seed: chooses the part; equal pools choose the same.
+    """
+
+    def __init__(self, gaussians: WhitenedGaussians, *, seed: int) -> None:
+        self._gaussians = gaussians
+        num_sampled = min(_NUM_SAMPLED, gaussians.num_adapters)
+        rng = np.random.default_rng(seed)
+        self._places_S = np.sort(rng.choice(gaussians.num_adapters, size=num_sampled, replace=False))
+        self._group_S = gaussians.group_L[self._places_S]
+        slopes_SK = gaussians.means_LK[self._places_S] * gaussians.precisions[self._group_S]
+        self._slopes_SK = slopes_SK.astype(np.float32)
+        self._constant_S = gaussians.constants[self._places_S]
+
+    @property
+    def num_sampled(self) -> int:
+        """S."""
+        return len(self._places_S)
+
+    def log_partition(
+        self,
+        y_K: FloatArray,
+        rest: float,
+        *,
+        temperature: float,
+        best: NDArray[np.intp],
+        best_scores: FloatArray,
+        excluded: NDArray[np.intp],
+    ) -> float:
+        """`ln sum_i exp(s_i / T)` over the adapters that are not excluded.
+
+        Args:
+            y_K: the text's coordinates.
+            rest: the squared length of its remainder.
+            temperature: `T`.
+            best: places of the best adapters.
+            best_scores: their scores.
+            excluded: places that do not count.
+        """
+        along_S = (self._slopes_SK @ y_K.astype(np.float32)).astype(np.float64)
+        scores_S = along_S + self._constant_S + self._gaussians.shared_terms(y_K, rest)[self._group_S]
+        is_other_S = ~(np.isin(self._places_S, best) | np.isin(self._places_S, excluded))
+        of_best = log_sum_exp(best_scores / temperature)
+        num_others = self._gaussians.num_adapters - len(best) - len(excluded)
+        if not is_other_S.any() or num_others <= 0:
+            return of_best
+        of_others = log_sum_exp(scores_S[is_other_S] / temperature) + np.log(num_others / is_other_S.sum())
+        return float(np.logaddexp(of_best, of_others))
