@@ -7,7 +7,6 @@ file is refused unless its tensors fill the data part exactly, one after the oth
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -17,11 +16,15 @@ from typing import Any
 import torch
 
 from hilora.errors import InvalidAdapter
+from services.registry.strict_json import parse_strictly
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A LoRA of a thousand modules has a header of about 200 KB."""
 
 _LENGTH_BYTES = 8
+_MAX_HEADER_VALUES = 1_500_000
+"""A tensor takes nine; that is room for more than a header of the largest size can name."""
+_METADATA = "__metadata__"
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**59
 _MAX_DIMENSION = 2**31
@@ -88,7 +91,7 @@ def checked_entries(path: Path) -> tuple[int, list[TensorEntry]]:
             raise _refusal(path, f"its header claims {header_bytes} bytes and the file is shorter", "truncated_header")
         header = _parsed(path, stream.read(header_bytes))
     data_start = _LENGTH_BYTES + header_bytes
-    entries = [_entry(path, name, fields) for name, fields in header.items() if name != "__metadata__"]
+    entries = [_entry(path, name, fields) for name, fields in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     position = 0
     for entry in entries:
@@ -102,21 +105,16 @@ def checked_entries(path: Path) -> tuple[int, list[TensorEntry]]:
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            raise _refusal(path, "a key occurs twice in its header", "invalid_header")
-        return fields
-
-    def no_constant(text: str) -> Any:
-        raise ValueError(f"{text} is not JSON")
-
+    """The header's tensors; its free text is checked and left out."""
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates, parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
+        header = parse_strictly(text, max_values=_MAX_HEADER_VALUES)
+    except ValueError as error:
         raise _refusal(path, f"its header is not JSON ({error})", "invalid_header") from error
     if not isinstance(header, dict):
         raise _refusal(path, "its header is not a JSON object", "invalid_header")
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _refusal(path, f"{_METADATA} maps texts to other things than texts", "invalid_header")
     return header
 
 
