@@ -288,7 +288,7 @@ def _oversized_header() -> UnsafeArchive:
 
 
 def _unreadable(error: Exception) -> UnsafeArchive:
-    return _refusal(f"it is not a readable zip, tar, tar.gz or tar.zst file ({error})", "unreadable_archive")
+    return _refusal(f"it is not a readable zip, tar, tar.gz or tar.zst file ({str(error)[:200]})", "unreadable_archive")
 
 
 def _unreadable_zstd(error: Exception) -> UnsafeArchive:

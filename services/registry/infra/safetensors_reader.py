@@ -22,8 +22,8 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A LoRA of a thousand modules has a header of about 200 KB."""
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_VALUES = 1_500_000
-"""A tensor takes nine; that is room for more than a header of the largest size can name."""
+_MAX_HEADER_VALUES = 1_000_000
+"""A matrix takes eight; the largest mixtures of experts have 50,000 pairs of them."""
 _METADATA = "__metadata__"
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**59
