@@ -23,7 +23,6 @@ from hilora.peft_fields import (
     remedy_for_init,
 )
 
-
 _MAX_NUMBER = 10**9
 """JSON's integers may have thousands of digits, more than any arithmetic takes."""
 

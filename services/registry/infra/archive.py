@@ -111,7 +111,7 @@ class _BoundedTarInfo(tarfile.TarInfo):
     """A member's header; the blocks that extend it are refused before they are read where no honest one is as long."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.type in _TAR_EXTENSIONS and header.size > _MAX_TAR_EXTENSION_BYTES:
             raise _oversized_header()

@@ -28,14 +28,77 @@ from tests.builders.archives import (
 )
 
 _TOKENS = (
-    b"\x00", b"\xff", b"\xff" * 8, b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\ud800", b"-1", b"1e999", b"NaN", b"null",
-    b"true", b"0", b"9" * 20, b"18446744073709551615", b"4294967296", b"../", b"\\..\\", b"__metadata__", b"PK\x01\x02",
-    b"PK\x05\x06", b"PK\x06\x07", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"x", b"L", b"S", b"\xed\xa0\x80", b"\n", b"1" * 600,
-)  # fmt: skip
+    b"\x00",
+    b"\xff",
+    b"\xff" * 8,
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b'"',
+    b"\\",
+    b"\\ud800",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b"true",
+    b"0",
+    b"9" * 20,
+    b"18446744073709551615",
+    b"4294967296",
+    b"../",
+    b"\\..\\",
+    b"__metadata__",
+    b"PK\x01\x02",
+    b"PK\x05\x06",
+    b"PK\x06\x07",
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+    b"x",
+    b"L",
+    b"S",
+    b"\xed\xa0\x80",
+    b"\n",
+    b"1" * 600,
+)
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**300, 0.5, -0.0, 1e300, "", "q_proj", "../x", "(a+)+", ".*.*x", "a{3}",
-    "\ud800", "x" * 5000, [], {}, [[]], [0], [1, 2], ["q_proj"], {"q_proj": 4}, {"(": 1}, {"a": {"b": []}}, "F32", "BF16", "LORA",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**300,
+    0.5,
+    -0.0,
+    1e300,
+    "",
+    "q_proj",
+    "../x",
+    "(a+)+",
+    ".*.*x",
+    "a{3}",
+    "\ud800",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [0],
+    [1, 2],
+    ["q_proj"],
+    {"q_proj": 4},
+    {"(": 1},
+    {"a": {"b": []}},
+    "F32",
+    "BF16",
+    "LORA",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,23 +202,61 @@ SHARDS = sharded_weights(weights_bytes(), num_shards=2)
 _FILES = adapter_files()
 
 _HEADER_CODES = {
-    "truncated_header", "header_too_large", "invalid_header", "unsupported_dtype", "invalid_shape", "invalid_offsets",
-    "truncated_file", "trailing_data",
-}  # fmt: skip
+    "truncated_header",
+    "header_too_large",
+    "invalid_header",
+    "unsupported_dtype",
+    "invalid_shape",
+    "invalid_offsets",
+    "truncated_file",
+    "trailing_data",
+}
 _CONFIG_CODES = {
-    "invalid_adapter_config", "unsupported_peft_type", "unsupported_adapter_feature", "unknown_config_field", "unsupported_bias",
-    "base_changing_init", "unknown_init", "rank_mismatch", "unsupported_module_pattern", "unpaired_factor", "no_effective_module",
-    "unexpected_tensor", "unsupported_target_parameter", "too_many_modules",
-}  # fmt: skip
+    "invalid_adapter_config",
+    "unsupported_peft_type",
+    "unsupported_adapter_feature",
+    "unknown_config_field",
+    "unsupported_bias",
+    "base_changing_init",
+    "unknown_init",
+    "rank_mismatch",
+    "unsupported_module_pattern",
+    "unpaired_factor",
+    "no_effective_module",
+    "unexpected_tensor",
+    "unsupported_target_parameter",
+    "too_many_modules",
+}
 _WEIGHTS_CODES = _HEADER_CODES | {
-    "unexpected_tensor", "unpaired_factor", "duplicate_factor", "factor_not_a_matrix", "rank_mismatch", "unknown_target_module",
-    "adapter_shape_mismatch", "non_finite_weights", "no_effective_module", "rank_too_large", "unsupported_target_parameter",
-}  # fmt: skip
+    "unexpected_tensor",
+    "unpaired_factor",
+    "duplicate_factor",
+    "factor_not_a_matrix",
+    "rank_mismatch",
+    "unknown_target_module",
+    "adapter_shape_mismatch",
+    "non_finite_weights",
+    "no_effective_module",
+    "rank_too_large",
+    "unsupported_target_parameter",
+}
 _ARCHIVE_CODES = {
-    "unsafe_path", "link_in_archive", "special_file_in_archive", "unreadable_archive", "zip_bomb", "archive_too_large",
-    "too_many_members", "zip64_archive", "unsupported_compression", "encrypted_archive", "nested_archive", "duplicate_member",
-    "zstd_window_too_large", "pickle_refused", "unexpected_file",
-}  # fmt: skip
+    "unsafe_path",
+    "link_in_archive",
+    "special_file_in_archive",
+    "unreadable_archive",
+    "zip_bomb",
+    "archive_too_large",
+    "too_many_members",
+    "zip64_archive",
+    "unsupported_compression",
+    "encrypted_archive",
+    "nested_archive",
+    "duplicate_member",
+    "zstd_window_too_large",
+    "pickle_refused",
+    "unexpected_file",
+}
 
 HEADER = Target(
     name="header",
@@ -197,6 +298,6 @@ MISSHAPEN: Mapping[str, Callable[[random.Random], bytes]] = {
 
 def inputs(target: Target, count: int, *, seed: int) -> Iterator[bytes]:
     """So many inputs, in turn damaged blindly and misshapen."""
-    source = random.Random(seed)  # noqa: S311  (no secret: the same inputs every time)
+    source = random.Random(seed)
     for number in range(count):
         yield MISSHAPEN[target.name](source) if number % 2 else damaged(source, target.seeds)

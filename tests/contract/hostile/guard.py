@@ -49,14 +49,17 @@ def limited(*, max_bytes: int = MAX_MEMORY_BYTES, max_seconds: float = MAX_SECON
 
 def outcome(read: Callable[[], object], *, max_bytes: int = MAX_MEMORY_BYTES, max_seconds: float = MAX_SECONDS) -> str:
     """The code with which an input is refused, or `ACCEPTED`; anything but our own error goes through."""
+    refusal = None
     with limited(max_bytes=max_bytes, max_seconds=max_seconds):
         try:
             read()
-        except HiloraError as refusal:
-            assert refusal.code
-            assert refusal.message
-            assert refusal.remedy, refusal.code
-            assert len(str(refusal)) < 4000, "a refusal does not give back what it refuses"
-            f"{refusal.message}{refusal.place}".encode()  # it can be written into an answer and a record
-            return refusal.code
-    return ACCEPTED
+        except HiloraError as error:
+            refusal = error
+    if refusal is None:
+        return ACCEPTED
+    assert refusal.code
+    assert refusal.message
+    assert refusal.remedy, refusal.code
+    assert len(str(refusal)) < 4000, "a refusal does not give back what it refuses"
+    f"{refusal.message}{refusal.place}".encode()  # it can be written into an answer and a record
+    return refusal.code
