@@ -47,7 +47,7 @@ class TestParseStrictly:
         with pytest.raises(ValueError, match=r"\w"):
             parse_strictly(content, max_values=1_000_000)
 
-    @pytest.mark.parametrize("content", [b"[1, 2, 3]", b"[[], []]", b'{"a": {"b": {}}}'])
+    @pytest.mark.parametrize("content", [b"[1, 2, 3]", b"[[], 1]", b'{"a": {"b": {}}}'])
     def test_values_are_counted_before_they_are_made(self, content):
         assert parse_strictly(content, max_values=3) is not None
         with pytest.raises(ValueError, match="more than 2 values"):
