@@ -6,6 +6,7 @@ what is worth knowing about them, and `target_layer` says where a model can take
 `pooled_gaussian`, `empirical_bayes` and `calibration` score texts; `candidate_selection`, `budget_allocation` and
 `sequence_routing` make a plan of the scores; `token_gating` applies the plan to tokens, `adaptive_gating` and
 `learned_gate` are the rules by which tokens choose among adapters; `reference` and `reference_adaptive` do so slowly.
+`access` says who may use an adapter, `version_selector` which version of it a text means.
 `docs/algorithm.md` has the equations.
 
 The names below are imported when they are used: `hilora.errors` alone must not cost the start of torch.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
+from pydantic_settings import NoDecode
 
 from services.common.settings_base import ServiceSettings
 from services.registry.settings import RegistrySettings
@@ -26,12 +28,17 @@ A variable that carries a service's prefix but is not listed here stops the serv
 """
 
 
-def type_name(annotation: object) -> str:
-    """A type as a reader of environment variables needs it."""
+def type_name(annotation: object, *, is_json: bool = True) -> str:
+    """A type as a reader of environment variables needs it; lists are JSON unless their setting splits them itself."""
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
+    if inspect.isclass(annotation) and issubclass(annotation, StrEnum):
+        return " or ".join(f"`{choice}`" for choice in annotation)
     if get_origin(annotation) is tuple:
-        return f"{type_name(get_args(annotation)[0])}, comma-separated"
+        item = get_args(annotation)[0]
+        if inspect.isclass(item) and issubclass(item, BaseModel):
+            return "JSON list"
+        return f"JSON list of {type_name(item)}" if is_json else f"{type_name(item)}, comma-separated"
     text = annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")
     for module in ("pydantic.types.", "pathlib.", "hilora.routing_plan.", "collections.abc."):
         text = text.replace(module, "")
@@ -62,7 +69,12 @@ def render() -> str:
         parts.append("|---|---|---|---|")
         for name, field in settings.model_fields.items():
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            row = (f"`{prefix}{name.upper()}`", type_name(field.annotation), default_text(field.default), meaning)
+            row = (
+                f"`{prefix}{name.upper()}`",
+                type_name(field.annotation, is_json=NoDecode not in field.metadata),
+                default_text(field.default),
+                meaning,
+            )
             parts.append(f"| {' | '.join(row)} |")
     return "\n".join(parts) + "\n"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -31,6 +31,8 @@ class CatalogSnapshot:
 
     catalog_generation: int
     entries: tuple[registry_pb2.CatalogEntry, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """`name` or `name@version` by alias."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +51,20 @@ class CatalogRemoval:
     adapter_name: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogAliases:
+    """These are all aliases from now on."""
+
+    catalog_generation: int
+    aliases: Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogLost:
     """The registry does not answer; what is known stays as it was until the next snapshot."""
 
 
-CatalogNews = CatalogSnapshot | CatalogUpsert | CatalogRemoval | CatalogLost
+CatalogNews = CatalogSnapshot | CatalogUpsert | CatalogRemoval | CatalogAliases | CatalogLost
 
 
 async def follow_catalog(channel: grpc.aio.Channel, *, peer: str, without_samples: bool) -> AsyncGenerator[CatalogNews]:
@@ -91,6 +101,7 @@ async def _take_snapshot(
     stub: registry_pb2_grpc.RegistryServiceAsyncStub, *, peer: str, without_samples: bool
 ) -> CatalogSnapshot:
     entries: list[registry_pb2.CatalogEntry] = []
+    aliases: dict[str, str] = {}
     generation: int | None = None
     num_expected = 0
     request = registry_pb2.GetSnapshotRequest(without_samples=without_samples)
@@ -101,12 +112,13 @@ async def _take_snapshot(
         generation = chunk.catalog_generation
         num_expected = chunk.num_entries
         entries.extend(chunk.entries)
+        aliases.update(chunk.aliases)
     if generation is None or len(entries) != num_expected:
         raise RegistryUnavailable(
             f"The snapshot of the {peer} was cut: {len(entries)} of {num_expected} entries arrived.",
             code="snapshot_cut",
         )
-    return CatalogSnapshot(catalog_generation=generation, entries=tuple(entries))
+    return CatalogSnapshot(catalog_generation=generation, entries=tuple(entries), aliases=aliases)
 
 
 async def _changes(
@@ -124,6 +136,9 @@ async def _changes(
                 case registry_pb2.CatalogEvent.KIND_REMOVE:
                     generation = event.catalog_generation
                     yield CatalogRemoval(catalog_generation=generation, adapter_name=event.adapter_name)
+                case registry_pb2.CatalogEvent.KIND_ALIASES:
+                    generation = event.catalog_generation
+                    yield CatalogAliases(catalog_generation=generation, aliases=dict(event.aliases))
                 case registry_pb2.CatalogEvent.KIND_HEARTBEAT if event.catalog_generation == generation:
                     continue
                 case _:

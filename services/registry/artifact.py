@@ -1,4 +1,7 @@
-"""An ingested adapter version as content: its tensors, its samples, and the manifest that identifies them.
+"""An ingested adapter version as content: its tensors with their manifest, and, beside them, its profiles.
+
+An artifact is named by what its tensors are; a profile is named by the texts and the encoder that made it. New texts or
+a new encoder therefore make a new profile and leave the artifact, and everybody who holds its tensors, alone.
 
 Shapes: D in-features, O out-features, R components of one module, m sample texts, E embedding dimension.
 """
@@ -18,8 +21,8 @@ from hilora.compression import Squeeze
 from hilora.fingerprint import AdapterTraits
 from services.registry.validation_report import ValidationReport
 
-FORMAT_VERSION = 1
-"""Version of the folder's layout; part of the identity."""
+FORMAT_VERSION = 2
+"""Version of the store's layout; part of an artifact's identity. 1 kept the samples inside the artifact."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +34,29 @@ class SampleProfile:
     """`[m, E]`, each row of norm 1."""
     encoder_id: str
     source: str
-    """Where the texts came from: `upload` (sent by the client) or `bundled` (`samples.jsonl` among the files)."""
+    """Where the texts came from: `upload` (sent by the client) or `bundled` (`samples.jsonl` among the files); several
+    are joined by `+`."""
+
+    @property
+    def profile_id(self) -> str:
+        """The identity of the profile."""
+        return profile_id_of(texts=self.texts, encoder_id=self.encoder_id, source=self.source)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileRecord:
+    """What a stored profile says about itself (`profile.json`)."""
+
+    profile_id: str
+    """64 hex digits: name of the folder."""
+    revision: str
+    """The artifact it belongs to."""
+    encoder_id: str
+    embedding_dim: int
+    num_samples: int
+    samples_source: str
+    created_at: float
+    """Unix seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +84,6 @@ class ArtifactDraft:
 
     decomposed: Mapping[RocBasis, DecomposedAdapter]
     """The same update in every basis."""
-    profile: SampleProfile
     provenance: Provenance
     base_model: str
     """Name of the base the adapter was checked against."""
@@ -76,10 +100,6 @@ class ArtifactManifest:
     revision: str
     """Content hash, 64 hex digits: name of the folder."""
     base_model: str
-    encoder_id: str
-    embedding_dim: int
-    num_samples: int
-    samples_source: str
     lora_rank: int
     num_modules: int
     component_bytes: int
@@ -107,15 +127,20 @@ def component_file_name(basis: RocBasis) -> str:
     return f"rocs_{basis.value}.safetensors"
 
 
-def revision_of(*, files: Mapping[str, str], base_model: str, encoder_id: str) -> str:
-    """The identity of a version: sha256 over its files' digests and what they were made for, 64 hex digits."""
-    identity = {
-        "format_version": FORMAT_VERSION,
-        "files": dict(files),
-        "base_model": base_model,
-        "encoder_id": encoder_id,
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def revision_of(*, files: Mapping[str, str], base_model: str) -> str:
+    """The identity of a version: sha256 over its files' digests and the base they were made for, 64 hex digits."""
+    return _digest({"format_version": FORMAT_VERSION, "files": dict(files), "base_model": base_model})
+
+
+def profile_id_of(*, texts: Sequence[str], encoder_id: str, source: str) -> str:
+    """The identity of a profile: sha256 over its texts in order, their source and the encoder, 64 hex digits.
+
+    Args:
+        texts: the sample texts.
+        encoder_id: name and fingerprint of the encoder, its instruction included.
+        source: see `SampleProfile`.
+    """
+    return _digest({"texts": list(texts), "encoder_id": encoder_id, "source": source})
 
 
 def source_digest(*, config: bytes, weights_sha256: str, texts: Sequence[str]) -> str:
@@ -126,3 +151,7 @@ def source_digest(*, config: bytes, weights_sha256: str, texts: Sequence[str]) -
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def _digest(identity: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,8 +1,6 @@
-"""Publishes which adapters exist, under generation numbers that never go back.
+"""The adapters that requests may use: what is published, and how names come and go.
 
-A publication is: take the right to publish; write the pointer of the name, with the next generation, to disk; commit
-index, counter and change stream in one step. A crash in between leaves a pointer that the index does not know, which
-the next publication of that name, or `reconcile` at the next start, brings into agreement. The disk is always right.
+Versions, reviews, aliases and access are changed by `lifecycle.py`.
 """
 
 from __future__ import annotations
@@ -10,31 +8,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora.access import AdapterAccess
 from hilora.adapter import RocBasis, adapter_id_of
-from hilora.errors import AdapterAlreadyRegistered, Conflict, RegistryUnavailable, UnknownAdapter
-from services.common.log import get_logger
-from services.registry.artifact import ArtifactManifest
-from services.registry.ports import ArtifactStore, CatalogIndex, CatalogTransaction, RegistrationStore
-from services.registry.registration import (
-    CatalogChange,
-    CatalogEntry,
-    CatalogNews,
-    CatalogResync,
-    CatalogSnapshot,
-    Registration,
-    RegistrationState,
-    entry_of,
-)
+from hilora.errors import AdapterAlreadyRegistered, Conflict, UnknownAdapter
+from services.registry.artifact import ArtifactManifest, ProfileRecord
+from services.registry.catalog_entry import CatalogEntry, CatalogNews, CatalogResync, CatalogSnapshot
+from services.registry.ports import ArtifactStore, CatalogIndex, ProfileStore, RegistrationStore
+from services.registry.publication import CatalogPublisher, KnownName, Published
+from services.registry.registration import AdapterVersion, Registration, VersionState, first_registration
 from services.registry.validation_report import ValidationReport
-
-_log = get_logger(__name__)
-
-_PUBLISH_ATTEMPTS = 3
 
 
 class Catalog:
@@ -42,64 +30,119 @@ class Catalog:
 
     Args:
         index: the published catalogue.
-        registrations: which version each name means.
-        artifacts: the versions.
+        registrations: the versions of each name.
+        artifacts: their components.
+        profiles: their profiles.
+        publisher: changes it.
+        holds_new_versions: whether a new version waits in quarantine until somebody approves it.
+        default_access: who may use an adapter of which nobody said otherwise.
     """
 
-    def __init__(self, *, index: CatalogIndex, registrations: RegistrationStore, artifacts: ArtifactStore) -> None:
+    def __init__(
+        self,
+        *,
+        index: CatalogIndex,
+        registrations: RegistrationStore,
+        artifacts: ArtifactStore,
+        profiles: ProfileStore,
+        publisher: CatalogPublisher,
+        holds_new_versions: bool = False,
+        default_access: AdapterAccess | None = None,
+    ) -> None:
         self._index = index
         self._registrations = registrations
         self._artifacts = artifacts
+        self._profiles = profiles
+        self._publisher = publisher
+        self._holds_new_versions = holds_new_versions
+        self._default_access = default_access or AdapterAccess()
 
     async def publish(
-        self, manifest: ArtifactManifest, *, adapter_name: str, job_id: str, is_replacement: bool
-    ) -> CatalogEntry:
-        """Let a name mean a stored version. Publishing the same again changes nothing.
+        self,
+        manifest: ArtifactManifest,
+        *,
+        adapter_name: str,
+        job_id: str,
+        is_replacement: bool,
+        profile: ProfileRecord | None = None,
+        source_sha256: str | None = None,
+    ) -> Published:
+        """Let a name mean a stored version, or hold the version in quarantine. The same again changes nothing.
+
+        Args:
+            manifest: the version.
+            adapter_name: the name.
+            job_id: the ingest that made it.
+            is_replacement: whether another version of the name may be replaced.
+            profile: its profile; without one it can be named, never chosen.
+            source_sha256: digest of what was sent in; None takes the manifest's.
+
+        Returns:
+            What the catalogue shows; no entry, or an older one, if the version is held back.
 
         Raises:
             AdapterAlreadyRegistered: the name means other content, and `is_replacement` is false.
+            Conflict: `name_is_an_alias`; `adapter_rejected`, for content that was decided against.
             RegistryUnavailable: the index does not answer.
         """
-        for _ in range(_PUBLISH_ATTEMPTS):
-            try:
-                async with self._index.publishing() as transaction:
-                    return await self._publish(
-                        transaction, manifest, adapter_name, job_id, is_replacement=is_replacement
-                    )
-            except Conflict as error:
-                if isinstance(error, AdapterAlreadyRegistered):
-                    raise
-                _log.warning("publish_retried", adapter=adapter_name, reason=error.code)
-        raise RegistryUnavailable(
-            f"{adapter_name} could not be published: others kept publishing in between.", remedy="Try again."
+        digest = source_sha256 or manifest.provenance.source_sha256
+        new = AdapterVersion(
+            version=1,
+            revision=manifest.revision,
+            state=VersionState.QUARANTINED if self._holds_new_versions else VersionState.READY,
+            source_sha256=digest,
+            created_at=time.time(),
+            job_ids=(job_id,),
+            profile_ids={profile.encoder_id: profile.profile_id} if profile else {},
         )
 
-    async def check_name_is_free(self, adapter_name: str, *, source_sha256: str, is_replacement: bool) -> None:
-        """Find a conflict early.
+        def published(known: KnownName) -> Registration:
+            if adapter_name in known.record.aliases:
+                raise _is_alias(adapter_name)
+            current = known.registration
+            if current is None:
+                return _current(first_registration(adapter_name, new, access=self._default_access), new)
+            _check_replaceable(current, source_sha256=digest, is_replacement=is_replacement)
+            stored = current.with_revision(manifest.revision)
+            if stored is None:
+                added = current.adding(new)
+                revived = replace(added, is_retired=False, current=None if current.is_retired else current.current)
+                return _current(revived, added.versions[-1])
+            if stored.state is VersionState.REJECTED:
+                raise _rejected(current, stored)
+            # Other texts than before replace what every encoder made of the old ones.
+            is_same = stored.source_sha256 == digest or not new.profile_ids
+            profile_ids = {**stored.profile_ids, **new.profile_ids} if is_same else new.profile_ids
+            again = replace(stored.noting(job_id), source_sha256=digest, profile_ids=profile_ids)
+            return _current(current.replacing(again), again)
 
-        Raises:
-            AdapterAlreadyRegistered: as `publish` would.
-        """
+        encoder_id = profile.encoder_id if profile else ""
+        return await self._publisher.change(adapter_name, published, encoder_id=encoder_id)
+
+    async def check_name_is_free(self, adapter_name: str, *, source_sha256: str, is_replacement: bool) -> None:
+        """Find a conflict early. Raises as `publish` would."""
+        if adapter_name in (await asyncio.to_thread(self._registrations.record)).aliases:
+            raise _is_alias(adapter_name)
         current = await asyncio.to_thread(self._registrations.get, adapter_name)
         if current is not None:
-            await self._check_replaceable(current, source_sha256=source_sha256, is_replacement=is_replacement)
+            _check_replaceable(current, source_sha256=source_sha256, is_replacement=is_replacement)
 
     async def identical(
         self, adapter_name: str, *, source_sha256: str, base_model: str, encoder_id: str
     ) -> ArtifactManifest | None:
         """The registered version of a name, if ingesting these files for this base and encoder would make it again."""
-        current = await asyncio.to_thread(self._registrations.get, adapter_name)
-        if current is None or current.state is not RegistrationState.READY:
+        registration = await asyncio.to_thread(self._registrations.get, adapter_name)
+        current = registration.current_version if registration and not registration.is_retired else None
+        if current is None or current.source_sha256 != source_sha256 or encoder_id not in current.profile_ids:
             return None
         try:
             manifest = await asyncio.to_thread(self._artifacts.manifest, current.revision)
         except UnknownAdapter:
             return None
-        made_of = (manifest.provenance.source_sha256, manifest.base_model, manifest.encoder_id)
-        return manifest if made_of == (source_sha256, base_model, encoder_id) else None
+        return manifest if manifest.base_model == base_model else None
 
     async def retire(self, adapter_name: str) -> int:
-        """Take a name out of the catalogue; its version stays stored for plans that already run.
+        """Take a name out of the catalogue; its versions stay stored for plans that already run.
 
         Returns:
             The generation from which on it is gone.
@@ -107,41 +150,18 @@ class Catalog:
         Raises:
             UnknownAdapter: no adapter of this name is registered.
         """
-        async with self._index.publishing() as transaction:
-            generation = await self._generation_of(transaction)
-            current = await asyncio.to_thread(self._registrations.get, adapter_name)
-            is_published = await transaction.entry(adapter_name) is not None
-            if current is None or (current.state is RegistrationState.RETIRED and not is_published):
-                raise _unknown(adapter_name)
-            tombstone = Registration(
-                adapter_name=adapter_name,
-                revision=current.revision,
-                state=RegistrationState.RETIRED,
-                catalog_generation=generation + 1,
-                created_at=current.created_at,
-                job_id=current.job_id,
-            )
-            await asyncio.to_thread(self._registrations.put, tombstone)
-            await transaction.commit(
-                CatalogChange(
-                    catalog_generation=generation + 1,
-                    previous_generation=generation,
-                    adapter_name=adapter_name,
-                    entry=None,
-                )
-            )
-            _log.info("adapter_retired", adapter=adapter_name, catalog_generation=generation + 1)
-            return generation + 1
+
+        def retired(known: KnownName) -> Registration:
+            current = known.registration
+            if current is None or (current.is_retired and not known.is_published):
+                raise unknown_adapter(adapter_name)
+            return replace(current, is_retired=True)
+
+        return (await self._publisher.change(adapter_name, retired)).catalog_generation
 
     async def snapshot(self) -> CatalogSnapshot:
         """The whole catalogue. If the index lost its data, it is rebuilt first."""
-        snapshot = await self._index.read()
-        if snapshot is None:
-            await self.reconcile()
-            snapshot = await self._index.read()
-        if snapshot is None:
-            raise RegistryUnavailable("The catalogue index loses its data.", remedy="Check the memory of Redis.")
-        return snapshot
+        return await self._publisher.snapshot()
 
     async def entry(self, adapter_name: str) -> CatalogEntry:
         """One adapter. Raises UnknownAdapter."""
@@ -149,7 +169,7 @@ class Catalog:
         if entry is None:
             entry = (await self.snapshot()).entries.get(adapter_name)
         if entry is None:
-            raise _unknown(adapter_name)
+            raise unknown_adapter(adapter_name)
         return entry
 
     async def follow(self, after_generation: int, *, heartbeat_seconds: float) -> AsyncIterator[CatalogNews]:
@@ -162,8 +182,8 @@ class Catalog:
             yield news
 
     async def sample_embeddings(self, entry: CatalogEntry) -> NDArray[np.float32]:
-        """The sample embeddings `[m, E]` of an entry."""
-        return await asyncio.to_thread(self._artifacts.sample_embeddings, entry.revision)
+        """The sample embeddings `[m, E]` of an entry that has a profile. Raises UnknownAdapter (`unknown_profile`)."""
+        return await asyncio.to_thread(self._profiles.embeddings, entry.revision, entry.profile_id)
 
     async def manifest(self, entry: CatalogEntry) -> ArtifactManifest:
         """What is stored for an entry, provenance included."""
@@ -183,109 +203,14 @@ class Catalog:
 
     async def reconcile(self) -> None:
         """Make the published catalogue agree with the disk; nothing happens if it does."""
-        async with self._index.publishing() as transaction:
-            generation = transaction.catalog_generation
-            if generation is not None and await self._agrees(generation):
-                return
-            await self._rebuild(transaction)
-
-    async def _publish(
-        self,
-        transaction: CatalogTransaction,
-        manifest: ArtifactManifest,
-        adapter_name: str,
-        job_id: str,
-        *,
-        is_replacement: bool,
-    ) -> CatalogEntry:
-        generation = await self._generation_of(transaction)
-        current = await asyncio.to_thread(self._registrations.get, adapter_name)
-        published = await transaction.entry(adapter_name)
-        is_same = (
-            current is not None and current.state is RegistrationState.READY and current.revision == manifest.revision
-        )
-        if is_same and published is not None and published.revision == manifest.revision:
-            return published
-        if current is not None and not is_same:
-            await self._check_replaceable(
-                current, source_sha256=manifest.provenance.source_sha256, is_replacement=is_replacement
-            )
-        registration = Registration(
-            adapter_name=adapter_name,
-            revision=manifest.revision,
-            state=RegistrationState.READY,
-            catalog_generation=generation + 1,
-            created_at=current.created_at if is_same and current else time.time(),
-            job_id=job_id,
-        )
-        await asyncio.to_thread(self._registrations.put, registration)
-        entry = entry_of(registration, manifest)
-        await transaction.commit(
-            CatalogChange(
-                catalog_generation=generation + 1,
-                previous_generation=generation,
-                adapter_name=adapter_name,
-                entry=entry,
-            )
-        )
-        _log.info("adapter_published", adapter=entry.adapter_id, catalog_generation=generation + 1)
-        return entry
-
-    async def _check_replaceable(self, current: Registration, *, source_sha256: str, is_replacement: bool) -> None:
-        if is_replacement or current.state is RegistrationState.RETIRED:
-            return
-        try:
-            manifest = await asyncio.to_thread(self._artifacts.manifest, current.revision)
-        except UnknownAdapter:
-            return  # the name points at nothing that could be served
-        if manifest.provenance.source_sha256 != source_sha256:
-            raise AdapterAlreadyRegistered(
-                f"{current.adapter_name} is registered with other content ({current.adapter_id}).",
-                remedy="Choose another name, or send it again with replace=true to publish a new version.",
-                place="name",
-            )
-
-    async def _generation_of(self, transaction: CatalogTransaction) -> int:
-        if transaction.catalog_generation is None:
-            await self._rebuild(transaction)
-        assert transaction.catalog_generation is not None
-        return transaction.catalog_generation
-
-    async def _agrees(self, generation: int) -> bool:
-        registrations = await asyncio.to_thread(self._registrations.all)
-        snapshot = await self._index.read()
-        if snapshot is None or any(item.catalog_generation > generation for item in registrations):
-            return False
-        wanted = {item.adapter_name: item.revision for item in registrations if item.state is RegistrationState.READY}
-        return wanted == {name: entry.revision for name, entry in snapshot.entries.items()}
-
-    async def _rebuild(self, transaction: CatalogTransaction) -> None:
-        registrations = await asyncio.to_thread(self._registrations.all)
-        entries = await asyncio.to_thread(self._entries_of, registrations)
-        seen = [transaction.catalog_generation or 0, *(item.catalog_generation for item in registrations)]
-        snapshot = CatalogSnapshot(catalog_generation=max(seen) + 1, entries=entries)
-        await transaction.replace(snapshot)
-        _log.info("catalog_rebuilt", catalog_generation=snapshot.catalog_generation, num_adapters=len(entries))
-
-    def _entries_of(self, registrations: list[Registration]) -> dict[str, CatalogEntry]:
-        entries: dict[str, CatalogEntry] = {}
-        for registration in registrations:
-            if registration.state is not RegistrationState.READY:
-                continue
-            try:
-                manifest = self._artifacts.manifest(registration.revision)
-            except UnknownAdapter as error:
-                # One damaged version must not keep the others out of the catalogue.
-                _log.error("artifact_missing", adapter=registration.adapter_id, reason=error.message)
-                continue
-            entries[registration.adapter_name] = entry_of(registration, manifest)
-        return entries
+        await self._publisher.reconcile()
 
     def _open_components(self, adapter_id: str, basis: RocBasis) -> BinaryIO:
         adapter_name, _, revision_head = adapter_id.rpartition("@")
         registration = self._registrations.get(adapter_name) if adapter_name else None
-        if registration is not None and registration.adapter_id == adapter_id:
-            return self._artifacts.open_components(registration.revision, basis)
+        for version in registration.versions if registration else ():
+            if adapter_id_of(adapter_name, version.revision) == adapter_id:
+                return self._artifacts.open_components(version.revision, basis)
         revision = self._artifacts.find(revision_head)
         if revision is None or adapter_id_of(adapter_name, revision) != adapter_id:
             raise UnknownAdapter(
@@ -297,9 +222,46 @@ class Catalog:
         return self._artifacts.open_components(revision, basis)
 
 
-def _unknown(adapter_name: str) -> UnknownAdapter:
+def unknown_adapter(adapter_name: str) -> UnknownAdapter:
+    """The refusal of a name that nobody registered."""
     return UnknownAdapter(
-        f"No adapter {adapter_name!r} is registered.",
+        f"No adapter {adapter_name[:128]!r} is registered.",
         remedy="GET /v1/adapters lists those that are.",
+        place="name",
+    )
+
+
+def _current(registration: Registration, version: AdapterVersion) -> Registration:
+    """The record pointing to a version that may be served; one in quarantine leaves the pointer where it is."""
+    return registration.pointing_to(version) if version.state is VersionState.READY else registration
+
+
+def _check_replaceable(current: Registration, *, source_sha256: str, is_replacement: bool) -> None:
+    shown = current.current_version or current.versions[-1]
+    is_free = current.is_retired or shown.state in {VersionState.REJECTED, VersionState.COLLECTED}
+    if is_replacement or is_free or shown.source_sha256 == source_sha256:
+        return
+    raise AdapterAlreadyRegistered(
+        f"{current.adapter_name} is registered with other content ({current.adapter_id(shown)}).",
+        remedy="Choose another name, or send it again with replace=true to publish a new version.",
+        place="name",
+    )
+
+
+def _is_alias(adapter_name: str) -> Conflict:
+    return Conflict(
+        f"{adapter_name!r} is an alias.",
+        code="name_is_an_alias",
+        remedy=f"Choose another name, or DELETE /v1/aliases/{adapter_name} first.",
+        place="name",
+    )
+
+
+def _rejected(registration: Registration, version: AdapterVersion) -> Conflict:
+    reason = version.review.reason if version.review else ""
+    return Conflict(
+        f"This content was rejected as version {version.version} of {registration.adapter_name}: {reason}",
+        code="adapter_rejected",
+        remedy="Send other content, or have that version approved.",
         place="name",
     )

@@ -11,6 +11,7 @@ from services.common.log import get_logger
 from services.registry.intake import PENDING_GRACE_SECONDS
 from services.registry.job import IngestJob, IngestState, pending_job
 from services.registry.ports import ArtifactStore, IngestQueue, JobStore, RegistrationStore, StagingArea
+from services.registry.registration import VersionState
 
 _log = get_logger(__name__)
 
@@ -96,11 +97,17 @@ class JobRecovery:
         _log.info("ingest_resumed", job_id=job.job_id, adapter=job.adapter_name, was=job.state)
 
     async def _settle(self, job: IngestJob) -> None:
-        """A job without files was either published, and then the pointer names it, or its files are lost."""
+        """A job without files was either published, and then a version names it, or its files are lost."""
         registration = await asyncio.to_thread(self._registrations.get, job.adapter_name)
-        if registration is not None and registration.job_id == job.job_id:
+        version = registration.made_by(job.job_id) if registration else None
+        if registration is not None and version is not None:
             queued = job.requeued(detail="registered", due_at=0.0)
-            await self._jobs.put(queued.ready(registration.adapter_id))
+            adapter_id = registration.adapter_id(version)
+            is_held_back = version.state is VersionState.QUARANTINED
+            await self._jobs.put(queued.quarantined(adapter_id) if is_held_back else queued.ready(adapter_id))
+            return
+        if await self._jobs.is_cancel_requested(job.job_id):
+            await self._jobs.put(job.cancelled())
             return
         error = HiloraError(
             f"The ingest of {job.adapter_name} was interrupted and its files are gone.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from starlette.types import ASGIApp
@@ -25,6 +26,7 @@ from services.router.models import ModelDirectory
 from services.router.readiness import Readiness, check_readiness
 from services.router.routing import RouteText
 from services.router.settings import RouterSettings
+from services.router.traffic import TrafficRules, TrafficWatch
 
 _log = get_logger(__name__)
 
@@ -56,7 +58,27 @@ class Router:
             settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds
         )
         metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
-        models = ModelDirectory(catalog=self._catalog, workers=self._workers, base_model_name=settings.base_model_name)
+        traffic = TrafficWatch(
+            catalog=self._catalog,
+            rules=TrafficRules(
+                window_seconds=settings.traffic_window_seconds,
+                max_share=settings.traffic_alarm_share,
+                max_growth=settings.traffic_alarm_growth,
+                min_decisions=settings.traffic_alarm_min_decisions,
+                watched_seconds=settings.traffic_watched_seconds,
+                watched_below=settings.traffic_watched_below,
+            ),
+            monotonic=time.monotonic,
+            unix_time=time.time,
+            on_alarm=metrics.observe_traffic_alarm,
+        )
+        metrics.watch_traffic(traffic)
+        models = ModelDirectory(
+            catalog=self._catalog,
+            workers=self._workers,
+            base_model_name=settings.base_model_name,
+            min_trust_tier=settings.min_trust_tier,
+        )
         route_text = RouteText(
             catalog=self._catalog,
             embedder=self._embedder,
@@ -66,18 +88,27 @@ class Router:
             max_candidates=settings.max_candidates,
             max_routed_chars=settings.max_routed_chars,
         )
-        generate_text = GenerateText(route_text=route_text, workers=self._workers, catalog=self._catalog)
+        generate_text = GenerateText(
+            route_text=route_text, workers=self._workers, catalog=self._catalog, traffic=traffic
+        )
         routes = OpenAIRoutes(
             route_text=route_text,
             generate_text=generate_text,
             models=models,
             workers=self._workers,
             metrics=metrics,
+            traffic=traffic,
+            trusts_tenants=settings.trust_tenant_header,
         )
         self.rest_app: ASGIApp = build_rest_app(
             routes=routes, metrics=metrics, readiness=self.readiness, max_body_bytes=settings.max_body_bytes
         )
-        servicer = RouterServicer(route_text=route_text, generate_text=generate_text, metrics=metrics)
+        servicer = RouterServicer(
+            route_text=route_text,
+            generate_text=generate_text,
+            metrics=metrics,
+            trusts_tenants=settings.trust_tenant_header,
+        )
         self._rpc_server = RpcServer(
             host=settings.rpc_host,
             port=settings.rpc_port,

@@ -10,6 +10,7 @@ from services.router.answer import CompletedGeneration, GenerationEvent, Generat
 from services.router.ports import Catalog, Workers
 from services.router.request import GenerationRequest, WorkOrder
 from services.router.routing import RouteText
+from services.router.traffic import TrafficWatch
 
 _CATCH_UP_SECONDS = 3.0
 
@@ -21,12 +22,14 @@ class GenerateText:
         route_text: who decides.
         workers: who runs the decision.
         catalog: whose progress is waited for when a worker is ahead of a decision.
+        traffic: counts the decisions that requests are served by.
     """
 
-    def __init__(self, *, route_text: RouteText, workers: Workers, catalog: Catalog) -> None:
+    def __init__(self, *, route_text: RouteText, workers: Workers, catalog: Catalog, traffic: TrafficWatch) -> None:
         self._route_text = route_text
         self._workers = workers
         self._catalog = catalog
+        self._traffic = traffic
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:
         """The decision, as soon as a worker admitted the request, then the worker's events.
@@ -48,6 +51,7 @@ class GenerateText:
                     async for event in events:
                         if not is_admitted:
                             is_admitted = True
+                            self._traffic.record(route.decision)
                             yield route
                         yield event
                 return

@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from hilora.errors import UnknownAdapter
+from hilora.access import Requester, TrustTier
+from hilora.errors import InvalidInput, UnknownAdapter
+from hilora.version_selector import split_reference
 from services.router.catalog import CatalogAdapter, CatalogView
 from services.router.ports import Catalog, Workers
-from services.router.request import AUTO_MODEL, BASE_MODEL
+from services.router.request import AUTO_MODEL, BASE_MODEL, RoutingOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +35,18 @@ class ModelDirectory:
         catalog: the registered adapters.
         workers: who knows the base.
         base_model_name: public name of the base; None takes the last part of what the workers report.
+        min_trust_tier: adapters below exist for nobody.
     """
 
-    def __init__(self, *, catalog: Catalog, workers: Workers, base_model_name: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        workers: Workers,
+        base_model_name: str | None,
+        min_trust_tier: TrustTier = TrustTier.UNTRUSTED,
+    ) -> None:
+        self._min_trust_tier = min_trust_tier
         self._catalog = catalog
         self._workers = workers
         self._base_model_name = base_model_name
@@ -56,32 +67,38 @@ class ModelDirectory:
         """Whether a `model` value means the base alone."""
         return model in {BASE_MODEL, self.base_name}
 
-    def adapter(self, model: str, view: CatalogView) -> CatalogAdapter:
-        """The adapter a `model` value names.
+    def requester(self, options: RoutingOptions) -> Requester:
+        """On whose behalf a request looks at adapters."""
+        return self._requester(options.tenant, options.min_trust_tier)
+
+    def adapter(self, model: str, view: CatalogView, requester: Requester) -> CatalogAdapter:
+        """The adapter version a `model` value means: `name`, `name@version`, or an alias of one of them.
 
         Raises:
-            UnknownAdapter: `model_not_found`.
+            UnknownAdapter: `model_not_found`; also for an adapter that does not exist for the requester.
         """
-        found = view.adapters.get(model)
-        if found is None:
+        found = _resolve(model, view)
+        if found is None or not found.access.admits(requester):
             raise self._not_found(model)
         return found
 
-    def all_models(self) -> list[PublicModel]:
-        """`auto`, the base, then every adapter by name.
+    def all_models(self, tenant: str | None = None) -> list[PublicModel]:
+        """`auto`, the base, every adapter by name, then every alias, as far as they exist for a tenant.
 
         Raises:
             RegistryUnavailable: before the first snapshot.
         """
         view = self._catalog.view()
-        return [
-            self._auto(),
-            self._base(),
-            *(self._public(view.adapters[name]) for name in sorted(view.adapters)),
-        ]
+        requester = self._requester(tenant)
+        listed: list[PublicModel] = []
+        for model_id in (*sorted(view.adapters), *sorted(view.aliases.keys() - view.adapters.keys())):
+            found = _resolve(model_id, view)
+            if found is not None and found.access.admits(requester):
+                listed.append(self._public(model_id, found))
+        return [self._auto(), self._base(), *listed]
 
-    def model(self, model_id: str) -> PublicModel:
-        """One model by its `model` value.
+    def model(self, model_id: str, tenant: str | None = None) -> PublicModel:
+        """One model by its `model` value, as far as it exists for a tenant.
 
         Raises:
             UnknownAdapter: `model_not_found`.
@@ -91,7 +108,12 @@ class ModelDirectory:
             return self._auto()
         if self.is_base(model_id):
             return self._base()
-        return self._public(self.adapter(model_id, self._catalog.view()))
+        return self._public(model_id, self.adapter(model_id, self._catalog.view(), self._requester(tenant)))
+
+    def _requester(self, tenant: str | None, asked: TrustTier | None = None) -> Requester:
+        floor = self._min_trust_tier
+        tier = asked if asked is not None and asked.is_at_least(floor) else floor
+        return Requester(tenant=tenant, min_trust_tier=tier)
 
     def _auto(self) -> PublicModel:
         return self._describe(AUTO_MODEL, created_at=self._started_at, root=AUTO_MODEL, parent=self.base_name)
@@ -99,9 +121,9 @@ class ModelDirectory:
     def _base(self) -> PublicModel:
         return self._describe(self.base_name, created_at=self._started_at, root=self.base_name, parent=None)
 
-    def _public(self, adapter: CatalogAdapter) -> PublicModel:
+    def _public(self, model_id: str, adapter: CatalogAdapter) -> PublicModel:
         return self._describe(
-            adapter.adapter_name,
+            model_id,
             created_at=int(adapter.created_at),
             root=adapter.adapter_id,
             parent=self.base_name,
@@ -120,3 +142,15 @@ class ModelDirectory:
             remedy=f"Use {AUTO_MODEL!r}, {self.base_name!r} or an adapter that GET /v1/models lists.",
             place="model",
         )
+
+
+def _resolve(model: str, view: CatalogView) -> CatalogAdapter | None:
+    """The adapter version that a `model` value means. A name goes before an alias."""
+    if model not in view.adapters:
+        model = view.aliases.get(model, model)
+    try:
+        adapter_name, selector = split_reference(model)
+    except InvalidInput:
+        return None
+    adapter = view.adapters.get(adapter_name)
+    return adapter if adapter is None or selector is None else adapter.selected(selector)

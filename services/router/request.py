@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hilora.access import TrustTier
 from hilora.routing_plan import RoutingMode, RoutingPlan
 
 AUTO_MODEL = "auto"
@@ -91,6 +92,10 @@ class RoutingOptions:
     max_candidates: int | None = None
     seed: int = 0
     """Seed of the paper mode's multinomial draw: the same request gets the same plan unless it asks for another."""
+    tenant: str | None = None
+    """On whose behalf; adapters that this tenant may not use do not exist for the request."""
+    min_trust_tier: TrustTier | None = None
+    """Adapters of a lower tier do not exist for the request; the router's setting is a floor either way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 
+from hilora.access import Requester
 from hilora.errors import InvalidInput
 from hilora.routing_plan import RoutingDecision, RoutingMode
 from hilora.sequence_routing import RoutingSettings, base_decision, explicit_decision
@@ -60,6 +61,7 @@ class RouteText:
             RegistryUnavailable: before the first snapshot of the catalogue.
             Unavailable: `encoder_loading`.
         """
+        requester = self._models.requester(options)
         view = self._catalog.view()
         encoder_id = self._embedder.encoder_id or ""
         encode_seconds = 0.0
@@ -70,17 +72,27 @@ class RouteText:
             # The newest picture: an adapter may have gone while the text was being embedded.
             view = self._catalog.view()
             started = time.perf_counter()
-            decision = await asyncio.to_thread(
-                view.router.decide,
-                z_E,
-                settings=self._settings_for(options),
-                request_seed=options.seed,
-                exclude=options.exclude_adapters | view.gone,
-                num_runners_up=num_runners_up,
-            )
+            settings = self._settings_for(options)
+            if view.can_choose(requester):
+                decision = await asyncio.to_thread(
+                    view.router.decide,
+                    z_E,
+                    settings=settings,
+                    request_seed=options.seed,
+                    exclude=options.exclude_adapters | view.gone | view.hidden_from(requester),
+                    num_runners_up=num_runners_up,
+                )
+            else:
+                # The words must not tell a pool without adapters from one whose adapters are hidden.
+                decision = base_decision(
+                    catalog_generation=view.router_generation,
+                    mode=settings.mode,
+                    reason="No adapter is registered: the base model answers alone.",
+                    is_out_of_distribution=True,
+                )
         else:
             started = time.perf_counter()
-            decision = self._named(options, view)
+            decision = self._named(options, view, requester)
         return RouteResult(
             decision=decision,
             # The one the choice was made from: the names may be a refit ahead of the fitted model.
@@ -90,10 +102,10 @@ class RouteText:
             decide_seconds=time.perf_counter() - started,
         )
 
-    def _named(self, options: RoutingOptions, view: CatalogView) -> RoutingDecision:
+    def _named(self, options: RoutingOptions, view: CatalogView, requester: Requester) -> RoutingDecision:
         if self._models.is_base(options.model):
             return base_decision(catalog_generation=view.catalog_generation)
-        adapter = self._models.adapter(options.model, view)
+        adapter = self._models.adapter(options.model, view, requester)
         if adapter.adapter_name in options.exclude_adapters:
             raise InvalidInput(
                 f"The adapter {adapter.adapter_name!r} is both named as the model and excluded.",

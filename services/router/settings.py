@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from hilora.access import TrustTier
 from services.common.sequence_encoder import DEFAULT_ENCODER
 from services.common.settings_base import ServiceSettings
 
@@ -40,6 +41,22 @@ class RouterSettings(ServiceSettings):
     """Share of the candidates' ranks that may be active; by default the mode's own."""
     max_candidates: int | None = Field(default=None, ge=1, le=1024)
     """Most adapters in one plan; by default the mode's own."""
+    min_trust_tier: TrustTier = TrustTier.UNTRUSTED
+    """Adapters of a lower tier exist for nobody; a request may ask for more."""
+    trust_tenant_header: bool = False
+    """Whether clients may name their tenant (`X-HiLoRA-Tenant`, over gRPC `tenant`): only behind a proxy that does."""
+    traffic_window_seconds: float = Field(default=300.0, gt=0)
+    """Time over which each adapter's share of the automatic decisions is taken."""
+    traffic_alarm_share: float = Field(default=0.5, gt=0, le=1)
+    """A recent or little trusted adapter that takes more than this share raises an alarm."""
+    traffic_alarm_growth: float = Field(default=5.0, gt=1)
+    """So does one that takes more than this many times the share it had in the window before."""
+    traffic_alarm_min_decisions: int = Field(default=50, ge=1)
+    """Windows with fewer automatic decisions raise no alarm."""
+    traffic_watched_seconds: float = Field(default=86_400.0, ge=0)
+    """How long an adapter counts as recent."""
+    traffic_watched_below: TrustTier = TrustTier.COMMUNITY
+    """Adapters of a lower tier are watched however old they are."""
     max_routed_chars: int = Field(default=8192, ge=1)
     """Characters at the start of a text that are embedded: encoders read no more than some hundred tokens."""
     request_timeout_seconds: float = Field(default=600.0, gt=0)

@@ -84,7 +84,11 @@ class WorkerService:
             files = _disk_tier(settings)
             peer = f"registry at {settings.registry_address}"
             self._follower = CatalogFollower(
-                channel=self._channel, peer=peer, on_departure=self._forget, on_arrival=self._welcome
+                channel=self._channel,
+                peer=peer,
+                on_departure=self._forget,
+                on_arrival=self._welcome,
+                on_superseded=self._unpin,
             )
             self._client = ComponentClient(
                 channel=self._channel,
@@ -198,6 +202,12 @@ class WorkerService:
         self._engine.readmit(adapter_id)
         if adapter_name in self._settings.pinned_adapters:
             self._engine.pin(adapter_id, self._settings.pinned_basis)
+
+    def _unpin(self, adapter_id: str) -> None:
+        """A version's name means another one: its room is free for others, but requests may still name it."""
+        if self._engine is not None:
+            self._engine.retire(adapter_id)
+            self._engine.readmit(adapter_id)
 
     def _forget(self, adapter_id: str) -> None:
         """An adapter version left the catalogue: free what it holds, on the device once its last request has ended."""

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from services.registry.bootstrap import RegistryService, build_registry
 from services.registry.settings import RegistrySettings
+from tests.builders.patience import patient
 from tests.builders.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,22 +40,25 @@ class RegistryProcesses:
 
     Args:
         directory: folder of everything they keep.
+        settings: what differs from the tests' usual settings.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: Any) -> None:
         self.redis = RedisServer(directory / "redis", keeps_data=True)
-        self.settings = RegistrySettings(
-            rpc_port=0,
-            rest_port=0,
-            base_model=str(TESTBED / "base"),
-            data_dir=directory / "data",
-            redis_url=SecretStr(self.redis.url),
-            job_lease_seconds=1.5,
-            recovery_interval_seconds=0.3,
-            watch_heartbeat_seconds=0.3,
-            allowed_local_dirs=(TESTBED,),
-            exit_with_parent=True,
-        )
+        usual: dict[str, Any] = {
+            "rpc_port": 0,
+            "rest_port": 0,
+            "base_model": str(TESTBED / "base"),
+            "data_dir": directory / "data",
+            "redis_url": SecretStr(self.redis.url),
+            "job_lease_seconds": 1.5,
+            "recovery_interval_seconds": 0.3,
+            "watch_heartbeat_seconds": 0.3,
+            "allowed_local_dirs": (TESTBED,),
+            "exit_with_parent": True,
+            "allow_anonymous_admin": True,
+        }
+        self.settings = RegistrySettings(**{**usual, **settings})
         self._log = directory / "ingest.log"
         self._ingest: subprocess.Popen[bytes] | None = None
         self.service: RegistryService | None = None
@@ -76,7 +80,9 @@ class RegistryProcesses:
         """Start the registry service in this process."""
         self.service = build_registry(self.settings)
         await self.service.start()
-        self.client = httpx.AsyncClient(base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=30)
+        self.client = httpx.AsyncClient(
+            base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=patient(30)
+        )
 
     async def stop_service(self) -> None:
         """Stop it."""
@@ -121,9 +127,9 @@ class RegistryProcesses:
         return dict(answer.json())
 
     async def finished(self, job_id: str, *, timeout_seconds: float = 60) -> dict[str, Any]:
-        """A job once it is READY or FAILED."""
-        deadline = time.monotonic() + timeout_seconds
-        while (job := await self.job(job_id))["state"] not in {"READY", "FAILED"}:
+        """A job once it is over."""
+        deadline = time.monotonic() + patient(timeout_seconds)
+        while (job := await self.job(job_id))["state"] not in {"READY", "FAILED", "CANCELLED"}:
             assert time.monotonic() < deadline, f"{job}\n{self.log[-3000:]}"
             await asyncio.sleep(0.02)
         return job

@@ -7,19 +7,24 @@ import numpy as np
 from hilora.adapter import RocBasis
 from hilora.decomposition import decompose
 from services.registry.artifact import ArtifactDraft, Provenance, SampleProfile
+from services.registry.catalog_entry import CatalogEntry
 from services.registry.job import IngestJob, IngestRequest, SourceKind, new_job_id, pending_job
-from services.registry.registration import CatalogEntry
 from tests.builders.adapters import random_adapter
 
 
-def a_draft(*, seed: int = 0, encoder_id: str = "hash:1") -> ArtifactDraft:
+def a_profile(*, seed: int = 0, encoder_id: str = "hash:1") -> SampleProfile:
+    return SampleProfile(
+        texts=("one", "zwei", "三"),
+        embeddings_mE=np.random.default_rng(seed).normal(size=(3, 8)).astype(np.float32),
+        encoder_id=encoder_id,
+        source="upload",
+    )
+
+
+def a_draft(*, seed: int = 0) -> ArtifactDraft:
     adapter = random_adapter(seed=seed)
-    embeddings_mE = np.random.default_rng(seed).normal(size=(3, 8)).astype(np.float32)
     return ArtifactDraft(
         decomposed={basis: decompose(adapter, basis=basis) for basis in RocBasis},
-        profile=SampleProfile(
-            texts=("one", "zwei", "三"), embeddings_mE=embeddings_mE, encoder_id=encoder_id, source="upload"
-        ),
         provenance=Provenance(
             source_kind="upload", source="a.zip", source_sha256=f"{seed:064x}", declared_base_model=None
         ),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora.access import AdapterAccess
 from hilora.errors import RegistryUnavailable, Unavailable
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
 from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta, WorkerEvent
 from services.router.catalog import CatalogAdapter, CatalogView
 from services.router.ports import WorkerFleet
 from services.router.request import WorkOrder
+from services.router.traffic import TrafficRules, TrafficWatch
 from tests.fakes.router_encoder import HashEncoder
 
 
@@ -25,6 +28,8 @@ def catalog_view(
     gone: Iterable[str] = (),
     ignored: dict[str, str] | None = None,
     revision: str = "1",
+    access: Mapping[str, AdapterAccess] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> CatalogView:
     """A picture with one adapter of rank 8 for each task, fitted with `HashEncoder`. `gone` ones are fitted only."""
     encoder = HashEncoder()
@@ -43,6 +48,7 @@ def catalog_view(
                 revision=revision,
                 lora_rank=8,
                 created_at=1_700_000_000.9,
+                access=(access or {}).get(profile.adapter_name, AdapterAccess()),
             )
             for profile in profiles
             if profile.adapter_name not in set(gone)
@@ -52,6 +58,15 @@ def catalog_view(
         router_generation=fitted_at,
         gone=frozenset(gone),
         ignored=ignored or {},
+        aliases=aliases or {},
+        fitted_names=frozenset(texts_of),
+    )
+
+
+def traffic_watch(catalog: InMemoryCatalog, **rules: Any) -> TrafficWatch:
+    """A watch whose clocks stand still."""
+    return TrafficWatch(
+        catalog=catalog, rules=TrafficRules(**rules), monotonic=lambda: 0.0, unix_time=lambda: 1_800_000_000.0
     )
 
 

@@ -43,6 +43,7 @@ class FakeRegistryService(registry_pb2_grpc.RegistryServiceServicer):
 
     def __init__(self) -> None:
         self.entries: dict[str, registry_pb2.CatalogEntry] = {}
+        self.aliases: dict[str, str] = {}
         self.generation = 0
         self.num_snapshots = 0
         self.cut_snapshots = 0
@@ -59,6 +60,17 @@ class FakeRegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self.generation += 1
         del self.entries[name]
         self._tell(_Event(kind=_Event.KIND_REMOVE, catalog_generation=self.generation, adapter_name=name))
+
+    def set_aliases(self, **aliases: str) -> None:
+        self.generation += 1
+        self.aliases = aliases
+        self._tell(_Event(kind=_Event.KIND_ALIASES, catalog_generation=self.generation, aliases=aliases))
+
+    def replace(self, *entries: registry_pb2.CatalogEntry) -> None:
+        """Another catalogue in one step: followers are told to take a new snapshot."""
+        self.generation += 1
+        self.entries = {entry.adapter_name: entry for entry in entries}
+        self.resync()
 
     def heartbeat(self) -> None:
         self._tell(_Event(kind=_Event.KIND_HEARTBEAT, catalog_generation=self.generation))
@@ -85,7 +97,10 @@ class FakeRegistryService(registry_pb2_grpc.RegistryServiceServicer):
         # Several chunks, so that following them is exercised.
         for start in range(0, max(1, len(entries)), 2):
             yield registry_pb2.CatalogSnapshotChunk(
-                catalog_generation=generation, num_entries=num_entries, entries=entries[start : start + 2]
+                catalog_generation=generation,
+                num_entries=num_entries,
+                entries=entries[start : start + 2],
+                aliases={} if start else self.aliases,
             )
 
     async def Watch(self, request, context) -> AsyncIterator[_Event]:

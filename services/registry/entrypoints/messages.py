@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.adapter import RocBasis
+from hilora.access import TrustTier
+from hilora.adapter import RocBasis, adapter_id_of
 from hilora.errors import InvalidInput
 from hilora_rpc.v1 import registry_pb2, routing_pb2
+from services.registry.catalog_entry import CatalogEntry, VersionEntry
 from services.registry.job import IngestJob, IngestState
-from services.registry.registration import CatalogEntry
 
 _STATES = {
     IngestState.PENDING: registry_pb2.INGEST_STATE_PENDING,
@@ -20,7 +21,13 @@ _STATES = {
     IngestState.READY: registry_pb2.INGEST_STATE_READY,
     IngestState.QUARANTINED: registry_pb2.INGEST_STATE_QUARANTINED,
     IngestState.FAILED: registry_pb2.INGEST_STATE_FAILED,
+    IngestState.CANCELLED: registry_pb2.INGEST_STATE_CANCELLED,
     IngestState.RETIRED: registry_pb2.INGEST_STATE_RETIRED,
+}
+_TIERS = {
+    TrustTier.UNTRUSTED: registry_pb2.TRUST_TIER_UNTRUSTED,
+    TrustTier.COMMUNITY: registry_pb2.TRUST_TIER_COMMUNITY,
+    TrustTier.TRUSTED: registry_pb2.TRUST_TIER_TRUSTED,
 }
 _BASES = {routing_pb2.ROC_BASIS_SVD: RocBasis.SVD, routing_pb2.ROC_BASIS_TRAINED: RocBasis.TRAINED}
 
@@ -43,6 +50,24 @@ def entry_message(entry: CatalogEntry, embeddings_mE: NDArray[np.float32] | None
         sample_embeddings=b"" if embeddings_mE is None else embeddings_mE.astype("<f4").tobytes(),
         embedding_dim=entry.embedding_dim,
         component_sha256=entry.component_sha256,
+        version=entry.version,
+        profile_id=entry.profile_id,
+        trust_tier=_TIERS[entry.access.trust_tier],
+        visible_to=entry.access.visible_to,
+        other_versions=[_version_message(entry.adapter_name, other) for other in entry.other_versions],
+    )
+
+
+def _version_message(adapter_name: str, version: VersionEntry) -> registry_pb2.VersionEntry:
+    return registry_pb2.VersionEntry(
+        version=version.version,
+        adapter_id=adapter_id_of(adapter_name, version.revision),
+        revision=version.revision,
+        lora_rank=version.lora_rank,
+        num_modules=version.num_modules,
+        component_bytes=version.component_bytes,
+        created_at=version.created_at,
+        component_sha256=version.component_sha256,
     )
 
 

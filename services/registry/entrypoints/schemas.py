@@ -6,11 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from hilora.access import TrustTier
 from hilora.finding import Severity
 from services.registry.artifact import ArtifactManifest
+from services.registry.audit import AuditEvent, AuditOutcome
+from services.registry.catalog_entry import CatalogEntry
 from services.registry.entrypoints.squeeze_option import SqueezeOption
 from services.registry.job import IngestJob, IngestState, SourceKind
-from services.registry.registration import CatalogEntry
 from services.registry.validation_report import ValidationReport
 
 
@@ -116,9 +118,11 @@ class JobView(BaseModel):
     """What the checks found; null until they are done."""
     created_at: float
     updated_at: float
+    is_cancel_requested: bool = False
+    """Whether it is to stop at its next safe point."""
 
     @classmethod
-    def of(cls, job: IngestJob) -> Self:
+    def of(cls, job: IngestJob, *, is_cancel_requested: bool = False) -> Self:
         """The view of a job."""
         error = job.error
         return cls(
@@ -134,6 +138,7 @@ class JobView(BaseModel):
             report=ReportView.of(job.report),
             created_at=job.created_at,
             updated_at=job.updated_at,
+            is_cancel_requested=is_cancel_requested,
         )
 
 
@@ -142,6 +147,7 @@ class JobList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[JobView]
+    """Newest first."""
 
 
 class AdapterView(BaseModel):
@@ -161,6 +167,10 @@ class AdapterView(BaseModel):
     encoder_id: str
     samples_source: str
     num_samples: int
+    version: int
+    profile_id: str
+    trust_tier: TrustTier
+    visible_to: list[str]
 
     @classmethod
     def of(cls, entry: CatalogEntry) -> Self:
@@ -178,6 +188,10 @@ class AdapterView(BaseModel):
             encoder_id=entry.encoder_id,
             samples_source=entry.samples_source,
             num_samples=entry.num_samples,
+            version=entry.version,
+            profile_id=entry.profile_id,
+            trust_tier=entry.access.trust_tier,
+            visible_to=list(entry.access.visible_to),
         )
 
 
@@ -232,6 +246,10 @@ class AdapterList(BaseModel):
     object: Literal["list"] = "list"
     catalog_generation: int
     data: list[AdapterView]
+    """By name."""
+    has_more: bool = False
+    next_after: str | None = None
+    """`after` of the next page."""
 
 
 class Retired(BaseModel):
@@ -242,3 +260,44 @@ class Retired(BaseModel):
     state: Literal["RETIRED"] = "RETIRED"
     catalog_generation: int
     """The generation from which on the adapter is gone."""
+
+
+class AuditEventView(BaseModel):
+    """One line of the audit log."""
+
+    at: float
+    """Unix seconds."""
+    principal: str
+    """Name of the key that asked."""
+    action: str
+    outcome: AuditOutcome
+    code: str | None
+    adapter: str | None
+    job_id: str | None
+    request_id: str
+    door: str
+
+    @classmethod
+    def of(cls, event: AuditEvent) -> Self:
+        """The view of an event."""
+        return cls(
+            at=event.at,
+            principal=event.principal,
+            action=event.action,
+            outcome=event.outcome,
+            code=event.code,
+            adapter=event.adapter,
+            job_id=event.job_id,
+            request_id=event.request_id,
+            door=event.door,
+        )
+
+
+class AuditList(BaseModel):
+    """`GET /v1/audit`."""
+
+    object: Literal["list"] = "list"
+    data: list[AuditEventView]
+    """Newest first."""
+    next_before: str | None
+    """`before` of the next page; missing on the last."""

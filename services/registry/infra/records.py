@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from services.common.errors import error_from_dict, error_to_dict
-from services.registry.artifact import ArtifactManifest
+from services.registry.artifact import ArtifactManifest, ProfileRecord
+from services.registry.catalog_entry import CatalogEntry, CatalogRecord
 from services.registry.job import IngestJob, IngestRequest, IngestState
-from services.registry.registration import CatalogEntry, Registration
+from services.registry.registration import Registration
 from services.registry.validation_report import report_from_json
 
 # `validate_json` raises pydantic's ValidationError, a ValueError, for anything that is not such a record.
@@ -19,6 +20,9 @@ MANIFEST = TypeAdapter(ArtifactManifest)
 REGISTRATION = TypeAdapter(Registration)
 INGEST_REQUEST = TypeAdapter(IngestRequest)
 CATALOG_ENTRY = TypeAdapter(CatalogEntry)
+CATALOG_RECORD = TypeAdapter(CatalogRecord)
+PROFILE_RECORD = TypeAdapter(ProfileRecord)
+ALIASES = TypeAdapter(dict[str, str])
 
 
 def job_to_json(job: IngestJob) -> str:

@@ -2,6 +2,7 @@
 
     hilora:catalog:generation   the published generation; missing means that Redis lost its data
     hilora:catalog:entries      hash: adapter name -> entry (JSON)
+    hilora:catalog:aliases      all aliases (JSON)
     hilora:catalog:changes      stream; the id of a change is `<generation>-0`
     hilora:catalog:lock         the right to publish
 
@@ -11,16 +12,15 @@ the publisher still holds the lock.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 
-from hilora.errors import Conflict
-from services.registry.infra.records import CATALOG_ENTRY
-from services.registry.infra.redis_connection import KEY_PREFIX, RedisLock, held, translated_redis_errors
-from services.registry.registration import (
+from hilora.errors import Conflict, RegistryUnavailable
+from services.registry.catalog_entry import (
     CatalogChange,
     CatalogEntry,
     CatalogHeartbeat,
@@ -28,37 +28,43 @@ from services.registry.registration import (
     CatalogResync,
     CatalogSnapshot,
 )
+from services.registry.infra.records import ALIASES, CATALOG_ENTRY
+from services.registry.infra.redis_connection import KEY_PREFIX, RedisLock, held, translated_redis_errors
 
 _GENERATION = f"{KEY_PREFIX}catalog:generation"
 _ENTRIES = f"{KEY_PREFIX}catalog:entries"
 _CHANGES = f"{KEY_PREFIX}catalog:changes"
 _LOCK = f"{KEY_PREFIX}catalog:lock"
-_KEYS = (_LOCK, _GENERATION, _ENTRIES, _CHANGES)
+_ALIASES = f"{KEY_PREFIX}catalog:aliases"
+_KEYS = (_LOCK, _GENERATION, _ENTRIES, _CHANGES, _ALIASES)
 _LOCK_LEASE_SECONDS = 15.0
 _LOCK_WAIT_SECONDS = 30.0
 # Above any generation: the end of the stream's id space.
 _STREAM_END = "+"
 
-# ARGV: token, previous generation, generation, name, entry or '', number of changes to keep
+# ARGV: token, previous generation, generation, name or '', entry or '', number of changes to keep, aliases or ''
 _COMMIT = """
 if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
 if redis.call('get', KEYS[2]) ~= ARGV[2] then return 0 end
-if ARGV[5] == '' then
+if ARGV[7] ~= '' then
+  redis.call('set', KEYS[5], ARGV[7])
+elseif ARGV[5] == '' then
   redis.call('hdel', KEYS[3], ARGV[4])
 else
   redis.call('hset', KEYS[3], ARGV[4], ARGV[5])
 end
 redis.call('xadd', KEYS[4], 'MAXLEN', ARGV[6], ARGV[3] .. '-0',
-  'previous', ARGV[2], 'name', ARGV[4], 'entry', ARGV[5])
+  'previous', ARGV[2], 'name', ARGV[4], 'entry', ARGV[5], 'aliases', ARGV[7])
 redis.call('set', KEYS[2], ARGV[3])
 return 1
 """
 
-# ARGV: token, generation, then name and entry in turn
+# ARGV: token, generation, aliases, then name and entry in turn
 _REPLACE = """
 if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('del', KEYS[3], KEYS[4])
-for i = 3, #ARGV, 2 do
+redis.call('set', KEYS[5], ARGV[3])
+for i = 4, #ARGV, 2 do
   redis.call('hset', KEYS[3], ARGV[i], ARGV[i + 1])
 end
 redis.call('set', KEYS[2], ARGV[2])
@@ -82,11 +88,15 @@ class RedisCatalogIndex:
         """See `CatalogIndex.read`."""
         with translated_redis_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
-                generation, entries = await pipe.get(_GENERATION).hgetall(_ENTRIES).execute()
+                generation, entries, aliases = await pipe.get(_GENERATION).hgetall(_ENTRIES).get(_ALIASES).execute()
         if generation is None:
             return None
         parsed = {name: CATALOG_ENTRY.validate_json(text) for name, text in sorted(entries.items())}
-        return CatalogSnapshot(catalog_generation=int(generation), entries=parsed)
+        return CatalogSnapshot(
+            catalog_generation=int(generation),
+            entries=parsed,
+            aliases=ALIASES.validate_json(aliases) if aliases else {},
+        )
 
     async def entry(self, adapter_name: str) -> CatalogEntry | None:
         """See `CatalogIndex.entry`."""
@@ -105,8 +115,13 @@ class RedisCatalogIndex:
         """See `CatalogIndex.publishing`."""
         lock = RedisLock(self._redis, key=_LOCK, lease_seconds=_LOCK_LEASE_SECONDS)
         async with held(lock, wait_seconds=_LOCK_WAIT_SECONDS):
-            generation = await self.generation()
-            yield _RedisTransaction(self, self._redis, lock.token, generation, self._max_kept_changes)
+            # A rebuild of a large catalogue reads thousands of files: longer than a lease may last.
+            keeping = asyncio.create_task(_keep(lock), name="catalog-lock")
+            try:
+                generation = await self.generation()
+                yield _RedisTransaction(self, self._redis, lock, generation, self._max_kept_changes)
+            finally:
+                keeping.cancel()
 
     async def follow(self, after_generation: int, *, heartbeat_seconds: float) -> AsyncIterator[CatalogNews]:
         """See `CatalogIndex.follow`."""
@@ -142,6 +157,7 @@ class RedisCatalogIndex:
                 previous_generation=int(fields["previous"]),
                 adapter_name=fields["name"],
                 entry=CATALOG_ENTRY.validate_json(fields["entry"]) if fields["entry"] else None,
+                aliases=ALIASES.validate_json(fields["aliases"]) if fields.get("aliases") else None,
             )
             for row_id, fields in rows
         ]
@@ -152,11 +168,11 @@ class _RedisTransaction:
     """See `CatalogTransaction`."""
 
     def __init__(
-        self, index: RedisCatalogIndex, redis: Any, token: str, generation: int | None, max_kept_changes: int
+        self, index: RedisCatalogIndex, redis: Any, lock: RedisLock, generation: int | None, max_kept_changes: int
     ) -> None:
         self._index = index
         self._redis = redis
-        self._token = token
+        self._lock = lock
         self._generation = generation
         self._max_kept_changes = max_kept_changes
 
@@ -167,21 +183,27 @@ class _RedisTransaction:
     async def entry(self, adapter_name: str) -> CatalogEntry | None:
         return await self._index.entry(adapter_name)
 
+    async def is_held(self) -> bool:
+        return await self._lock.extend()
+
     async def commit(self, change: CatalogChange) -> None:
         entry = CATALOG_ENTRY.dump_json(change.entry).decode() if change.entry else ""
         arguments = (
-            self._token,
+            self._lock.token,
             change.previous_generation,
             change.catalog_generation,
             change.adapter_name,
             entry,
             self._max_kept_changes,
+            "" if change.aliases is None else ALIASES.dump_json(dict(change.aliases)),
         )
         await self._run(_COMMIT, arguments, change.catalog_generation)
 
     async def replace(self, snapshot: CatalogSnapshot) -> None:
         rows = [part for name, entry in snapshot.entries.items() for part in (name, CATALOG_ENTRY.dump_json(entry))]
-        await self._run(_REPLACE, (self._token, snapshot.catalog_generation, *rows), snapshot.catalog_generation)
+        aliases = ALIASES.dump_json(dict(snapshot.aliases))
+        arguments = (self._lock.token, snapshot.catalog_generation, aliases, *rows)
+        await self._run(_REPLACE, arguments, snapshot.catalog_generation)
 
     async def _run(self, script: str, arguments: tuple[Any, ...], generation: int) -> None:
         with translated_redis_errors():
@@ -193,3 +215,14 @@ class _RedisTransaction:
                 remedy="Try again.",
             )
         self._generation = generation
+
+
+async def _keep(lock: RedisLock) -> None:
+    """Extend a lock until it is lost or the task is cancelled."""
+    is_ours = True
+    while is_ours:
+        await asyncio.sleep(_LOCK_LEASE_SECONDS / 3)
+        try:
+            is_ours = await lock.extend()
+        except RegistryUnavailable:
+            return  # the commit will say so, too

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from services.registry.ports import RegistrationStore
-from services.registry.registration import RegistrationState
 
 
 class RegisteredPool:
@@ -19,7 +18,7 @@ class RegisteredPool:
     def registered_versions(self) -> dict[str, str]:
         """See `PoolSource.registered_versions`."""
         return {
-            registration.adapter_name: registration.revision
+            registration.adapter_name: current.revision
             for registration in self._registrations.all()
-            if registration.state is RegistrationState.READY
+            if not registration.is_retired and (current := registration.current_version) is not None
         }

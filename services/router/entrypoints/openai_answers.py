@@ -11,6 +11,7 @@ from typing import Any
 from hilora.routing_plan import RocBudget, RoutingDecision
 from services.router.answer import CompletedGeneration, GenerationFinished, RouteResult
 from services.router.models import PublicModel
+from services.router.traffic import TrafficReport
 
 JsonObject = dict[str, Any]
 
@@ -183,6 +184,25 @@ def describe_model(model: PublicModel) -> JsonObject:
         "root": model.root,
         "parent": model.parent,
         "max_model_len": model.max_model_len,
+    }
+
+
+def describe_traffic(report: TrafficReport) -> JsonObject:
+    """`GET /v1/route/stats`."""
+    return {
+        "object": "hilora.traffic",
+        "window_seconds": report.window_seconds,
+        "num_decisions": report.num_decisions,
+        "adapters": [
+            {
+                "name": traffic.adapter_name,
+                "num_decisions": traffic.num_decisions,
+                "share": traffic.share,
+                "earlier_share": traffic.earlier_share,
+                "alarm": traffic.alarm,
+            }
+            for traffic in report.adapters
+        ],
     }
 
 

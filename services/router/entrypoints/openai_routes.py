@@ -20,15 +20,18 @@ from services.router.entrypoints.openai_answers import (
     answer_headers,
     describe_model,
     describe_route,
+    describe_traffic,
 )
 from services.router.entrypoints.openai_schemas import ChatBody, CompletionBody, RouteBody, refuse_unsupported
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.sse import EventStreamResponse
+from services.router.entrypoints.tenancy import TENANT_HEADER, tenant_of
 from services.router.generation import GenerateText
 from services.router.models import ModelDirectory
 from services.router.ports import Workers
-from services.router.request import GenerationRequest, Prompt, SamplingParams
+from services.router.request import GenerationRequest, Prompt, RoutingOptions, SamplingParams
 from services.router.routing import RouteText
+from services.router.traffic import TrafficWatch
 
 _ROUTE_RUNNERS_UP = 10
 
@@ -42,6 +45,9 @@ class OpenAIRoutes:
     models: ModelDirectory
     workers: Workers
     metrics: RouterMetrics
+    traffic: TrafficWatch
+    trusts_tenants: bool = False
+    """Whether clients may say on whose behalf they ask."""
 
     def api_router(self) -> APIRouter:
         """All of them, for `FastAPI.include_router`."""
@@ -52,6 +58,7 @@ class OpenAIRoutes:
         # A base's public name may hold a slash ("owner/name").
         routes.add_api_route("/v1/models/{model_id:path}", self._get_model, methods=["GET"])
         routes.add_api_route("/v1/route", self._route, methods=["POST"])
+        routes.add_api_route("/v1/route/stats", self._show_traffic, methods=["GET"])
         return routes
 
     async def _complete(self, body: CompletionBody, request: Request) -> Response:
@@ -67,19 +74,24 @@ class OpenAIRoutes:
         sampling = body.sampling(max_model_len=self.workers.fleet().max_model_len)
         return await self._generate(request, body, shape, body.chat_prompt(), sampling)
 
-    async def _list_models(self) -> JsonObject:
-        """Every value of `model`: auto, the base, each adapter."""
-        return {"object": "list", "data": [describe_model(model) for model in self.models.all_models()]}
+    async def _list_models(self, request: Request) -> JsonObject:
+        """Every value of `model`: auto, the base, each adapter, each alias."""
+        models = self.models.all_models(self._tenant(request))
+        return {"object": "list", "data": [describe_model(model) for model in models]}
 
-    async def _get_model(self, model_id: str) -> JsonObject:
+    async def _get_model(self, model_id: str, request: Request) -> JsonObject:
         """One model."""
-        return describe_model(self.models.model(model_id))
+        return describe_model(self.models.model(model_id, self._tenant(request)))
 
-    async def _route(self, body: RouteBody) -> JsonObject:
+    async def _show_traffic(self, request: Request) -> JsonObject:
+        """Which share of the automatic decisions each adapter took lately."""
+        options = RoutingOptions(tenant=self._tenant(request))
+        return describe_traffic(self.traffic.report(self.models.requester(options)))
+
+    async def _route(self, body: RouteBody, request: Request) -> JsonObject:
         """Choose without generating."""
-        route = await self.route_text.route(
-            body.routing_text(), body.hilora.routing_options(body.model), num_runners_up=_ROUTE_RUNNERS_UP
-        )
+        options = body.hilora.routing_options(body.model, tenant=self._tenant(request))
+        route = await self.route_text.route(body.routing_text(), options, num_runners_up=_ROUTE_RUNNERS_UP)
         self.metrics.observe_route(route)
         return describe_route(route)
 
@@ -97,7 +109,7 @@ class OpenAIRoutes:
             request_id=shape.answer_id,
             prompt=prompt,
             sampling=sampling,
-            options=body.hilora.routing_options(body.model),
+            options=body.hilora.routing_options(body.model, tenant=self._tenant(request)),
         )
         if body.stream:
             return await self._stream(request, order, shape, includes_usage=body.includes_usage)
@@ -144,6 +156,9 @@ class OpenAIRoutes:
                 yield shape.closing(route, event) | no_usage
                 if includes_usage:
                     yield shape.usage_chunk(route, event)
+
+    def _tenant(self, request: Request) -> str | None:
+        return tenant_of(request.headers.get(TENANT_HEADER), is_trusted=self.trusts_tenants)
 
     def _observe_first_text(self, request: Request) -> None:
         started: Any = request.state.started_at

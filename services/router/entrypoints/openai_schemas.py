@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from hilora.access import TrustTier
 from hilora.errors import InvalidInput
 from hilora.routing_plan import RoutingMode
 from services.router.request import ChatMessage, ChatPrompt, ChatRole, RoutingOptions, SamplingParams, TextPrompt
@@ -49,9 +50,10 @@ class HiloraOptions(_Request):
     exclude_adapters: list[Text] = Field(default_factory=list[Text], max_length=10_000)
     max_candidates: int | None = Field(default=None, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, lt=_UINT64)
+    min_trust_tier: TrustTier | None = None
     explain: bool = False
 
-    def routing_options(self, model: str) -> RoutingOptions:
+    def routing_options(self, model: str, *, tenant: str | None = None) -> RoutingOptions:
         """The options in the router's own terms."""
         return RoutingOptions(
             model=model,
@@ -60,6 +62,8 @@ class HiloraOptions(_Request):
             exclude_adapters=frozenset(self.exclude_adapters),
             max_candidates=self.max_candidates,
             seed=self.seed,
+            tenant=tenant,
+            min_trust_tier=self.min_trust_tier,
         )
 
 

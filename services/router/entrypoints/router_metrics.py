@@ -11,6 +11,7 @@ from hilora.errors import RegistryUnavailable
 from services.common.metrics import LATENCY_BUCKETS_SECONDS, render_metrics
 from services.router.answer import RouteResult
 from services.router.ports import Catalog, Workers
+from services.router.traffic import AdapterTraffic, TrafficWatch
 
 
 class Outcome(StrEnum):
@@ -49,10 +50,25 @@ class RouterMetrics:
         self._e2e = self._histogram(
             "e2e_latency", "From the request's arrival to the end of the answer.", ("endpoint",)
         )
+        self._traffic_alarms = Counter(
+            "hilora_router_traffic_alarms_raised", "Traffic alarms by reason.", ("reason",), registry=self._registry
+        )
         self._gauge("catalog_generation", "Generation of the catalogue in use; 0 before the first.", self._generation)
         self._gauge("adapters", "Adapters in the catalogue in use.", self._num_adapters)
         self._gauge("workers_live", "Workers that take requests.", lambda: float(workers.fleet().num_live))
         self._gauge("workers_configured", "Workers in the settings.", lambda: float(workers.fleet().num_configured))
+
+    def watch_traffic(self, traffic: TrafficWatch) -> None:
+        """Show the alarms of a traffic watch."""
+        self._gauge(
+            "traffic_alarms",
+            "Recent or little trusted adapters with a suspicious share of the decisions; see GET /v1/route/stats.",
+            lambda: float(len(traffic.alarms)),
+        )
+
+    def observe_traffic_alarm(self, traffic: AdapterTraffic) -> None:
+        """An adapter began to alarm."""
+        self._traffic_alarms.labels(traffic.alarm or "").inc()
 
     def count(self, endpoint: str, outcome: Outcome, *, seconds: float) -> None:
         """One request has ended."""

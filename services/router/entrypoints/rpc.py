@@ -6,16 +6,19 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
 from hilora.errors import Exhausted, HiloraError, InvalidInput, RequestAborted
-from hilora_rpc.v1 import router_pb2, router_pb2_grpc, routing_pb2, worker_pb2
+from hilora_rpc.v1 import registry_pb2, router_pb2, router_pb2_grpc, routing_pb2, worker_pb2
 from services.common.errors import mapping_of
 from services.router.answer import GenerationEvent, RouteResult
 from services.router.entrypoints.router_metrics import Outcome, RouterMetrics
+from services.router.entrypoints.tenancy import tenant_of
 from services.router.generation import GenerateText
+from services.router.infra.catalog_entry import TIERS_FROM_WIRE
 from services.router.infra.wire_format import (
     MODES_FROM_WIRE,
     ROLES_FROM_WIRE,
@@ -42,7 +45,15 @@ _MODES_CLIENTS_MAY_ASK = (routing_pb2.ROUTING_MODE_PAPER, routing_pb2.ROUTING_MO
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     """Implements `RouterService`."""
 
-    def __init__(self, *, route_text: RouteText, generate_text: GenerateText, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        *,
+        route_text: RouteText,
+        generate_text: GenerateText,
+        metrics: RouterMetrics,
+        trusts_tenants: bool = False,
+    ) -> None:
+        self._trusts_tenants = trusts_tenants
         self._route_text = route_text
         self._generate_text = generate_text
         self._metrics = metrics
@@ -55,7 +66,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Decide without generating."""
         del context
         with _Counted(self._metrics, "grpc/Route"):
-            route = await self._route_text.route(request.text, _options(request.options))
+            route = await self._route_text.route(request.text, self._options(request.options))
             self._metrics.observe_route(route)
             return route_to_wire(route)
 
@@ -68,7 +79,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                 request_id=f"{request.request_id or 'rpc'}-{uuid.uuid4().hex}",
                 prompt=_prompt(request),
                 sampling=sampling_from_wire(request.sampling),
-                options=_options(request.options),
+                options=self._options(request.options),
                 timeout_seconds=context.time_remaining(),
             )
             events: AsyncGenerator[GenerationEvent] = self._generate_text.stream(order)
@@ -79,6 +90,12 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                         yield router_pb2.RoutedGenerateEvent(route=route_to_wire(event))
                     else:
                         yield router_pb2.RoutedGenerateEvent(generated=event_to_wire(event))
+
+    def _options(self, options: router_pb2.RoutingOptions) -> RoutingOptions:
+        tenant = tenant_of(options.tenant, is_trusted=self._trusts_tenants)
+        tier = options.min_trust_tier
+        is_given = tier != registry_pb2.TRUST_TIER_UNSPECIFIED
+        return replace(_options(options), tenant=tenant, min_trust_tier=TIERS_FROM_WIRE[tier] if is_given else None)
 
 
 class _Counted:

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora.access import AdapterAccess, TrustTier
 from hilora.errors import InvalidInput
 from hilora.sequence_routing import AdapterProfile
 from hilora_rpc.v1 import registry_pb2
 from services.router.catalog import CatalogAdapter
+
+TIERS_FROM_WIRE = {
+    registry_pb2.TRUST_TIER_UNSPECIFIED: TrustTier.COMMUNITY,
+    registry_pb2.TRUST_TIER_UNTRUSTED: TrustTier.UNTRUSTED,
+    registry_pb2.TRUST_TIER_COMMUNITY: TrustTier.COMMUNITY,
+    registry_pb2.TRUST_TIER_TRUSTED: TrustTier.TRUSTED,
+}
+"""Trust tiers by their wire value."""
 
 _FLOAT32_LE = np.dtype("<f4")
 
@@ -21,7 +30,9 @@ class ReplicatedEntry:
 
     adapter: CatalogAdapter
     profile: AdapterProfile | None
-    """None for an adapter without samples: it can be named, never chosen."""
+    """None for an adapter without samples, or with samples of another encoder: it can be named, never chosen."""
+    encoder_id: str
+    """What embedded the samples; empty without any."""
 
 
 def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_dim: int) -> ReplicatedEntry:
@@ -33,17 +44,9 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
         embedding_dim: E of that encoder.
 
     Raises:
-        InvalidInput: `encoder_mismatch`, or `invalid_catalog_entry` for an adapter without ROCs or samples that
-            are no `[m, E]` finite floats.
+        InvalidInput: `invalid_catalog_entry`, for an adapter without ROCs, or with samples that are no `[m, E]` finite
+            floats.
     """
-    if entry.num_samples and entry.encoder_id != encoder_id:
-        raise InvalidInput(
-            f"The samples of {entry.adapter_name!r} were embedded by {entry.encoder_id!r}, "
-            f"this router uses {encoder_id!r}.",
-            code="encoder_mismatch",
-            remedy="Give router and registry the same encoder and instruction, then ingest the adapter again.",
-            place=entry.adapter_name,
-        )
     if entry.lora_rank < 1:
         raise _invalid(entry, "has no rank-one components")
     adapter = CatalogAdapter(
@@ -52,16 +55,32 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
         revision=entry.revision,
         lora_rank=entry.lora_rank,
         created_at=entry.created_at,
+        version=entry.version or 1,
+        access=AdapterAccess(
+            trust_tier=TIERS_FROM_WIRE.get(entry.trust_tier, TrustTier.UNTRUSTED), visible_to=tuple(entry.visible_to)
+        ),
+        other_versions=tuple(_read_version(entry.adapter_name, other) for other in entry.other_versions),
     )
-    if not entry.num_samples:
-        return ReplicatedEntry(adapter=adapter, profile=None)
+    if not entry.num_samples or entry.encoder_id != encoder_id:
+        return ReplicatedEntry(adapter=adapter, profile=None, encoder_id=entry.encoder_id)
     profile = AdapterProfile(
         adapter_id=entry.adapter_id,
         adapter_name=entry.adapter_name,
         lora_rank=entry.lora_rank,
         samples_ME=_read_samples(entry, embedding_dim),
     )
-    return ReplicatedEntry(adapter=adapter, profile=profile)
+    return ReplicatedEntry(adapter=adapter, profile=profile, encoder_id=entry.encoder_id)
+
+
+def _read_version(adapter_name: str, other: registry_pb2.VersionEntry) -> CatalogAdapter:
+    return CatalogAdapter(
+        adapter_id=other.adapter_id,
+        adapter_name=adapter_name,
+        revision=other.revision,
+        lora_rank=other.lora_rank,
+        created_at=other.created_at,
+        version=other.version,
+    )
 
 
 def _read_samples(entry: registry_pb2.CatalogEntry, embedding_dim: int) -> NDArray[np.float32]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from hilora.errors import InvalidInput, RegistryUnavailable
 from hilora.sequence_routing import SequenceRouter
 from hilora_rpc.v1 import registry_pb2
-from services.common.catalog_feed import CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
+from services.common.catalog_feed import CatalogAliases, CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.router.catalog import CatalogView
@@ -43,6 +44,7 @@ class CatalogReplica:
         self._entries: dict[str, ReplicatedEntry] = {}
         self._generation: int | None = None
         self._ignored: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
         self._view: CatalogView | None = None
         self._fitted_names: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
@@ -97,20 +99,22 @@ class CatalogReplica:
             async for news in follow_catalog(channel, peer=f"registry at {self._address}", without_samples=False):
                 match news:
                     case CatalogSnapshot():
-                        self._ignored = {}
-                        self._entries = {}
+                        known, self._entries, self._ignored = self._entries, {}, {}
+                        self._aliases = dict(news.aliases)
                         for entry in news.entries:
-                            self._keep(entry)
+                            self._keep(entry, before=known.get(entry.adapter_name))
                         _log.info(
                             "catalog_snapshot",
                             catalog_generation=news.catalog_generation,
                             num_adapters=len(self._entries),
                         )
                     case CatalogUpsert():
-                        self._keep(news.entry)
+                        self._keep(news.entry, before=self._entries.get(news.entry.adapter_name))
                     case CatalogRemoval():
                         self._entries.pop(news.adapter_name, None)
                         self._ignored.pop(news.adapter_name, None)
+                    case CatalogAliases():
+                        self._aliases = dict(news.aliases)
                     case _:
                         self._is_following = False
                         continue
@@ -120,11 +124,18 @@ class CatalogReplica:
             self._is_following = False
             await channel.close()
 
-    def _keep(self, entry: registry_pb2.CatalogEntry) -> None:
+    def _keep(self, entry: registry_pb2.CatalogEntry, *, before: ReplicatedEntry | None) -> None:
         name = entry.adapter_name
         try:
-            self._entries[name] = read_entry(entry, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
+            kept = read_entry(entry, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
             self._ignored.pop(name, None)
+            if kept.encoder_id not in {"", self._encoder_id}:
+                # The registry went over to another encoder: what its old one said of the same version still holds.
+                if before is not None and before.adapter.adapter_id == kept.adapter.adapter_id:
+                    kept = replace(kept, profile=before.profile)
+                if kept.profile is None:
+                    self._ignored[name] = _unchoosable(name, kept.encoder_id, self._encoder_id)
+            self._entries[name] = kept
         except InvalidInput as error:
             # An older version under this name is superseded: serving it on would hide the fault.
             self._entries.pop(name, None)
@@ -147,6 +158,8 @@ class CatalogReplica:
             router_generation=router_generation,
             gone=frozenset(name for name in self._fitted_names if name not in self._entries),
             ignored=dict(self._ignored),
+            aliases=dict(self._aliases),
+            fitted_names=self._fitted_names,
         )
 
     async def _fit_for_ever(self) -> None:
@@ -168,3 +181,10 @@ class CatalogReplica:
             _log.info("catalog_fitted", catalog_generation=generation, num_adapters=len(profiles))
             async with self._fitted:
                 self._fitted.notify_all()
+
+
+def _unchoosable(adapter_name: str, encoder_id: str, own_encoder_id: str) -> str:
+    return (
+        f"The samples of {adapter_name!r} were embedded by {encoder_id!r}, this router uses {own_encoder_id!r}: it can "
+        "be named, but not be chosen. Restart the router with the registry's encoder and instruction."
+    )

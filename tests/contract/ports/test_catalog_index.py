@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import redis.asyncio
 
+from hilora.access import AdapterAccess, TrustTier
 from hilora.errors import Conflict
+from services.registry.catalog_entry import (
+    CatalogChange,
+    CatalogHeartbeat,
+    CatalogResync,
+    CatalogSnapshot,
+    VersionEntry,
+)
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import open_redis
-from services.registry.registration import CatalogChange, CatalogHeartbeat, CatalogResync, CatalogSnapshot
 from tests.builders.redis_server import redis_server
 from tests.builders.registry_values import an_entry
 from tests.fakes.registry_ports import InMemoryCatalogIndex
@@ -105,6 +113,39 @@ class TestReading:
         assert await index.read() == CatalogSnapshot(catalog_generation=10, entries=entries)
 
 
+class TestAliases:
+    async def test_they_are_read_replaced_and_followed_like_entries(self, index):
+        await begin(index)
+        aliases = CatalogChange(catalog_generation=2, previous_generation=1, aliases={"prod": "a@1"})
+        await commit(index, aliases, change(3, "a"))
+
+        assert (await index.read()).aliases == {"prod": "a@1"}
+        assert await take(index.follow(1, heartbeat_seconds=5), 2) == [aliases, change(3, "a")]
+        none = CatalogChange(catalog_generation=4, previous_generation=3, aliases={})
+        await commit(index, none)
+        assert (await index.read()).aliases == {}
+        async with index.publishing() as transaction:
+            await transaction.replace(CatalogSnapshot(catalog_generation=9, aliases={"next": "b"}))
+        assert (await index.read()).aliases == {"next": "b"}
+
+    async def test_an_entry_keeps_access_and_other_versions(self, index):
+        await begin(index)
+        other = VersionEntry(
+            version=1,
+            revision="c" * 64,
+            lora_rank=2,
+            num_modules=1,
+            component_bytes=5,
+            created_at=0.5,
+            component_sha256={"svd": "d" * 64},
+        )
+        access = AdapterAccess(trust_tier=TrustTier.UNTRUSTED, visible_to=("acme",))
+        entry = replace(an_entry("a", generation=2), version=2, access=access, other_versions=(other,))
+        await commit(index, CatalogChange(catalog_generation=2, previous_generation=1, adapter_name="a", entry=entry))
+
+        assert await index.entry("a") == entry
+
+
 class TestPublishing:
     async def test_a_transaction_knows_what_is_published(self, index):
         async with index.publishing() as transaction:
@@ -152,6 +193,13 @@ class TestPublishing:
 
         assert raised.value.code == "catalog_lock_lost"
         assert await index.read() is None
+
+    async def test_a_transaction_knows_whether_it_still_has_the_right(self, index):
+        await begin(index)
+        async with index.publishing() as transaction:
+            assert await transaction.is_held()
+            await index.lose_everything()
+            assert not await transaction.is_held()
 
     async def test_a_step_from_another_generation_is_refused(self, index):
         await begin(index)

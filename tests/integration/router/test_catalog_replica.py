@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from hilora.access import AdapterAccess, TrustTier
 from hilora.errors import RegistryUnavailable
+from hilora_rpc.v1 import registry_pb2
 from services.router.infra.catalog_replica import CatalogReplica
 from tests.fakes.router_encoder import HashEncoder
 from tests.fakes.router_registry import FakeRegistry, catalog_entry
@@ -129,6 +131,67 @@ class TestOutage:
             await eventually(lambda: registry.service.num_watchers == 1)
             registry.service.remove("sums")
             await eventually(lambda: _is_at(replica, 4))
+
+
+class TestAliases:
+    async def test_they_come_with_the_snapshot_and_with_every_change(self, registry):
+        registry.service.set_aliases(prod="sums")
+        async with following(registry) as replica:
+            await eventually(lambda: _is_at(replica, 4))
+            assert replica.view().aliases == {"prod": "sums"}
+            await eventually(lambda: registry.service.num_watchers == 1)
+            registry.service.set_aliases(prod="poems@1", next="sums")
+            await eventually(lambda: _is_at(replica, 5))
+            assert replica.view().aliases == {"prod": "poems@1", "next": "sums"}
+            assert registry.service.num_snapshots == 1
+
+
+class TestVersions:
+    async def test_access_and_the_other_versions_are_kept(self, registry):
+        entry = _entry("sums")
+        entry.version = 2
+        entry.trust_tier = registry_pb2.TRUST_TIER_TRUSTED
+        entry.visible_to.append("acme")
+        entry.other_versions.add(version=1, adapter_id="sums@bbbbbbbbbbbb", revision="b" * 64, lora_rank=3)
+        registry.service.upsert(entry)
+        async with following(registry) as replica:
+            await eventually(lambda: _is_at(replica, 4))
+            adapter = replica.view().adapters["sums"]
+
+        assert adapter.access == AdapterAccess(trust_tier=TrustTier.TRUSTED, visible_to=("acme",))
+        old = adapter.selected("1")
+        assert (old.adapter_id, old.lora_rank, old.access) == ("sums@bbbbbbbbbbbb", 3, adapter.access)
+        assert replica.view().router.num_adapters == 3
+
+
+class TestAnotherEncoder:
+    async def test_what_the_old_one_said_of_the_same_versions_stays_in_use(self, registry):
+        other = HashEncoder(encoder_id="hash:2", embedding_dim=16)
+        tasks = ("capitals", "sums", "poems")
+        async with following(registry) as replica:
+            await eventually(lambda: registry.service.num_watchers == 1 and _is_at(replica, 3))
+            before = replica.view()
+            registry.service.replace(
+                *(catalog_entry(task, task_texts(task), encoder=other) for task in tasks[:2]),
+                catalog_entry("poems", task_texts("poems"), encoder=other, revision="b" * 64),
+            )
+            await eventually(lambda: _is_at(replica, 4))
+            after = replica.view()
+
+        assert before.fitted_names == set(tasks)
+        assert after.fitted_names == {"capitals", "sums"}, "of the new version nothing is known yet"
+        assert set(after.adapters) == set(tasks)
+        assert list(after.ignored) == ["poems"]
+
+    async def test_a_router_that_starts_later_can_only_name_them(self, registry):
+        other = HashEncoder(encoder_id="hash:2")
+        registry.service.replace(catalog_entry("sums", task_texts("sums"), encoder=other))
+        async with following(registry) as replica:
+            await eventually(lambda: _is_at(replica, 4))
+            view = replica.view()
+
+        assert (set(view.adapters), view.fitted_names) == ({"sums"}, frozenset())
+        assert "hash:2" in view.ignored["sums"]
 
 
 class TestWaiting:

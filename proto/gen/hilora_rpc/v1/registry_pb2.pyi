@@ -45,6 +45,8 @@ class _IngestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestSta
     """Refused or broken; error says why."""
     INGEST_STATE_RETIRED: _IngestState.ValueType  # 9
     """Taken out of the catalogue."""
+    INGEST_STATE_CANCELLED: _IngestState.ValueType  # 10
+    """Called off before it entered the catalogue; nothing of it is kept."""
 
 class IngestState(_IngestState, metaclass=_IngestStateEnumTypeWrapper):
     """States of an ingest and of the adapter it makes; transitions in services/registry/job.py."""
@@ -68,7 +70,37 @@ INGEST_STATE_FAILED: IngestState.ValueType  # 8
 """Refused or broken; error says why."""
 INGEST_STATE_RETIRED: IngestState.ValueType  # 9
 """Taken out of the catalogue."""
+INGEST_STATE_CANCELLED: IngestState.ValueType  # 10
+"""Called off before it entered the catalogue; nothing of it is kept."""
 Global___IngestState: _TypeAlias = IngestState  # noqa: Y015
+
+class _TrustTier:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrustTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrustTier.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUST_TIER_UNSPECIFIED: _TrustTier.ValueType  # 0
+    """The same as TRUST_TIER_COMMUNITY."""
+    TRUST_TIER_UNTRUSTED: _TrustTier.ValueType  # 1
+    """From anybody."""
+    TRUST_TIER_COMMUNITY: _TrustTier.ValueType  # 2
+    """Passed every check, but nobody answers for it."""
+    TRUST_TIER_TRUSTED: _TrustTier.ValueType  # 3
+    """Somebody of the operator's answers for it."""
+
+class TrustTier(_TrustTier, metaclass=_TrustTierEnumTypeWrapper):
+    """How far an operator vouches for an adapter; a request may ask for a minimum."""
+
+TRUST_TIER_UNSPECIFIED: TrustTier.ValueType  # 0
+"""The same as TRUST_TIER_COMMUNITY."""
+TRUST_TIER_UNTRUSTED: TrustTier.ValueType  # 1
+"""From anybody."""
+TRUST_TIER_COMMUNITY: TrustTier.ValueType  # 2
+"""Passed every check, but nobody answers for it."""
+TRUST_TIER_TRUSTED: TrustTier.ValueType  # 3
+"""Somebody of the operator's answers for it."""
+Global___TrustTier: _TypeAlias = TrustTier  # noqa: Y015
 
 @_typing.final
 class GetSnapshotRequest(_message.Message):
@@ -98,9 +130,30 @@ class CatalogSnapshotChunk(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AliasesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
     NUM_ENTRIES_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     catalog_generation: _builtins.int
     """The generation of the whole snapshot; equal in every chunk."""
     num_entries: _builtins.int
@@ -109,24 +162,101 @@ class CatalogSnapshotChunk(_message.Message):
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogEntry]:
         """Some of the entries; the chunks together hold them all."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All aliases, "name" or "name@version" by alias; in the first chunk only."""
+
     def __init__(
         self,
         *,
         catalog_generation: _builtins.int = ...,
         num_entries: _builtins.int = ...,
         entries: _abc.Iterable[Global___CatalogEntry] | None = ...,
+        aliases: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "entries", b"entries", "num_entries", b"num_entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "catalog_generation", b"catalog_generation", "entries", b"entries", "num_entries", b"num_entries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CatalogSnapshotChunk: _TypeAlias = CatalogSnapshotChunk  # noqa: Y015
 
 @_typing.final
+class VersionEntry(_message.Message):
+    """A version that requests may name as "name@version" although the bare name means another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ComponentSha256Entry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    LORA_RANK_FIELD_NUMBER: _builtins.int
+    NUM_MODULES_FIELD_NUMBER: _builtins.int
+    COMPONENT_BYTES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    COMPONENT_SHA256_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Number of the version, from 1."""
+    adapter_id: _builtins.str
+    """Identity of the version: "name@revision-head"."""
+    revision: _builtins.str
+    """Content hash of the artifact, 64 hex digits."""
+    lora_rank: _builtins.int
+    """ROCs of the version's largest module."""
+    num_modules: _builtins.int
+    """Modules with ROCs."""
+    component_bytes: _builtins.int
+    """Size of one basis of the components."""
+    created_at: _builtins.float
+    """Unix seconds from which on requests could use it."""
+    @_builtins.property
+    def component_sha256(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """sha256 of the components file in each basis, hex, keyed by "svd" and "trained"."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        adapter_id: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        lora_rank: _builtins.int = ...,
+        num_modules: _builtins.int = ...,
+        component_bytes: _builtins.int = ...,
+        created_at: _builtins.float = ...,
+        component_sha256: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "component_bytes", b"component_bytes", "component_sha256", b"component_sha256", "created_at", b"created_at", "lora_rank", b"lora_rank", "num_modules", b"num_modules", "revision", b"revision", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionEntry: _TypeAlias = VersionEntry  # noqa: Y015
+
+@_typing.final
 class CatalogEntry(_message.Message):
-    """One adapter version that requests may use."""
+    """One adapter that requests may use: its current version, and the others that can be named."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -165,6 +295,11 @@ class CatalogEntry(_message.Message):
     SAMPLE_EMBEDDINGS_FIELD_NUMBER: _builtins.int
     EMBEDDING_DIM_FIELD_NUMBER: _builtins.int
     COMPONENT_SHA256_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PROFILE_ID_FIELD_NUMBER: _builtins.int
+    TRUST_TIER_FIELD_NUMBER: _builtins.int
+    VISIBLE_TO_FIELD_NUMBER: _builtins.int
+    OTHER_VERSIONS_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
     """Identity of the version: "name@revision-head"."""
     adapter_name: _builtins.str
@@ -178,24 +313,38 @@ class CatalogEntry(_message.Message):
     component_bytes: _builtins.int
     """Size of one basis of the components."""
     catalog_generation: _builtins.int
-    """The catalogue generation at which this version appeared."""
+    """The catalogue generation of the name's last change."""
     created_at: _builtins.float
     """Unix seconds."""
     base_model: _builtins.str
     """The base the adapter was checked against."""
     encoder_id: _builtins.str
-    """Which encoder made the embeddings: routers with another one must not compare."""
+    """Which encoder made the embeddings: routers with another one must not compare. Empty without a profile."""
     samples_source: _builtins.str
-    """Where the sample texts came from: "upload", or "bundled" with the adapter."""
+    """Where the sample texts came from: "upload", or "bundled" with the adapter; several are joined by "+"."""
     num_samples: _builtins.int
-    """Number of sample texts m."""
+    """Number of sample texts m; 0 without a profile: such an adapter can be named, never chosen."""
     sample_embeddings: _builtins.bytes
     """m x embedding_dim float32, little-endian, row-major, each row of norm 1."""
     embedding_dim: _builtins.int
     """E, the length of one embedding."""
+    version: _builtins.int
+    """Number of the current version, from 1."""
+    profile_id: _builtins.str
+    """Identity of the profile that the embeddings belong to."""
+    trust_tier: Global___TrustTier.ValueType
+    """How far the adapter is trusted."""
     @_builtins.property
     def component_sha256(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """sha256 of the components file in each basis, hex, keyed by "svd" and "trained"."""
+
+    @_builtins.property
+    def visible_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tenants that may use it; empty lets everybody."""
+
+    @_builtins.property
+    def other_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionEntry]:
+        """The other versions that can be named, by number."""
 
     def __init__(
         self,
@@ -215,10 +364,15 @@ class CatalogEntry(_message.Message):
         sample_embeddings: _builtins.bytes = ...,
         embedding_dim: _builtins.int = ...,
         component_sha256: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        version: _builtins.int = ...,
+        profile_id: _builtins.str = ...,
+        trust_tier: Global___TrustTier.ValueType = ...,
+        visible_to: _abc.Iterable[_builtins.str] | None = ...,
+        other_versions: _abc.Iterable[Global___VersionEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "base_model", b"base_model", "catalog_generation", b"catalog_generation", "component_bytes", b"component_bytes", "component_sha256", b"component_sha256", "created_at", b"created_at", "embedding_dim", b"embedding_dim", "encoder_id", b"encoder_id", "lora_rank", b"lora_rank", "num_modules", b"num_modules", "num_samples", b"num_samples", "revision", b"revision", "sample_embeddings", b"sample_embeddings", "samples_source", b"samples_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "base_model", b"base_model", "catalog_generation", b"catalog_generation", "component_bytes", b"component_bytes", "component_sha256", b"component_sha256", "created_at", b"created_at", "embedding_dim", b"embedding_dim", "encoder_id", b"encoder_id", "lora_rank", b"lora_rank", "num_modules", b"num_modules", "num_samples", b"num_samples", "other_versions", b"other_versions", "profile_id", b"profile_id", "revision", b"revision", "sample_embeddings", b"sample_embeddings", "samples_source", b"samples_source", "trust_tier", b"trust_tier", "version", b"version", "visible_to", b"visible_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -271,6 +425,8 @@ class CatalogEvent(_message.Message):
         """Nothing changed; catalog_generation is current."""
         KIND_RESYNC: CatalogEvent._Kind.ValueType  # 4
         """Take a new snapshot."""
+        KIND_ALIASES: CatalogEvent._Kind.ValueType  # 5
+        """aliases are all aliases from now on."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What happened."""
@@ -284,11 +440,34 @@ class CatalogEvent(_message.Message):
     """Nothing changed; catalog_generation is current."""
     KIND_RESYNC: CatalogEvent.Kind.ValueType  # 4
     """Take a new snapshot."""
+    KIND_ALIASES: CatalogEvent.Kind.ValueType  # 5
+    """aliases are all aliases from now on."""
+
+    @_typing.final
+    class AliasesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     KIND_FIELD_NUMBER: _builtins.int
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
     ADAPTER_NAME_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     kind: Global___CatalogEvent.Kind.ValueType
     """What happened."""
     catalog_generation: _builtins.int
@@ -299,6 +478,10 @@ class CatalogEvent(_message.Message):
     def entry(self) -> Global___CatalogEntry:
         """Set for KIND_UPSERT."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Set for KIND_ALIASES: "name" or "name@version" by alias."""
+
     def __init__(
         self,
         *,
@@ -306,10 +489,11 @@ class CatalogEvent(_message.Message):
         catalog_generation: _builtins.int = ...,
         entry: Global___CatalogEntry | None = ...,
         adapter_name: _builtins.str = ...,
+        aliases: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "catalog_generation", b"catalog_generation", "entry", b"entry", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "aliases", b"aliases", "catalog_generation", b"catalog_generation", "entry", b"entry", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,6 +712,50 @@ class GetJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
+
+@_typing.final
+class WatchJobRequest(_message.Message):
+    """Asks for the states of one job as they come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Identity of the job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
+
+@_typing.final
+class CancelJobRequest(_message.Message):
+    """Calls one job off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Identity of the job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):

@@ -22,27 +22,28 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from hilora_rpc.v1 import registry_pb2 as hilora__rpc_dot_v1_dot_registry__pb2
 from hilora_rpc.v1 import routing_pb2 as hilora__rpc_dot_v1_dot_routing__pb2
 from hilora_rpc.v1 import worker_pb2 as hilora__rpc_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahilora_rpc/v1/router.proto\x12\rhilora_rpc.v1\x1a\x1bhilora_rpc/v1/routing.proto\x1a\x1ahilora_rpc/v1/worker.proto\"\xcd\x01\n\x0eRoutingOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x04mode\x18\x02 \x01(\x0e\x32\x1a.hilora_rpc.v1.RoutingMode\x12\x12\n\x05gamma\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_adapters\x18\x04 \x03(\t\x12\x1b\n\x0emax_candidates\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x42\x08\n\x06_gammaB\x11\n\x0f_max_candidatesB\x07\n\x05_seed\"L\n\x0cRouteRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptions\"\xa1\x01\n\rRouteResponse\x12\x30\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1e.hilora_rpc.v1.RoutingDecision\x12\x1a\n\x12\x63\x61talog_generation\x18\x02 \x01(\x04\x12\x12\n\nencoder_id\x18\x03 \x01(\t\x12\x16\n\x0e\x65ncode_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ide_seconds\x18\x05 \x01(\x01\"\xd1\x01\n\x15RoutedGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.hilora_rpc.v1.ChatInputH\x00\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.hilora_rpc.v1.SamplingParams\x12.\n\x07options\x18\x05 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptionsB\x07\n\x05input\"\x80\x01\n\x13RoutedGenerateEvent\x12-\n\x05route\x18\x01 \x01(\x0b\x32\x1c.hilora_rpc.v1.RouteResponseH\x00\x12\x31\n\tgenerated\x18\x02 \x01(\x0b\x32\x1c.hilora_rpc.v1.GenerateEventH\x00\x42\x07\n\x05\x65vent2\xab\x01\n\rRouterService\x12\x42\n\x05Route\x12\x1b.hilora_rpc.v1.RouteRequest\x1a\x1c.hilora_rpc.v1.RouteResponse\x12V\n\x08Generate\x12$.hilora_rpc.v1.RoutedGenerateRequest\x1a\".hilora_rpc.v1.RoutedGenerateEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahilora_rpc/v1/router.proto\x12\rhilora_rpc.v1\x1a\x1chilora_rpc/v1/registry.proto\x1a\x1bhilora_rpc/v1/routing.proto\x1a\x1ahilora_rpc/v1/worker.proto\"\x8f\x02\n\x0eRoutingOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x04mode\x18\x02 \x01(\x0e\x32\x1a.hilora_rpc.v1.RoutingMode\x12\x12\n\x05gamma\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_adapters\x18\x04 \x03(\t\x12\x1b\n\x0emax_candidates\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x30\n\x0emin_trust_tier\x18\x08 \x01(\x0e\x32\x18.hilora_rpc.v1.TrustTierB\x08\n\x06_gammaB\x11\n\x0f_max_candidatesB\x07\n\x05_seed\"L\n\x0cRouteRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptions\"\xa1\x01\n\rRouteResponse\x12\x30\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1e.hilora_rpc.v1.RoutingDecision\x12\x1a\n\x12\x63\x61talog_generation\x18\x02 \x01(\x04\x12\x12\n\nencoder_id\x18\x03 \x01(\t\x12\x16\n\x0e\x65ncode_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ide_seconds\x18\x05 \x01(\x01\"\xd1\x01\n\x15RoutedGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.hilora_rpc.v1.ChatInputH\x00\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.hilora_rpc.v1.SamplingParams\x12.\n\x07options\x18\x05 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptionsB\x07\n\x05input\"\x80\x01\n\x13RoutedGenerateEvent\x12-\n\x05route\x18\x01 \x01(\x0b\x32\x1c.hilora_rpc.v1.RouteResponseH\x00\x12\x31\n\tgenerated\x18\x02 \x01(\x0b\x32\x1c.hilora_rpc.v1.GenerateEventH\x00\x42\x07\n\x05\x65vent2\xab\x01\n\rRouterService\x12\x42\n\x05Route\x12\x1b.hilora_rpc.v1.RouteRequest\x1a\x1c.hilora_rpc.v1.RouteResponse\x12V\n\x08Generate\x12$.hilora_rpc.v1.RoutedGenerateRequest\x1a\".hilora_rpc.v1.RoutedGenerateEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hilora_rpc.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTINGOPTIONS']._serialized_start=103
-  _globals['_ROUTINGOPTIONS']._serialized_end=308
-  _globals['_ROUTEREQUEST']._serialized_start=310
-  _globals['_ROUTEREQUEST']._serialized_end=386
-  _globals['_ROUTERESPONSE']._serialized_start=389
-  _globals['_ROUTERESPONSE']._serialized_end=550
-  _globals['_ROUTEDGENERATEREQUEST']._serialized_start=553
-  _globals['_ROUTEDGENERATEREQUEST']._serialized_end=762
-  _globals['_ROUTEDGENERATEEVENT']._serialized_start=765
-  _globals['_ROUTEDGENERATEEVENT']._serialized_end=893
-  _globals['_ROUTERSERVICE']._serialized_start=896
-  _globals['_ROUTERSERVICE']._serialized_end=1067
+  _globals['_ROUTINGOPTIONS']._serialized_start=133
+  _globals['_ROUTINGOPTIONS']._serialized_end=404
+  _globals['_ROUTEREQUEST']._serialized_start=406
+  _globals['_ROUTEREQUEST']._serialized_end=482
+  _globals['_ROUTERESPONSE']._serialized_start=485
+  _globals['_ROUTERESPONSE']._serialized_end=646
+  _globals['_ROUTEDGENERATEREQUEST']._serialized_start=649
+  _globals['_ROUTEDGENERATEREQUEST']._serialized_end=858
+  _globals['_ROUTEDGENERATEEVENT']._serialized_start=861
+  _globals['_ROUTEDGENERATEEVENT']._serialized_end=989
+  _globals['_ROUTERSERVICE']._serialized_start=992
+  _globals['_ROUTERSERVICE']._serialized_end=1163
 # @@protoc_insertion_point(module_scope)

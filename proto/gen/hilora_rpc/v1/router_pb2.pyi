@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from hilora_rpc.v1 import registry_pb2 as _registry_pb2
 from hilora_rpc.v1 import routing_pb2 as _routing_pb2
 from hilora_rpc.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
@@ -32,6 +33,8 @@ class RoutingOptions(_message.Message):
     EXCLUDE_ADAPTERS_FIELD_NUMBER: _builtins.int
     MAX_CANDIDATES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MIN_TRUST_TIER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"auto" (also when empty), the base's name, or an adapter's name. Unknown names are NOT_FOUND."""
     mode: _routing_pb2.RoutingMode.ValueType
@@ -42,6 +45,10 @@ class RoutingOptions(_message.Message):
     """At most this many candidates; left out: the router's setting."""
     seed: _builtins.int
     """Seed of the multinomial budget draw of the paper mode."""
+    tenant: _builtins.str
+    """On whose behalf the request comes; refused unless the router trusts its callers to say so."""
+    min_trust_tier: _registry_pb2.TrustTier.ValueType
+    """Adapters of a lower tier do not exist for the request; left out: the router's setting, which is a floor."""
     @_builtins.property
     def exclude_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters (by name) that must not be chosen."""
@@ -55,10 +62,12 @@ class RoutingOptions(_message.Message):
         exclude_adapters: _abc.Iterable[_builtins.str] | None = ...,
         max_candidates: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        tenant: _builtins.str = ...,
+        min_trust_tier: _registry_pb2.TrustTier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_seed", b"_seed", "gamma", b"gamma", "max_candidates", b"max_candidates", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_seed", b"_seed", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "max_candidates", b"max_candidates", "mode", b"mode", "model", b"model", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_seed", b"_seed", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "max_candidates", b"max_candidates", "min_trust_tier", b"min_trust_tier", "mode", b"mode", "model", b"model", "seed", b"seed", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
     _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015

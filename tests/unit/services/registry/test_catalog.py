@@ -6,8 +6,9 @@ import pytest
 
 from hilora.adapter import RocBasis
 from hilora.errors import AdapterAlreadyRegistered, RegistryUnavailable, UnknownAdapter
-from services.registry.registration import CatalogChange, CatalogResync, RegistrationState
-from tests.builders.registry_values import a_draft
+from services.registry.catalog_entry import CatalogChange, CatalogResync
+from services.registry.registration import RegistrationState
+from tests.builders.registry_values import a_draft, a_profile
 from tests.fakes.registry_stack import RegistryStack
 
 
@@ -20,7 +21,11 @@ async def stack(tmp_path):
 
 async def publish(stack, name, *, seed=0, is_replacement=False):
     manifest = stack.artifacts.write(a_draft(seed=seed))
-    return await stack.catalog.publish(manifest, adapter_name=name, job_id="0" * 32, is_replacement=is_replacement)
+    profile = stack.profiles.write(manifest.revision, a_profile(seed=seed))
+    published = await stack.catalog.publish(
+        manifest, adapter_name=name, job_id="0" * 32, is_replacement=is_replacement, profile=profile
+    )
+    return published.entry
 
 
 class TestGenerations:

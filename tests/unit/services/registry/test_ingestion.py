@@ -160,15 +160,18 @@ class TestRepeated:
         assert entries["one"].revision == entries["two"].revision
         assert len(list((stack.data_dir / "artifacts").iterdir())) == 1
 
-    async def test_another_encoder_makes_another_version_without_being_asked_to_replace(self, stack, tmp_path):
+    async def test_another_encoder_makes_another_profile_of_the_same_version(self, stack):
         await accepted(stack)
         await stack.work()
-        first = (await stack.catalog.entry("sorter")).revision
+        first = await stack.catalog.entry("sorter")
         stack.encoder._encoder_id = "hash:2"
         await accepted(stack)
         await stack.work()
 
-        assert (await stack.catalog.entry("sorter")).revision != first
+        (version,) = stack.registrations.get("sorter").versions
+        assert version.revision == first.revision
+        assert list(version.profile_ids) == ["hash:1", "hash:2"]
+        assert (await stack.catalog.entry("sorter")).encoder_id == "hash:1", "the others are still profiled by it"
 
 
 class TestTrouble:

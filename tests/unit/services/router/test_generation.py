@@ -9,7 +9,7 @@ from services.router.generation import GenerateText
 from services.router.models import ModelDirectory
 from services.router.request import ChatMessage, ChatPrompt, ChatRole, GenerationRequest, RoutingOptions, TextPrompt
 from services.router.routing import RouteText
-from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
+from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, traffic_watch
 
 _TEXTS = {"capitals": ["country capital a", "country capital b"], "sums": ["add numbers a", "add numbers b"]}
 
@@ -28,7 +28,10 @@ class Case:
             max_candidates=None,
             max_routed_chars=1000,
         )
-        self.use_case = GenerateText(route_text=route_text, workers=self.workers, catalog=self.catalog)
+        self.traffic = traffic_watch(self.catalog)
+        self.use_case = GenerateText(
+            route_text=route_text, workers=self.workers, catalog=self.catalog, traffic=self.traffic
+        )
 
     async def stream(self, **options):
         return [event async for event in self.use_case.stream(self.request(**options))]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from hilora.access import Requester
 from hilora.errors import RegistryUnavailable, UnknownAdapter
 from services.router.models import ModelDirectory
 from tests.fakes.router_ports import FakeWorkers, InMemoryCatalog, catalog_view
@@ -45,7 +46,7 @@ class TestNames:
         view = catalog_view({"a": ["x"], "b": ["y"]}, gone=["b"])
         models = directory(view)
         with pytest.raises(UnknownAdapter):
-            models.adapter("b", view)
+            models.adapter("b", view, Requester())
         with pytest.raises(UnknownAdapter) as raised:
             models.model("b")
         assert raised.value.code == "model_not_found"

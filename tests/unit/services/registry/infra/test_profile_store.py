@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hilora.errors import UnknownAdapter
+from services.registry.infra.profile_store import DiskProfileStore
+from tests.builders.registry_values import a_profile
+
+REVISION = "a" * 64
+
+
+@pytest.fixture
+def store(tmp_path):
+    return DiskProfileStore(tmp_path / "profiles")
+
+
+class TestProfiles:
+    def test_what_is_written_is_read(self, store):
+        profile = a_profile()
+        record = store.write(REVISION, profile)
+
+        assert store.record(REVISION, record.profile_id) == record
+        assert (record.encoder_id, record.num_samples, record.embedding_dim) == ("hash:1", 3, 8)
+        assert store.texts(REVISION, record.profile_id) == profile.texts
+        assert np.array_equal(store.embeddings(REVISION, record.profile_id), profile.embeddings_mE)
+
+    def test_equal_ones_are_stored_once(self, store):
+        assert store.write(REVISION, a_profile()) == store.write(REVISION, a_profile())
+        assert len(store.folders.stored()) == 1
+
+    @pytest.mark.parametrize(
+        "change", [{"texts": ("one", "zwei", "drei")}, {"encoder_id": "hash:2"}, {"source": "bundled"}]
+    )
+    def test_texts_encoder_and_source_make_another_one(self, store, change):
+        other = dataclasses.replace(a_profile(), **change)
+        assert store.write(REVISION, a_profile()).profile_id != store.write(REVISION, other).profile_id
+
+    @pytest.mark.parametrize("revision", [REVISION, "..", "", "../" + "a" * 61])
+    @pytest.mark.parametrize("profile_id", ["b" * 64, "..", "", "/etc"])
+    def test_what_is_not_there_is_unknown(self, store, revision, profile_id):
+        for read in (store.record, store.texts, store.embeddings):
+            with pytest.raises(UnknownAdapter) as raised:
+                read(revision, profile_id)
+            assert raised.value.code == "unknown_profile"
+
+    def test_a_damaged_record_is_unknown(self, store, tmp_path):
+        record = store.write(REVISION, a_profile())
+        (tmp_path / "profiles" / REVISION / record.profile_id / "profile.json").write_text("{")
+        with pytest.raises(UnknownAdapter):
+            store.record(REVISION, record.profile_id)
