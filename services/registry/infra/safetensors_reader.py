@@ -96,7 +96,7 @@ def checked_entries(path: Path) -> tuple[int, list[TensorEntry]]:
     position = 0
     for entry in entries:
         if entry.begin != position:
-            raise _refusal(path, f"tensor {entry.name!r} overlaps another or leaves a gap", "invalid_offsets")
+            raise _refusal(path, f"tensor {entry.name[:160]!r} overlaps another or leaves a gap", "invalid_offsets")
         position = entry.end
     if position != file_bytes - data_start:
         claimed = f"its header describes {position} bytes of data and there are {file_bytes - data_start}"
@@ -121,21 +121,21 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 def _entry(path: Path, name: str, fields: Any) -> TensorEntry:
     """One tensor of the header; Python's integers cannot overflow, so products need only an upper bound."""
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise _refusal(path, f"tensor {name!r} lacks dtype, shape or data_offsets", "invalid_header")
+        raise _refusal(path, f"tensor {name[:160]!r} lacks dtype, shape or data_offsets", "invalid_header")
     dtype = _DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
     if dtype is None:
-        raise _refusal(path, f"tensor {name!r} has the dtype {str(fields['dtype'])[:20]!r}", "unsupported_dtype")
+        raise _refusal(path, f"tensor {name[:160]!r} has the dtype {str(fields['dtype'])[:20]!r}", "unsupported_dtype")
     shape = _integers(fields["shape"])
     if shape is None or len(shape) > _MAX_DIMENSIONS or any(size > _MAX_DIMENSION for size in shape):
-        raise _refusal(path, f"tensor {name!r} has an impossible shape", "invalid_shape")
+        raise _refusal(path, f"tensor {name[:160]!r} has an impossible shape", "invalid_shape")
     if math.prod(max(1, size) for size in shape) > _MAX_ELEMENTS:
         # Empty on paper, since one of its sizes is 0, and still too large for the strides that torch computes.
-        raise _refusal(path, f"tensor {name!r} has an impossible shape", "invalid_shape")
+        raise _refusal(path, f"tensor {name[:160]!r} has an impossible shape", "invalid_shape")
     offsets = _integers(fields["data_offsets"])
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _refusal(path, f"tensor {name!r} has impossible offsets", "invalid_offsets")
+        raise _refusal(path, f"tensor {name[:160]!r} has impossible offsets", "invalid_offsets")
     if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
-        raise _refusal(path, f"the shape of tensor {name!r} does not fit its offsets", "invalid_offsets")
+        raise _refusal(path, f"the shape of tensor {name[:160]!r} does not fit its offsets", "invalid_offsets")
     return TensorEntry(name=name, dtype=dtype, shape=shape, begin=offsets[0], end=offsets[1])
 
 

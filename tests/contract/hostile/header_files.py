@@ -204,6 +204,14 @@ HEADERS: dict[str, tuple[str, Files]] = {
     "200,000 empty tensors": ("invalid_header", lambda: empty_tensors(200_000)),
     "100,000 empty tensors": ("unexpected_tensor", lambda: empty_tensors(100_000)),
     "a name of 3 MB": ("unexpected_tensor", lambda: safetensors_bytes({"x" * 3_000_000: PAIR}, bytes(16))),
+    "a name of 1 MB of an unknown dtype": (
+        "unsupported_dtype",
+        lambda: safetensors_bytes({"x" * 1_000_000: {**PAIR, "dtype": "I8"}}, bytes(16)),
+    ),
+    "a name of 1 MB in a gap": (
+        "invalid_offsets",
+        lambda: safetensors_bytes({"x" * 1_000_000: {**PAIR, "data_offsets": [8, 24]}}, bytes(24)),
+    ),
     "a name that is a path": ("unexpected_tensor", lambda: safetensors_bytes({"../../etc/passwd": PAIR}, bytes(16))),
     # other files under this name
     "CVE-2025-32434, CVE-2025-24357: a pickle": ("header_too_large", lambda: pickle.dumps(_Runs())),
