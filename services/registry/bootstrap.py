@@ -18,6 +18,7 @@ from services.common.http_server import HttpServer
 from services.common.lifecycle import Component, ComponentGroup
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder
+from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.catalog import Catalog
 from services.registry.collection import CollectionPolicy, Collector
 from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies
@@ -41,6 +42,7 @@ from services.registry.infra.celery_queue import CeleryIngestQueue
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.object_source import ObjectStoreSource
+from services.registry.infra.profile_sources import build_profile_texts
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import (
     KEY_PREFIX,
@@ -63,7 +65,8 @@ from services.registry.job import SourceKind
 from services.registry.lifecycle import AdapterLifecycle
 from services.registry.maintenance import Maintenance
 from services.registry.pool_check import PoolCheck
-from services.registry.ports import AdapterSource, ArchiveUnpacker
+from services.registry.ports import AdapterSource, ArchiveUnpacker, ProfileTexts
+from services.registry.profile_orders import ProfileOrders
 from services.registry.publication import CatalogPublisher
 from services.registry.recovery import JobRecovery
 from services.registry.reprofiling import Reprofiling
@@ -83,11 +86,14 @@ class _Shared:
     redis: Redis
     celery: Celery
     staging: DiskStagingArea
+    queue: CeleryIngestQueue
     data: DataFolder
     jobs: RedisJobStore
     publisher: CatalogPublisher
     catalog: Catalog
     lifecycle: AdapterLifecycle
+    profile_texts: tuple[ProfileTexts, ...]
+    orders: ProfileOrders
     base: TransformersBaseModel
     validator: AdapterValidator
     sources: Mapping[SourceKind, AdapterSource]
@@ -103,13 +109,10 @@ class RegistryService:
 
     def __init__(self, settings: RegistrySettings) -> None:
         shared = _build_shared(settings)
-        queue = CeleryIngestQueue(
-            app=shared.celery, task_name=INGEST_TASK, queue_key=INGEST_QUEUE_KEY, redis=shared.redis
-        )
         intake = Intake(
             staging=shared.staging,
             jobs=shared.jobs,
-            queue=queue,
+            queue=shared.queue,
             catalog=shared.catalog,
             validator=shared.validator,
             sources=shared.sources,
@@ -151,14 +154,16 @@ class RegistryService:
                 metrics=RegistryMetrics(catalog=shared.catalog, jobs=shared.jobs),
                 is_ready=lambda: self._is_ready,
                 max_upload_bytes=settings.max_upload_bytes,
-                lifecycle=LifecycleDependencies(lifecycle=shared.lifecycle, intake=intake, collector=collector),
+                lifecycle=LifecycleDependencies(
+                    lifecycle=shared.lifecycle, intake=intake, collector=collector, orders=shared.orders
+                ),
             ),
             admin_api_key=settings.admin_api_key,
         )
         recovery = JobRecovery(
             staging=shared.staging,
             jobs=shared.jobs,
-            queue=queue,
+            queue=shared.queue,
             registrations=shared.data.registrations,
             artifacts=shared.data.artifacts,
             interval_seconds=settings.recovery_interval_seconds,
@@ -247,6 +252,14 @@ class IngestProcess:
             jobs=shared.jobs,
             catalog=shared.catalog,
             lifecycle=shared.lifecycle,
+            profiling=AdapterProfiling(
+                lifecycle=shared.lifecycle,
+                artifacts=shared.data.artifacts,
+                profiles=shared.data.profiles,
+                encoder=encoder,
+                sources=shared.profile_texts,
+            ),
+            orders=shared.orders,
             artifacts=shared.data.artifacts,
             profiles=shared.data.profiles,
             validator=shared.validator,
@@ -307,7 +320,24 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
     data_dir = settings.data_dir
     redis_url = settings.redis_url.get_secret_value()
     redis = open_redis(redis_url)
+    celery = build_celery_app(broker_url_of(redis_url))
+    queue = CeleryIngestQueue(app=celery, task_name=INGEST_TASK, queue_key=INGEST_QUEUE_KEY, redis=redis)
+    staging = DiskStagingArea(data_dir / "incoming")
+    jobs = RedisJobStore(redis, lease_seconds=settings.job_lease_seconds, max_finished_jobs=settings.max_finished_jobs)
     data = DataFolder(data_dir)
+    profile_texts = build_profile_texts(
+        settings.profile_sources,
+        hub_cache=data_dir / "hub" if settings.allow_hub else None,
+        hub_token=settings.hub_token.get_secret_value() if settings.hub_token else None,
+        worker_address=settings.worker_address,
+    )
+    orders = ProfileOrders(
+        staging=staging,
+        jobs=jobs,
+        queue=queue,
+        registrations=data.registrations,
+        sources=[texts.source for texts in profile_texts],
+    )
     index = RedisCatalogIndex(redis, max_kept_changes=settings.max_kept_changes)
     publisher = CatalogPublisher(
         index=index, registrations=data.registrations, artifacts=data.artifacts, profiles=data.profiles
@@ -327,12 +357,11 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
     )
     return _Shared(
         redis=redis,
-        celery=build_celery_app(broker_url_of(redis_url)),
-        staging=DiskStagingArea(data_dir / "incoming"),
+        celery=celery,
+        staging=staging,
+        queue=queue,
         data=data,
-        jobs=RedisJobStore(
-            redis, lease_seconds=settings.job_lease_seconds, max_finished_jobs=settings.max_finished_jobs
-        ),
+        jobs=jobs,
         publisher=publisher,
         catalog=Catalog(
             index=index,
@@ -348,7 +377,10 @@ def _build_shared(settings: RegistrySettings) -> _Shared:
             registrations=data.registrations,
             profiles=data.profiles,
             taken_names=_taken_names(base),
+            orders=orders,
         ),
+        profile_texts=profile_texts,
+        orders=orders,
         base=base,
         validator=AdapterValidator(
             reader=HardenedSafetensorsReader(),

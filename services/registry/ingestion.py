@@ -15,8 +15,9 @@ from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.decomposition import decompose
 from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, Unavailable
 from services.common.log import get_logger
-from services.registry.adapter_files import SAMPLES_FILE
-from services.registry.artifact import ArtifactDraft, Provenance
+from services.registry.adapter_files import CARD_FILE, SAMPLES_FILE
+from services.registry.adapter_profiling import AdapterProfiling
+from services.registry.artifact import ArtifactDraft, Provenance, SampleProfile, SamplesSource
 from services.registry.catalog import Catalog
 from services.registry.fetching import Fetcher
 from services.registry.job import IngestJob, IngestRequest, IngestState, SourceKind, pending_job
@@ -31,6 +32,7 @@ from services.registry.ports import (
     StagingArea,
     TextEncoder,
 )
+from services.registry.profile_orders import ProfileOrders, ProfileSource
 from services.registry.profiling import profile, read_samples
 from services.registry.publication import Published
 from services.registry.registration import VersionState
@@ -50,6 +52,8 @@ class Ingestion:
         jobs: the observable states.
         catalog: where adapters are published.
         lifecycle: where sample texts are added to an adapter.
+        profiling: makes profiles of texts that nobody sent.
+        orders: where a profile is ordered for an adapter without sample texts.
         artifacts: where versions are stored.
         profiles: where their profiles are.
         validator: checks files.
@@ -67,6 +71,8 @@ class Ingestion:
         jobs: JobStore,
         catalog: Catalog,
         lifecycle: AdapterLifecycle,
+        profiling: AdapterProfiling,
+        orders: ProfileOrders,
         artifacts: ArtifactStore,
         profiles: ProfileStore,
         validator: AdapterValidator,
@@ -80,6 +86,8 @@ class Ingestion:
         self._jobs = jobs
         self._catalog = catalog
         self._lifecycle = lifecycle
+        self._profiling = profiling
+        self._orders = orders
         self._artifacts = artifacts
         self._profiles = profiles
         self._validator = validator
@@ -162,6 +170,9 @@ class Ingestion:
         if request.source_kind is SourceKind.SAMPLES:
             await self._add_samples(job, request, folder)
             return
+        if request.source_kind is SourceKind.PROFILE:
+            await self._make_profile(job, request)
+            return
         source = await self._fetcher.fetch(job, request, folder)
         if await self._is_registered(job, request, folder):
             return
@@ -178,9 +189,7 @@ class Ingestion:
         job = await self._move(job, IngestState.DECOMPOSING, "computing rank-one components")
         decomposed = await asyncio.to_thread(_decompose, validated)
         job = await self._move(job, IngestState.PROFILING, f"embedding {len(validated.texts)} sample texts")
-        samples = await asyncio.to_thread(
-            profile, validated.texts, self._encoder, source="upload" if request.has_own_samples else "bundled"
-        )
+        samples = await asyncio.to_thread(self._profile, request, validated.texts)
         draft = ArtifactDraft(
             decomposed=decomposed,
             provenance=Provenance(
@@ -195,9 +204,10 @@ class Ingestion:
             base_model=self._base.name,
             report=report,
             traits=comparison.traits,
+            card=await asyncio.to_thread(_read_card, folder),
         )
         manifest = await asyncio.to_thread(self._artifacts.write, draft)
-        record = await asyncio.to_thread(self._profiles.write, manifest.revision, samples)
+        record = samples and await asyncio.to_thread(self._profiles.write, manifest.revision, samples)
         published = await self._catalog.publish(
             manifest,
             adapter_name=request.adapter_name,
@@ -210,6 +220,21 @@ class Ingestion:
             await asyncio.to_thread(
                 self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision
             )
+        if samples is None:
+            await self._orders.order_if_missing(request.adapter_name)
+        await self._finish(job, published)
+
+    def _profile(self, request: IngestRequest, texts: tuple[str, ...]) -> SampleProfile | None:
+        if not texts:
+            return None
+        source = SamplesSource.UPLOAD if request.has_own_samples else SamplesSource.BUNDLED
+        return profile(texts, self._encoder, source=source)
+
+    async def _make_profile(self, job: IngestJob, request: IngestRequest) -> None:
+        """Give a registered adapter a profile of texts that the registry finds or makes itself."""
+        wanted = ProfileSource(request.source)
+        job = await self._move(job, IngestState.PROFILING, f"making a profile ({wanted.value})")
+        published = await self._profiling.run(request.adapter_name, wanted=wanted, job_id=request.job_id)
         await self._finish(job, published)
 
     async def _add_samples(self, job: IngestJob, request: IngestRequest, folder: Path) -> None:
@@ -260,6 +285,12 @@ class Ingestion:
         _log.warning("ingest_failed", job_id=job.job_id, adapter=job.adapter_name, code=error.code, reason=str(error))
         await self._jobs.put(job.failed(error))
         await asyncio.to_thread(self._staging.discard, job.job_id)
+
+
+def _read_card(folder: Path) -> str | None:
+    """The card as `FolderAssembler` left it: a text, or nothing."""
+    card = folder / CARD_FILE
+    return card.read_text(encoding="utf-8") if card.is_file() else None
 
 
 def _decompose(validated: ValidatedAdapter) -> dict[RocBasis, DecomposedAdapter]:

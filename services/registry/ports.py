@@ -16,7 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from hilora.adapter import DecomposedAdapter, RocBasis
-from services.registry.artifact import ArtifactDraft, ArtifactManifest, ProfileRecord, SampleProfile
+from services.registry.artifact import (
+    ArtifactDraft,
+    ArtifactManifest,
+    ProfileRecord,
+    ProfileSubject,
+    SampleProfile,
+    SamplesSource,
+)
 from services.registry.catalog_entry import CatalogChange, CatalogEntry, CatalogNews, CatalogRecord, CatalogSnapshot
 from services.registry.job import IngestJob, IngestRequest
 from services.registry.registration import Registration
@@ -53,6 +60,10 @@ class ArtifactStore(Protocol):
 
     def validation_report(self, revision: str) -> ValidationReport | None:
         """What was found when it was ingested; `None` for a version older than such reports. Raises UnknownAdapter."""
+        ...
+
+    def card(self, revision: str) -> str | None:
+        """The model card that came with a version; `None` if there was none, or nothing is stored."""
         ...
 
 
@@ -369,6 +380,24 @@ class BaseModel(Protocol):
 
     def tied_modules(self) -> frozenset[str]:
         """Paths of those modules that share one weight, as embedding and output often do. Raises like `modules`."""
+        ...
+
+
+class ProfileTexts(Protocol):
+    """Finds or makes texts that stand for an adapter's task, where nobody sent any."""
+
+    @property
+    def source(self) -> SamplesSource:
+        """What the profile's record calls it."""
+        ...
+
+    async def texts(self, subject: ProfileSubject) -> tuple[str, ...]:
+        """Texts for an adapter, each once; none if this source has nothing to say about it.
+
+        Raises:
+            Exhausted: the source wants to be asked later.
+            Unavailable: the source is away; trying again later is sensible.
+        """
         ...
 
 

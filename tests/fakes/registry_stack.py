@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import httpx
 from pydantic import SecretStr
 
+from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.catalog import Catalog
 from services.registry.collection import CollectionPolicy, Collector
 from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies
@@ -30,7 +32,8 @@ from services.registry.intake import Intake
 from services.registry.job import SourceKind
 from services.registry.lifecycle import AdapterLifecycle
 from services.registry.pool_check import PoolCheck
-from services.registry.ports import AdapterSource, TextEncoder
+from services.registry.ports import AdapterSource, ProfileTexts, TextEncoder
+from services.registry.profile_orders import ProfileOrders
 from services.registry.publication import CatalogPublisher, Published
 from services.registry.recovery import JobRecovery
 from services.registry.reprofiling import Reprofiling
@@ -59,6 +62,7 @@ class RegistryStack:
         index: InMemoryCatalogIndex | None = None,
         encoder: TextEncoder | None = None,
         holds_new_versions: bool = False,
+        profile_texts: Sequence[ProfileTexts] = (),
         collection: CollectionPolicy | None = None,
     ) -> None:
         self.data_dir = data_dir
@@ -86,11 +90,19 @@ class RegistryStack:
             publisher=self.publisher,
             holds_new_versions=holds_new_versions,
         )
+        self.orders = ProfileOrders(
+            staging=self.staging,
+            jobs=self.jobs,
+            queue=self.queue,
+            registrations=self.registrations,
+            sources=[texts.source for texts in profile_texts],
+        )
         self.lifecycle = AdapterLifecycle(
             publisher=self.publisher,
             registrations=self.registrations,
             profiles=self.profiles,
             taken_names=frozenset({base.name}),
+            orders=self.orders,
         )
         self.collector = Collector(
             publisher=self.publisher,
@@ -139,6 +151,14 @@ class RegistryStack:
             jobs=self.jobs,
             catalog=self.catalog,
             lifecycle=self.lifecycle,
+            profiling=AdapterProfiling(
+                lifecycle=self.lifecycle,
+                artifacts=self.artifacts,
+                profiles=self.profiles,
+                encoder=self.encoder,
+                sources=profile_texts,
+            ),
+            orders=self.orders,
             artifacts=self.artifacts,
             profiles=self.profiles,
             validator=validator,
@@ -164,7 +184,9 @@ class RegistryStack:
                 metrics=RegistryMetrics(catalog=self.catalog, jobs=self.jobs),
                 is_ready=lambda: True,
                 max_upload_bytes=MAX_UPLOAD_BYTES,
-                lifecycle=LifecycleDependencies(lifecycle=self.lifecycle, intake=self.intake, collector=self.collector),
+                lifecycle=LifecycleDependencies(
+                    lifecycle=self.lifecycle, intake=self.intake, collector=self.collector, orders=self.orders
+                ),
             ),
             admin_api_key=SecretStr(key) if key else None,
         )

@@ -1,4 +1,4 @@
-"""REST routes of an adapter's life after its ingest: samples, versions, reviews, access, aliases, collection."""
+"""REST routes of an adapter's life after its ingest: profiles, versions, reviews, access, aliases, collection."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from services.registry.entrypoints.lifecycle_schemas import (
     CollectionView,
     History,
     HistoryList,
+    ProfileBody,
     ReviewBody,
     RollBackBody,
     SamplesBody,
@@ -26,6 +27,7 @@ from services.registry.entrypoints.lifecycle_schemas import (
 from services.registry.entrypoints.schemas import JobView
 from services.registry.intake import Intake
 from services.registry.lifecycle import AdapterLifecycle
+from services.registry.profile_orders import ProfileOrders, ProfileSource
 from services.registry.registration import VersionState
 
 
@@ -36,6 +38,7 @@ class LifecycleDependencies:
     lifecycle: AdapterLifecycle
     intake: Intake
     collector: Collector
+    orders: ProfileOrders
 
 
 def lifecycle_routes(dependencies: LifecycleDependencies) -> APIRouter:
@@ -48,6 +51,13 @@ def lifecycle_routes(dependencies: LifecycleDependencies) -> APIRouter:
     @routes.post("/adapters/{name}/samples", status_code=202)
     async def add_samples(name: str, body: SamplesBody, response: Response) -> JobView:
         job = await dependencies.intake.submit_samples(name, body.samples)
+        response.headers["Location"] = f"/v1/jobs/{job.job_id}"
+        return JobView.of(job)
+
+    @routes.post("/adapters/{name}/profile", status_code=202)
+    async def make_profile(name: str, response: Response, body: ProfileBody | None = None) -> JobView:
+        await dependencies.lifecycle.registration(name)
+        job = await dependencies.orders.order(name, body.source if body else ProfileSource.AUTO)
         response.headers["Location"] = f"/v1/jobs/{job.job_id}"
         return JobView.of(job)
 
