@@ -44,7 +44,9 @@ class Sitter:
                 by_length[len(token_ids)].append((idx, token_ids))
         texts = [""] * len(prompts)
         for group in by_length.values():
-            continuations = self._continue(decision.plan, [ids for _, ids in group], [prompts[i].seed for i, _ in group])
+            continuations = self._continue(
+                decision.plan, [ids for _, ids in group], [prompts[i].seed for i, _ in group]
+            )
             for (idx, _), continuation in zip(group, continuations, strict=True):
                 texts[idx] = prompts[idx].text(continuation)
         return texts
