@@ -17,6 +17,9 @@
     ├── Unavailable                     a part of the system is away; try again
     │   ├── NoWorkerAvailable
     │   └── RegistryUnavailable
+    ├── AccessDenied                    who asks may not do this
+    │   ├── Unauthenticated             no key, or one that is not known
+    │   └── PermissionDenied            a known key without the scope it takes
     ├── RequestAborted                  the request was cancelled, by its client or by a shutdown
     └── GenerationFailed                this one request failed inside the engine
 
@@ -178,6 +181,24 @@ class RegistryUnavailable(Unavailable):
     """The registry, or the store behind it, does not answer."""
 
     default_code = "registry_unavailable"
+
+
+class AccessDenied(HiloraError):
+    """Whoever asks may not do this."""
+
+    default_code = "access_denied"
+
+
+class Unauthenticated(AccessDenied):
+    """The call carries no key, or one that is unknown or expired."""
+
+    default_code = "invalid_api_key"
+
+
+class PermissionDenied(AccessDenied):
+    """The key is known, but lacks the scope that the call takes."""
+
+    default_code = "insufficient_scope"
 
 
 class RequestAborted(HiloraError):

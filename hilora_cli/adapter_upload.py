@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
-from hilora.errors import HiloraError, InvalidInput
-from hilora_cli.api_client import ApiClient, JsonObject
+from hilora.errors import HiloraError, InvalidInput, RequestAborted, Unavailable
+from hilora_cli.api_client import ApiClient, JsonObject, UploadFile
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SAMPLES = "samples.jsonl"
 
-_POLL_SECONDS = 0.2
-_FINISHED_STATES = frozenset({"READY", "QUARANTINED", "FAILED", "RETIRED"})
+_SECONDS_BEFORE_RECONNECTING = 0.5
+_RECONNECTIONS = 20
+_FINISHED_STATES = frozenset({"READY", "QUARANTINED", "FAILED", "CANCELLED", "RETIRED"})
 
 OnJob = Callable[[JsonObject], None]
-"""Called with the job's JSON whenever it was looked at."""
+"""Called with the job's JSON for each of its states."""
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes of files that were sent so far, and that are to be sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +34,8 @@ class AdapterUpload:
     """What to register."""
 
     source: str
-    """A folder with an adapter, an archive of one, or a hub repository `owner/name[@revision]`."""
+    """A folder with an adapter, an archive of one, `s3://...` or `https://...`, or a hub repository
+    `owner/name[@revision]`."""
     name: str | None = None
     """By default the server takes the folder's, the archive's or the repository's name."""
     samples: bytes | None = None
@@ -36,8 +44,37 @@ class AdapterUpload:
     """Whether another version of the same name may be replaced."""
 
 
-async def submit(client: ApiClient, upload: AdapterUpload) -> JsonObject:
-    """Start an ingest.
+Part = tuple[str, str, Path | bytes]
+"""`(form field, file name, content)` of a file to be sent."""
+
+
+class _CountedFile:
+    """An open file that tells how much of it was read.
+
+    httpx asks for `fileno` to learn the length, and rewinds before it reads.
+    """
+
+    def __init__(self, stream: BinaryIO, on_read: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._on_read = on_read
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._on_read(len(data))
+        return data
+
+
+async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes | None = None) -> JsonObject:
+    """Start an ingest. Files are read while they are sent; a request that was cut off is not made twice.
 
     Returns:
         The job, as the server describes it.
@@ -46,16 +83,19 @@ async def submit(client: ApiClient, upload: AdapterUpload) -> JsonObject:
         InvalidInput: `no_adapter_files`, if the folder has no adapter.
         HiloraError: the server refused it.
     """
-    files = await asyncio.to_thread(_files_of, upload)
-    if files:
+    parts = await asyncio.to_thread(_parts_of, upload)
+    if parts:
         fields: JsonObject = {"replace": str(upload.replaces).lower()}
         if name := upload.name or _folder_name(upload):
             fields["name"] = name
-        return await client.upload("/v1/adapters", fields=fields, files=files)
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        with ExitStack() as stack:
+            files = _opened(parts, stack, on_bytes or _ignore)
+            return await client.upload("/v1/adapters", fields=fields, files=files, headers=headers)
     body: JsonObject = {
         "name": upload.name,
-        "source": {"hub": upload.source},
-        "samples": _texts_of(upload.samples or b""),
+        "source": {_kind_of(upload.source): upload.source},
+        "samples": texts_of(upload.samples or b""),
         "replace": upload.replaces,
     }
     return await client.post("/v1/adapters", body)
@@ -69,14 +109,29 @@ async def wait_for_job(client: ApiClient, job: JsonObject, *, on_job: OnJob | No
 
     Raises:
         HiloraError: it failed; with the reason and the remedy of the job.
+        RequestAborted: it was cancelled.
+        Unavailable: the server stays away.
     """
-    while True:
-        if on_job is not None:
-            on_job(job)
-        if job["state"] in _FINISHED_STATES:
-            break
-        await asyncio.sleep(_POLL_SECONDS)
-        job = await client.get(f"/v1/jobs/{job['job_id']}")
+    failures = 0
+    while job["state"] not in _FINISHED_STATES:
+        reason: Unavailable | None = None
+        try:
+            async for event in client.events(f"/v1/jobs/{job['job_id']}/events"):
+                failures = 0
+                if event is not None:
+                    job = event.data
+                    if on_job is not None:
+                        on_job(job)
+        except Unavailable as error:
+            reason = error
+        if job["state"] not in _FINISHED_STATES:
+            # The server ended the stream, as it does when it restarts: the job goes on without it.
+            failures += 1
+            if failures > _RECONNECTIONS:
+                raise reason or Unavailable("The server does not say how the ingest goes on.")
+            await asyncio.sleep(_SECONDS_BEFORE_RECONNECTING)
+    if job["state"] == "CANCELLED":
+        raise RequestAborted(f"The ingest of {job['adapter_name']} was cancelled.", code="cancelled")
     if job["state"] == "FAILED":
         error = job.get("error") or {}
         raise HiloraError(
@@ -88,17 +143,42 @@ async def wait_for_job(client: ApiClient, job: JsonObject, *, on_job: OnJob | No
     return job
 
 
-def _files_of(upload: AdapterUpload) -> list[tuple[str, tuple[str, bytes]]]:
-    """What to send as form files; nothing if the source is neither a folder nor a file, but a hub reference."""
+def _ignore(sent: int, total: int) -> None:
+    """Nobody watches."""
+
+
+def _opened(parts: list[Part], stack: ExitStack, on_bytes: OnBytes) -> list[UploadFile]:
+    """The parts as httpx wants them; files are open until the stack is left."""
+    total = sum(content.stat().st_size if isinstance(content, Path) else len(content) for _, _, content in parts)
+    sent = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal sent
+        sent += num_bytes
+        on_bytes(sent, total)
+
+    files: list[UploadFile] = []
+    for field, name, content in parts:
+        if isinstance(content, Path):
+            counted = _CountedFile(stack.enter_context(content.open("rb")), count)
+            files.append((field, (name, cast("BinaryIO", counted))))
+        else:
+            count(len(content))
+            files.append((field, (name, content)))
+    return files
+
+
+def _parts_of(upload: AdapterUpload) -> list[Part]:
+    """What to send as form files; nothing if the source is neither a folder nor a file, but a reference."""
     path = Path(upload.source)
     if path.is_dir():
-        return _folder_files(path, upload.samples)
+        return _folder_parts(path, upload.samples)
     if not path.is_file():
         return []
-    files = [("archive", (path.name, path.read_bytes()))]
+    parts: list[Part] = [("archive", path.name, path)]
     if upload.samples is not None:
-        files.append(("samples", (SAMPLES, upload.samples)))
-    return files
+        parts.append(("samples", SAMPLES, upload.samples))
+    return parts
 
 
 def _folder_name(upload: AdapterUpload) -> str | None:
@@ -107,8 +187,8 @@ def _folder_name(upload: AdapterUpload) -> str | None:
     return path.absolute().name if path.is_dir() else None
 
 
-def _folder_files(folder: Path, samples: bytes | None) -> list[tuple[str, tuple[str, bytes]]]:
-    files: list[tuple[str, tuple[str, bytes]]] = []
+def _folder_parts(folder: Path, samples: bytes | None) -> list[Part]:
+    parts: list[Part] = []
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         file = folder / name
         if not file.is_file():
@@ -118,15 +198,23 @@ def _folder_files(folder: Path, samples: bytes | None) -> list[tuple[str, tuple[
                 remedy="Give a folder that PEFT's save_pretrained wrote.",
                 place=str(folder),
             )
-        files.append(("files", (name, file.read_bytes())))
-    if samples is None and (folder / SAMPLES).is_file():
-        samples = (folder / SAMPLES).read_bytes()
+        parts.append(("files", name, file))
     if samples is not None:
-        files.append(("samples", (SAMPLES, samples)))
-    return files
+        parts.append(("samples", SAMPLES, samples))
+    elif (folder / SAMPLES).is_file():
+        parts.append(("samples", SAMPLES, folder / SAMPLES))
+    return parts
 
 
-def _texts_of(samples: bytes) -> list[str]:
+def _kind_of(reference: str) -> str:
+    """The field of a source reference that is not a file here."""
+    scheme, separator, _ = reference.partition("://")
+    if not separator:
+        return "hub"
+    return "url" if scheme.lower() in {"http", "https"} else "object"
+
+
+def texts_of(samples: bytes) -> list[str]:
     """The texts of a `samples.jsonl`, for a route that takes no file.
 
     Raises:

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, BinaryIO, Self, cast
 
 import httpx
 
-from hilora.errors import HiloraError, InvalidInput, Unavailable
+from hilora.errors import (
+    Conflict,
+    Exhausted,
+    HiloraError,
+    InvalidInput,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    UnknownAdapter,
+)
 
 JsonObject = dict[str, Any]
+UploadFile = tuple[str, tuple[str, bytes | BinaryIO]]
+"""`(form field, (file name, content))`."""
 
 _TIMEOUT_SECONDS = 120.0
 _CONNECT_SECONDS = 5.0
+_SILENCE_SECONDS = 60.0
+"""A stream of events that shows no sign of life for this long is broken."""
+
+_KIND_OF_STATUS: dict[int, type[HiloraError]] = {
+    401: Unauthenticated,
+    403: PermissionDenied,
+    404: UnknownAdapter,
+    409: Conflict,
+    429: Exhausted,
+    503: Unavailable,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamEvent:
+    """One server-sent event."""
+
+    event: str
+    event_id: str | None
+    data: JsonObject
 
 
 class ApiClient:
@@ -53,21 +85,55 @@ class ApiClient:
         """The JSON answer of a POST with a JSON body. Raises like `get`."""
         return await self._call("POST", path, json=body)
 
+    async def put(self, path: str, body: JsonObject) -> JsonObject:
+        """The JSON answer of a PUT with a JSON body. Raises like `get`."""
+        return await self._call("PUT", path, json=body)
+
     async def delete(self, path: str) -> JsonObject:
         """The JSON answer of a DELETE, empty if there is none. Raises like `get`."""
         return await self._call("DELETE", path)
 
     async def upload(
-        self, path: str, *, fields: JsonObject, files: Sequence[tuple[str, tuple[str, bytes]]]
+        self, path: str, *, fields: JsonObject, files: Sequence[UploadFile], headers: Mapping[str, str] | None = None
     ) -> JsonObject:
         """The JSON answer of a multipart POST. Raises like `get`.
 
         Args:
             path: route.
             fields: plain form fields.
-            files: `(field, (file name, content))` of each file.
+            files: content as bytes, or as an open file that is read while it is sent.
+            headers: further ones.
         """
-        return await self._call("POST", path, data=fields, files=list(files))
+        return await self._call("POST", path, data=fields, files=list(files), headers=dict(headers or {}))
+
+    async def events(self, path: str, *, last_event_id: str | None = None) -> AsyncGenerator[StreamEvent | None]:
+        """Named server-sent events until the server ends the stream; `None` for each sign of life in between.
+
+        Raises:
+            HiloraError: like `get`, also midway.
+        """
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        timeout = httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
+        fields: dict[str, str] = {}
+        try:
+            async with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _refusal(response)
+                async for line in response.aiter_lines():
+                    if line.startswith(":"):
+                        yield None
+                    elif line:
+                        name, _, value = line.partition(": ")
+                        fields[name] = value
+                    elif "data" in fields:
+                        data = json.loads(fields["data"])
+                        if fields.get("event") == "error":
+                            raise _error_of(data["error"], kind=HiloraError)
+                        yield StreamEvent(event=fields.get("event", "message"), event_id=fields.get("id"), data=data)
+                        fields = {}
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonObject]:
         """The objects of a stream of server-sent events, until `[DONE]`. Raises like `get`, also midway."""
@@ -82,7 +148,7 @@ class ApiClient:
                         continue
                     event = json.loads(line.removeprefix("data: "))
                     if "error" in event:
-                        raise _error_of(event["error"])
+                        raise _error_of(event["error"], kind=HiloraError)
                     yield event
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
@@ -124,7 +190,7 @@ class ApiClient:
 
 def _refusal(response: httpx.Response) -> HiloraError:
     try:
-        return _error_of(response.json()["error"])
+        return _error_of(response.json()["error"], kind=_KIND_OF_STATUS.get(response.status_code, HiloraError))
     except (ValueError, KeyError, TypeError):
         return _unexpected(response)
 
@@ -138,10 +204,10 @@ def _unexpected(response: httpx.Response) -> HiloraError:
     )
 
 
-def _error_of(fields: JsonObject) -> HiloraError:
+def _error_of(fields: JsonObject, *, kind: type[HiloraError]) -> HiloraError:
     """The error of an OpenAI error body, whose message repeats the remedy for clients that show nothing else."""
     remedy = fields.get("remedy")
     message = str(fields.get("message", "The server gave no reason."))
     if remedy:
         message = message.removesuffix(f" {remedy}")
-    return HiloraError(message, code=fields.get("code"), remedy=remedy, place=fields.get("param"))
+    return kind(message, code=fields.get("code"), remedy=remedy, place=fields.get("param"))

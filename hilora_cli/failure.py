@@ -1,4 +1,7 @@
-"""How the command says that something went wrong: one sentence, what to do about it, exit status 1."""
+"""How the command says that something went wrong: one sentence, what to do about it, and an exit status.
+
+Status 0: done; 1: refused, failed or not found; 2: misused; 3: try again later; 4: the key does not open this.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,32 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from hilora.errors import HiloraError
+from hilora.errors import AccessDenied, Exhausted, HiloraError, Unavailable
 
 EXIT_FAILED = 1
+EXIT_UNAVAILABLE = 3
+EXIT_DENIED = 4
 
 
 @contextmanager
 def reported_errors() -> Generator[None]:
-    """Print an error of ours, or of the operating system, instead of a traceback, and exit with status 1."""
+    """Print an error of ours, or of the operating system, instead of a traceback, and exit with its status."""
     try:
         yield
     except HiloraError as error:
         print_failure(error.message, error.remedy, code=error.code)
-        sys.exit(EXIT_FAILED)
+        sys.exit(exit_status(error))
     except OSError as error:
         # A file that is missing or a port that is taken speaks for itself.
         print_failure(str(error), None, code=None)
         sys.exit(EXIT_FAILED)
+
+
+def exit_status(error: HiloraError) -> int:
+    """What a script learns from an error without reading it."""
+    if isinstance(error, AccessDenied):
+        return EXIT_DENIED
+    return EXIT_UNAVAILABLE if isinstance(error, Unavailable | Exhausted) else EXIT_FAILED
 
 
 def print_failure(message: str, remedy: str | None, *, code: str | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hilora.errors import HiloraError, InvalidInput
 from hilora_cli.adapter_upload import ADAPTER_CONFIG, AdapterUpload, submit, wait_for_job
-from hilora_cli.api_client import ApiClient
+from hilora_cli.api_client import ApiClient, JsonObject
 
 _CONCURRENT_UPLOADS = 8
 
@@ -68,8 +68,18 @@ def samples_jsonl(texts: Sequence[str]) -> bytes:
 
 async def missing_from(client: ApiClient, uploads: Sequence[AdapterUpload]) -> list[AdapterUpload]:
     """Those whose name is not registered yet."""
-    registered = {entry["name"] for entry in (await client.get("/v1/adapters"))["data"]}
+    registered = {entry["name"] for entry in await listed_adapters(client)}
     return [upload for upload in uploads if upload.name not in registered]
+
+
+async def listed_adapters(client: ApiClient, *, prefix: str = "") -> list[JsonObject]:
+    """Every registered adapter whose name begins so, page by page."""
+    found: list[JsonObject] = []
+    page: JsonObject = {"next_after": ""}
+    while page.get("next_after") is not None:
+        page = await client.get(f"/v1/adapters?prefix={prefix}&after={page['next_after']}")
+        found += page["data"]
+    return found
 
 
 async def seed(client: ApiClient, uploads: Sequence[AdapterUpload], *, on_seeded: OnSeeded) -> None:

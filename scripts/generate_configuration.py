@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
 from services.common.settings_base import ServiceSettings
@@ -34,7 +34,10 @@ def type_name(annotation: object) -> str:
     if inspect.isclass(annotation) and issubclass(annotation, StrEnum):
         return " or ".join(f"`{choice}`" for choice in annotation)
     if get_origin(annotation) is tuple:
-        return f"{type_name(get_args(annotation)[0])}, comma-separated"
+        item = get_args(annotation)[0]
+        if inspect.isclass(item) and issubclass(item, BaseModel):
+            return "JSON list"
+        return f"{type_name(item)}, comma-separated"
     text = annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")
     for module in ("pydantic.types.", "pathlib.", "hilora.routing_plan.", "collections.abc."):
         text = text.replace(module, "")

@@ -1,4 +1,4 @@
-"""Texts that an adapter's profile can be made of, when nobody sent samples: what it says itself, and what its card says.
+"""What adapters say of themselves: the texts of self-portraits, generated in the lab as a worker would.
 
 Shapes: B texts generated together, T tokens, V vocabulary.
 """

@@ -38,6 +38,8 @@ _MAPPINGS: dict[type[HiloraError], ErrorMapping] = {
     errors.Conflict: ErrorMapping(409, "conflict_error", grpc.StatusCode.FAILED_PRECONDITION),
     errors.Exhausted: ErrorMapping(429, "rate_limit_error", grpc.StatusCode.RESOURCE_EXHAUSTED),
     errors.Unavailable: ErrorMapping(503, "service_unavailable_error", grpc.StatusCode.UNAVAILABLE),
+    errors.Unauthenticated: ErrorMapping(401, "authentication_error", grpc.StatusCode.UNAUTHENTICATED),
+    errors.AccessDenied: ErrorMapping(403, "permission_error", grpc.StatusCode.PERMISSION_DENIED),
     errors.RequestAborted: ErrorMapping(499, "request_aborted_error", grpc.StatusCode.CANCELLED),
     errors.GenerationFailed: ErrorMapping(500, "server_error", grpc.StatusCode.INTERNAL),
     errors.HiloraError: ErrorMapping(500, "server_error", grpc.StatusCode.INTERNAL),
@@ -59,6 +61,8 @@ _CLASS_OF_STATUS: dict[grpc.StatusCode, type[HiloraError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.Unavailable,
     grpc.StatusCode.CANCELLED: errors.RequestAborted,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
 }
 
 
@@ -85,9 +89,11 @@ def openai_body(error: HiloraError) -> dict[str, object]:
 
 
 def http_headers(error: HiloraError) -> dict[str, str]:
-    """Headers an error brings along: `Retry-After` in whole seconds (RFC 9110, 10.2.3)."""
+    """Headers an error brings along (RFC 9110, 10.2.3 and 11.6.1): whole seconds of `Retry-After`, the kind of key."""
     if isinstance(error, Exhausted):
         return {"Retry-After": str(max(1, round(error.retry_after_seconds)))}
+    if isinstance(error, errors.Unauthenticated):
+        return {"WWW-Authenticate": "Bearer"}
     return {}
 
 

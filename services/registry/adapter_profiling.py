@@ -123,9 +123,8 @@ class AdapterProfiling:
 
 
 def _nothing_found(adapter_name: str, wanted: ProfileSource) -> InvalidInput:
-    where = (
-        "none of the registry's sources has" if wanted is ProfileSource.AUTO else f"the source {wanted.value} has no"
-    )
+    is_any = wanted is ProfileSource.AUTO
+    where = "none of the registry's sources has" if is_any else f"the source {wanted.value} has no"
     return InvalidInput(
         f"There is nothing to make a profile of {adapter_name} from: {where} texts for it.",
         code="no_profile_texts",

@@ -11,7 +11,7 @@ import time
 import torch
 
 from services.common.log import configure_logging, get_logger
-from services.registry.bootstrap import build_ingest_worker
+from services.registry.ingest_process import build_ingest_worker
 from services.registry.settings import RegistrySettings
 
 _log = get_logger(__name__)

@@ -13,18 +13,20 @@ from pathlib import Path
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.decomposition import decompose
-from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, Unavailable
+from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, RequestAborted, Unavailable
 from services.common.log import get_logger
 from services.registry.adapter_files import CARD_FILE, SAMPLES_FILE
 from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.artifact import ArtifactDraft, Provenance, SampleProfile, SamplesSource
+from services.registry.audit import AuditEvent, AuditOutcome
 from services.registry.catalog import Catalog
 from services.registry.fetching import Fetcher
-from services.registry.job import IngestJob, IngestRequest, IngestState, SourceKind, pending_job
+from services.registry.job import IngestRequest, IngestState, SourceKind, pending_job
 from services.registry.lifecycle import AdapterLifecycle
 from services.registry.pool_check import PoolCheck
 from services.registry.ports import (
     ArtifactStore,
+    AuditLog,
     BaseModel,
     JobStore,
     Lease,
@@ -36,12 +38,16 @@ from services.registry.profile_orders import ProfileOrders, ProfileSource
 from services.registry.profiling import profile, read_samples
 from services.registry.publication import Published
 from services.registry.registration import VersionState
+from services.registry.running_job import RunningJob
 from services.registry.validation import AdapterValidator, ValidatedAdapter
 
 _log = get_logger(__name__)
 
 RETRY_WINDOW_SECONDS = 120.0
 """A job that waits for its next attempt is not taken for lost during this time."""
+
+_TICK_SECONDS = 0.5
+"""How often progress is written and a cancellation is noticed, at most and at least."""
 
 
 class Ingestion:
@@ -61,6 +67,7 @@ class Ingestion:
         encoder: embeds sample texts.
         fetcher: brings referenced files in.
         pool_check: compares with what is registered.
+        audit: told how each job ended.
         lease_seconds: how long a claim of the job store lasts without being extended.
     """
 
@@ -80,6 +87,7 @@ class Ingestion:
         encoder: TextEncoder,
         fetcher: Fetcher,
         pool_check: PoolCheck,
+        audit: AuditLog,
         lease_seconds: float,
     ) -> None:
         self._staging = staging
@@ -95,6 +103,7 @@ class Ingestion:
         self._encoder = encoder
         self._fetcher = fetcher
         self._pool_check = pool_check
+        self._audit = audit
         self._lease_seconds = lease_seconds
 
     async def run(self, job_id: str) -> None:
@@ -116,22 +125,11 @@ class Ingestion:
         """Fail a job whose attempts are used up."""
         job = await self._jobs.get(job_id)
         if job is not None and not job.state.is_terminal:
-            await self._fail(job, error)
+            request = await asyncio.to_thread(self._staging.request, job_id)
+            await self._fail(RunningJob(job, self._jobs), request, error)
 
     async def _run_under(self, lease: Lease, job_id: str) -> None:
-        """Work, and extend the lease meanwhile; stop working if it is lost."""
-        work = asyncio.create_task(self._attempt(job_id))
-        try:
-            while not (await asyncio.wait({work}, timeout=self._lease_seconds / 3))[0]:
-                if not await lease.extend():
-                    raise RegistryUnavailable(
-                        "Another process took the ingest over.", code="lease_lost", remedy="Nothing needs to be done."
-                    )
-            await work
-        finally:
-            work.cancel()
-
-    async def _attempt(self, job_id: str) -> None:
+        """Work, and meanwhile keep the lease, write progress and look for a cancellation; stop if the lease is lost."""
         request = await asyncio.to_thread(self._staging.request, job_id)
         job = await self._jobs.get(job_id)
         if request is None or (job is not None and job.state.is_terminal):
@@ -140,43 +138,62 @@ class Ingestion:
             job = pending_job(request, due_at=time.time() + RETRY_WINDOW_SECONDS)
         elif job.state is not IngestState.PENDING:
             job = job.requeued(detail="taken up again", due_at=time.time() + RETRY_WINDOW_SECONDS)
+        running = RunningJob(job, self._jobs)
+        await running.look_for_cancellation()
+        work = asyncio.create_task(self._attempt(running, request))
+        extended_at = time.monotonic()
         try:
-            await self._ingest(job, request)
+            while not (await asyncio.wait({work}, timeout=min(_TICK_SECONDS, self._lease_seconds / 3)))[0]:
+                if time.monotonic() - extended_at >= self._lease_seconds / 3:
+                    if not await lease.extend():
+                        raise RegistryUnavailable(
+                            "Another process took the ingest over.",
+                            code="lease_lost",
+                            remedy="Nothing needs to be done.",
+                        )
+                    extended_at = time.monotonic()
+                await running.look_for_cancellation()
+                await running.flush()
+            await work
+        finally:
+            work.cancel()
+            running.abandon()
+
+    async def _attempt(self, running: RunningJob, request: IngestRequest) -> None:
+        try:
+            running.check()
+            await self._ingest(running, request)
+        except RequestAborted:
+            await self._cancel(running, request)
         except (Exhausted, Unavailable) as error:
-            current = await self._jobs.get(job_id) or job
-            await self._jobs.put(
-                current.requeued(
-                    detail=f"will be tried again: {error.message}", due_at=time.time() + RETRY_WINDOW_SECONDS
-                )
-            )
+            detail, due_at = f"will be tried again: {error.message}", time.time() + RETRY_WINDOW_SECONDS
+            await running.put(lambda job: job.requeued(detail=detail, due_at=due_at))
             raise
         except HiloraError as error:
-            await self._fail(await self._jobs.get(job_id) or job, error)
+            await self._fail(running, request, error)
         except Exception as error:
             # A full disk or a fault of ours: the job must not stay in limbo, nor the process die of one adapter.
-            _log.exception("ingest_broken", job_id=job_id)
-            await self._fail(
-                await self._jobs.get(job_id) or job,
-                HiloraError(
-                    f"The ingest broke: {type(error).__name__}.",
-                    code="ingest_failed",
-                    remedy="See the registry's log; upload again once the cause is gone.",
-                ),
+            _log.exception("ingest_broken", job_id=request.job_id)
+            reason = HiloraError(
+                f"The ingest broke: {type(error).__name__}.",
+                code="ingest_failed",
+                remedy="See the registry's log; upload again once the cause is gone.",
             )
+            await self._fail(running, request, reason)
 
-    async def _ingest(self, job: IngestJob, request: IngestRequest) -> None:
-        job = await self._move(job, IngestState.FETCHING, "fetching the files")
+    async def _ingest(self, running: RunningJob, request: IngestRequest) -> None:
+        await running.move(IngestState.FETCHING, "fetching the files")
         folder = self._staging.files(request.job_id)
         if request.source_kind is SourceKind.SAMPLES:
-            await self._add_samples(job, request, folder)
+            await self._add_samples(running, request, folder)
             return
         if request.source_kind is SourceKind.PROFILE:
-            await self._make_profile(job, request)
+            await self._make_profile(running, request)
             return
-        source = await self._fetcher.fetch(job, request, folder)
-        if await self._is_registered(job, request, folder):
+        source = await self._fetcher.fetch(running, request, folder)
+        if await self._is_registered(running, request, folder):
             return
-        job = await self._move(job, IngestState.VALIDATING, "checking files, tensors and shapes")
+        await running.move(IngestState.VALIDATING, "checking files, tensors and shapes")
         validated = await asyncio.to_thread(self._validator.validate, folder, how=request.squeeze)
         comparison = await asyncio.to_thread(
             self._pool_check.compare,
@@ -185,11 +202,12 @@ class Ingestion:
             source_sha256=validated.source_sha256,
         )
         report = validated.report.adding(comparison.findings)
-        job = job.checked(report)
-        job = await self._move(job, IngestState.DECOMPOSING, "computing rank-one components")
-        decomposed = await asyncio.to_thread(_decompose, validated)
-        job = await self._move(job, IngestState.PROFILING, f"embedding {len(validated.texts)} sample texts")
+        await running.put(lambda job: job.checked(report))
+        await running.move(IngestState.DECOMPOSING, "computing rank-one components")
+        decomposed = await asyncio.to_thread(_decompose, validated, running)
+        await running.move(IngestState.PROFILING, f"embedding {len(validated.texts)} sample texts")
         samples = await asyncio.to_thread(self._profile, request, validated.texts)
+        running.report(0.6, "storing the version")
         draft = ArtifactDraft(
             decomposed=decomposed,
             provenance=Provenance(
@@ -208,6 +226,9 @@ class Ingestion:
         )
         manifest = await asyncio.to_thread(self._artifacts.write, draft)
         record = samples and await asyncio.to_thread(self._profiles.write, manifest.revision, samples)
+        # The last moment at which it can be called off: published is published.
+        await running.look_for_cancellation()
+        running.check()
         published = await self._catalog.publish(
             manifest,
             adapter_name=request.adapter_name,
@@ -221,8 +242,8 @@ class Ingestion:
                 self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision
             )
         if samples is None:
-            await self._orders.order_if_missing(request.adapter_name)
-        await self._finish(job, published)
+            await self._orders.order_if_missing(request.adapter_name, origin=request.origin)
+        await self._finish(running, request, published)
 
     def _profile(self, request: IngestRequest, texts: tuple[str, ...]) -> SampleProfile | None:
         if not texts:
@@ -230,23 +251,24 @@ class Ingestion:
         source = SamplesSource.UPLOAD if request.has_own_samples else SamplesSource.BUNDLED
         return profile(texts, self._encoder, source=source)
 
-    async def _make_profile(self, job: IngestJob, request: IngestRequest) -> None:
+    async def _make_profile(self, running: RunningJob, request: IngestRequest) -> None:
         """Give a registered adapter a profile of texts that the registry finds or makes itself."""
         wanted = ProfileSource(request.source)
-        job = await self._move(job, IngestState.PROFILING, f"making a profile ({wanted.value})")
+        await running.move(IngestState.PROFILING, f"making a profile ({wanted.value})")
         published = await self._profiling.run(request.adapter_name, wanted=wanted, job_id=request.job_id)
-        await self._finish(job, published)
+        await self._finish(running, request, published)
 
-    async def _add_samples(self, job: IngestJob, request: IngestRequest, folder: Path) -> None:
+    async def _add_samples(self, running: RunningJob, request: IngestRequest, folder: Path) -> None:
         """Give a registered adapter more sample texts."""
         texts = await asyncio.to_thread(read_samples, folder / SAMPLES_FILE)
-        job = await self._move(job, IngestState.PROFILING, f"embedding {len(texts)} more sample texts")
+        await running.look_for_cancellation()
+        await running.move(IngestState.PROFILING, f"embedding {len(texts)} more sample texts")
         published = await self._lifecycle.add_samples(
             request.adapter_name, texts, encoder=self._encoder, job_id=request.job_id
         )
-        await self._finish(job, published)
+        await self._finish(running, request, published)
 
-    async def _is_registered(self, job: IngestJob, request: IngestRequest, folder: Path) -> bool:
+    async def _is_registered(self, running: RunningJob, request: IngestRequest, folder: Path) -> bool:
         """Finish early if the name means this very content already."""
         digest = await asyncio.to_thread(self._validator.digest, folder, how=request.squeeze)
         manifest = await self._catalog.identical(
@@ -264,27 +286,57 @@ class Ingestion:
             is_replacement=False,
             source_sha256=digest,
         )
-        await self._finish(job, published)
+        await self._finish(running, request, published)
         return True
 
-    async def _move(self, job: IngestJob, state: IngestState, detail: str) -> IngestJob:
-        moved = job.moved(state, detail=detail)
-        await self._jobs.put(moved)
-        return moved
-
-    async def _finish(self, job: IngestJob, published: Published) -> None:
-        version = published.registration.made_by(job.job_id)
+    async def _finish(self, running: RunningJob, request: IngestRequest, published: Published) -> None:
+        version = published.registration.made_by(request.job_id)
         assert version is not None, "a publication notes its job"
         adapter_id = published.registration.adapter_id(version)
         is_held_back = version.state is VersionState.QUARANTINED
-        await asyncio.to_thread(self._staging.discard, job.job_id)
-        await self._jobs.put(job.quarantined(adapter_id) if is_held_back else job.ready(adapter_id))
-        _log.info("ingest_ready", job_id=job.job_id, adapter=adapter_id, is_quarantined=is_held_back)
+        await asyncio.to_thread(self._staging.discard, request.job_id)
+        await running.put(lambda job: job.quarantined(adapter_id) if is_held_back else job.ready(adapter_id))
+        await self._record(running, request, AuditOutcome.DONE, adapter=adapter_id)
+        _log.info("ingest_ready", job_id=request.job_id, adapter=adapter_id, is_quarantined=is_held_back)
 
-    async def _fail(self, job: IngestJob, error: HiloraError) -> None:
+    async def _fail(self, running: RunningJob, request: IngestRequest | None, error: HiloraError) -> None:
+        job = running.job
         _log.warning("ingest_failed", job_id=job.job_id, adapter=job.adapter_name, code=error.code, reason=str(error))
-        await self._jobs.put(job.failed(error))
+        await running.put(lambda job: job.failed(error))
+        await self._record(running, request, AuditOutcome.FAILED, code=error.code)
         await asyncio.to_thread(self._staging.discard, job.job_id)
+
+    async def _cancel(self, running: RunningJob, request: IngestRequest) -> None:
+        await running.put(lambda job: job.cancelled())
+        await self._record(running, request, AuditOutcome.DONE, action="cancel_ingest")
+        await asyncio.to_thread(self._staging.discard, request.job_id)
+        _log.info("ingest_cancelled", job_id=request.job_id, adapter=request.adapter_name)
+
+    async def _record(
+        self,
+        running: RunningJob,
+        request: IngestRequest | None,
+        outcome: AuditOutcome,
+        *,
+        action: str = "ingest",
+        adapter: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        """Tell the audit log; what is done stays done where it cannot be written."""
+        event = AuditEvent(
+            principal=request.origin.principal if request else "internal",
+            request_id=request.origin.request_id if request else "",
+            action=action,
+            outcome=outcome,
+            door="ingest",
+            adapter=adapter or running.job.adapter_name,
+            job_id=running.job.job_id,
+            code=code,
+        )
+        try:
+            await asyncio.to_thread(self._audit.append, event)
+        except OSError:
+            _log.exception("audit_failed", job_id=running.job.job_id, action=action)
 
 
 def _read_card(folder: Path) -> str | None:
@@ -293,8 +345,11 @@ def _read_card(folder: Path) -> str | None:
     return card.read_text(encoding="utf-8") if card.is_file() else None
 
 
-def _decompose(validated: ValidatedAdapter) -> dict[RocBasis, DecomposedAdapter]:
-    decomposed = {basis: decompose(validated.adapter, basis=basis) for basis in RocBasis}
+def _decompose(validated: ValidatedAdapter, running: RunningJob) -> dict[RocBasis, DecomposedAdapter]:
+    decomposed: dict[RocBasis, DecomposedAdapter] = {}
+    for basis in RocBasis:
+        running.report(len(decomposed) / len(RocBasis), f"computing rank-one components: {basis.value}")
+        decomposed[basis] = decompose(validated.adapter, basis=basis)
     for adapter in decomposed.values():
         for module_path, rocs in adapter.modules.items():
             # Finite factors can overflow once they are multiplied and scaled.

@@ -7,6 +7,7 @@ Redis.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from hilora.errors import InvalidInput, Unavailable
 from services.common.log import get_logger
 from services.registry.adapter_files import SAMPLES_FILE, archive_stem
 from services.registry.catalog import Catalog
-from services.registry.job import IngestJob, IngestRequest, SourceKind, new_job_id, pending_job
+from services.registry.job import IngestJob, IngestRequest, Origin, SourceKind, new_job_id, pending_job
 from services.registry.ports import (
     AdapterSource,
     ArchiveUnpacker,
@@ -35,6 +36,9 @@ _log = get_logger(__name__)
 
 PENDING_GRACE_SECONDS = 10.0
 """A job that waits longer while the queue is empty has lost its message."""
+
+_ROUTE_NAMES = frozenset({"events"})
+"""Names that `/v1/adapters/{name}` could not reach: a route of that path means something else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +104,13 @@ class Intake:
         await asyncio.to_thread(self._staging.discard, job_id)
 
     async def submit_upload(
-        self, upload: ReceivedUpload, *, adapter_name: str | None, is_replacement: bool, how: Squeeze | None = None
+        self,
+        upload: ReceivedUpload,
+        *,
+        adapter_name: str | None,
+        is_replacement: bool,
+        how: Squeeze | None = None,
+        origin: Origin = Origin(),  # noqa: B008  (a frozen value)
     ) -> IngestJob:
         """Check an upload completely, as far as it is small enough to be read now, and accept it.
 
@@ -109,6 +119,10 @@ class Intake:
             adapter_name: name to register; the archive's if `None`.
             is_replacement: whether another version of the name may be replaced.
             how: the compression that is asked for.
+            origin: who asked.
+
+        Returns:
+            Its job; or the unfinished job of an equal submission, and then nothing of this one is kept.
 
         Raises:
             InvalidAdapter: the files are refused; nothing of them is kept.
@@ -131,8 +145,9 @@ class Intake:
                 has_own_samples=upload.samples is not None,
                 created_at=time.time(),
                 squeeze=how,
+                origin=origin,
             )
-            return await self._accept(request)
+            return await self._accept(request, content=digest)
         except BaseException:
             await self.abandon(upload.job_id)
             raise
@@ -146,6 +161,7 @@ class Intake:
         texts: Sequence[str],
         is_replacement: bool,
         how: Squeeze | None = None,
+        origin: Origin = Origin(),  # noqa: B008  (a frozen value)
     ) -> IngestJob:
         """Accept an adapter that the registry is to fetch itself.
 
@@ -156,6 +172,10 @@ class Intake:
             texts: sample texts; empty means that the source brings its own.
             is_replacement: whether another version of the name may be replaced.
             how: the compression that is asked for.
+            origin: who asked.
+
+        Returns:
+            As `submit_upload`.
 
         Raises:
             InvalidInput: the reference or the name is refused.
@@ -177,14 +197,29 @@ class Intake:
                 has_own_samples=bool(texts),
                 created_at=time.time(),
                 squeeze=how,
+                origin=origin,
             )
-            return await self._accept(request)
+            return await self._accept(request, content=_digest_of(reference, *texts))
         except BaseException:
             await self.abandon(job_id)
             raise
 
-    async def submit_samples(self, adapter_name: str, texts: Sequence[str]) -> IngestJob:
+    async def submit_samples(
+        self,
+        adapter_name: str,
+        texts: Sequence[str],
+        *,
+        origin: Origin = Origin(),  # noqa: B008  (a frozen value)
+    ) -> IngestJob:
         """Accept more sample texts for a registered adapter.
+
+        Args:
+            adapter_name: its name.
+            texts: the texts.
+            origin: who asked.
+
+        Returns:
+            As `submit_upload`.
 
         Raises:
             UnknownAdapter: no adapter of this name is registered.
@@ -203,8 +238,9 @@ class Intake:
                 is_replacement=False,
                 has_own_samples=True,
                 created_at=time.time(),
+                origin=origin,
             )
-            return await self._accept(request)
+            return await self._accept(request, content=_digest_of(*texts))
         except BaseException:
             await self.abandon(job_id)
             raise
@@ -217,12 +253,23 @@ class Intake:
                 remedy="Choose another name: as a `model` value it would mean the base.",
                 place="name",
             )
+        if name in _ROUTE_NAMES:
+            raise InvalidInput(
+                f"{name!r} is the name of a route.", code="invalid_adapter_name", remedy="Choose another.", place="name"
+            )
         return name
 
-    async def _accept(self, request: IngestRequest) -> IngestJob:
+    async def _accept(self, request: IngestRequest, *, content: str) -> IngestJob:
         await asyncio.to_thread(self._staging.accept, request)
         job = pending_job(request, due_at=request.created_at + PENDING_GRACE_SECONDS)
-        await self._jobs.put(job)
+        fingerprint = _digest_of(
+            request.adapter_name, request.source_kind, content, str(request.is_replacement), str(request.squeeze)
+        )
+        owner = await self._jobs.submit(job, fingerprint=fingerprint)
+        if owner.job_id != job.job_id:
+            await self.abandon(job.job_id)
+            _log.info("submission_joined", adapter=request.adapter_name, job_id=owner.job_id)
+            return owner
         try:
             await self._queue.enqueue(request.job_id)
         except Unavailable as error:
@@ -241,6 +288,11 @@ class Intake:
             upload.samples.replace(upload.folder / SAMPLES_FILE)
         self._assemble(upload.folder)
         return inner_name
+
+
+def _digest_of(*parts: str) -> str:
+    """Equal for equal parts in equal order; JSON keeps their borders apart."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _name_for(given: str | None, derived: str) -> str:

@@ -33,6 +33,8 @@ class IngestState(StrEnum):
     """Stored, held back until approved."""
     FAILED = "FAILED"
     """Refused or broken; the job's error says why."""
+    CANCELLED = "CANCELLED"
+    """Called off before it entered the catalogue; nothing of it is kept."""
     RETIRED = "RETIRED"
     """Taken out of the catalogue."""
 
@@ -43,14 +45,21 @@ class IngestState(StrEnum):
 
 
 _DONE = frozenset({IngestState.READY, IngestState.QUARANTINED})
-_TERMINAL = frozenset({IngestState.READY, IngestState.QUARANTINED, IngestState.FAILED, IngestState.RETIRED})
+_TERMINAL = _DONE | {IngestState.FAILED, IngestState.CANCELLED, IngestState.RETIRED}
 
-# Every working state can fall back to PENDING: its process died, or a part it needs is away for the moment.
-# PENDING and FETCHING reach READY or QUARANTINED directly when the very same content is registered already, or when a
-# crash came between publishing and noting so. Sample texts alone go from FETCHING to PROFILING.
+# Every working state can fall back to PENDING: its process died, or a part it needs is away for the moment; and every
+# one can be called off. PENDING and FETCHING reach READY or QUARANTINED directly when the very same content is
+# registered already, or when a crash came between publishing and noting so. Sample texts alone go from FETCHING to
+# PROFILING.
 _TRANSITIONS: dict[IngestState, frozenset[IngestState]] = {
     IngestState.PENDING: frozenset(
-        {IngestState.FETCHING, IngestState.READY, IngestState.QUARANTINED, IngestState.FAILED}
+        {
+            IngestState.FETCHING,
+            IngestState.READY,
+            IngestState.QUARANTINED,
+            IngestState.FAILED,
+            IngestState.CANCELLED,
+        }
     ),
     IngestState.FETCHING: frozenset(
         {
@@ -60,21 +69,28 @@ _TRANSITIONS: dict[IngestState, frozenset[IngestState]] = {
             IngestState.READY,
             IngestState.QUARANTINED,
             IngestState.FAILED,
+            IngestState.CANCELLED,
         }
     ),
-    IngestState.VALIDATING: frozenset({IngestState.DECOMPOSING, IngestState.PENDING, IngestState.FAILED}),
-    IngestState.DECOMPOSING: frozenset({IngestState.PROFILING, IngestState.PENDING, IngestState.FAILED}),
+    IngestState.VALIDATING: frozenset(
+        {IngestState.DECOMPOSING, IngestState.PENDING, IngestState.FAILED, IngestState.CANCELLED}
+    ),
+    IngestState.DECOMPOSING: frozenset(
+        {IngestState.PROFILING, IngestState.PENDING, IngestState.FAILED, IngestState.CANCELLED}
+    ),
     IngestState.PROFILING: frozenset(
         {
             IngestState.READY,
             IngestState.QUARANTINED,
             IngestState.PENDING,
             IngestState.FAILED,
+            IngestState.CANCELLED,
         }
     ),
     IngestState.READY: frozenset({IngestState.RETIRED}),
     IngestState.QUARANTINED: frozenset({IngestState.READY, IngestState.RETIRED}),
     IngestState.FAILED: frozenset(),
+    IngestState.CANCELLED: frozenset(),
     IngestState.RETIRED: frozenset(),
 }
 
@@ -85,6 +101,13 @@ _PROGRESS: dict[IngestState, float] = {
     IngestState.DECOMPOSING: 0.4,
     IngestState.PROFILING: 0.7,
 }
+_PROGRESS_END: dict[IngestState, float] = {
+    IngestState.FETCHING: 0.2,
+    IngestState.VALIDATING: 0.4,
+    IngestState.DECOMPOSING: 0.7,
+    IngestState.PROFILING: 0.99,
+}
+"""Where the share of the work stands at the end of a state."""
 
 
 class SourceKind(StrEnum):
@@ -107,6 +130,16 @@ class SourceKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Who asked for a change, for the audit log."""
+
+    principal: str = "internal"
+    """Name of the key; `internal` where the system itself asked."""
+    request_id: str = ""
+    """Identity of the call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class IngestRequest:
     """What was asked for; lies beside the files, so that it outlives Redis."""
 
@@ -124,6 +157,8 @@ class IngestRequest:
     """Unix seconds."""
     squeeze: Squeeze | None = None
     """The compression that was asked for."""
+    origin: Origin = field(default_factory=Origin)
+    """Who asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,16 +197,18 @@ class IngestJob:
             updated_at=time.time() if now is None else now,
         )
 
-    def advanced(self, share: float, *, detail: str, now: float | None = None) -> IngestJob:
-        """The job further on within its state, of whose work a share of 0 to 1 is done."""
-        begin = _PROGRESS.get(self.state, self.progress)
-        end = min((mark for mark in _PROGRESS.values() if mark > begin), default=1.0)
-        return replace(
-            self,
-            detail=detail,
-            progress=begin + (end - begin) * min(1.0, max(0.0, share)),
-            updated_at=time.time() if now is None else now,
-        )
+    def within(self, share: float, *, detail: str, now: float | None = None) -> IngestJob:
+        """The job a part of the way through its present state.
+
+        Args:
+            share: how much of the state's work is done, 0 to 1; the job's progress never goes back.
+            detail: what it is doing, for a person.
+            now: Unix seconds.
+        """
+        start = _PROGRESS.get(self.state, self.progress)
+        end = _PROGRESS_END.get(self.state, start)
+        progress = max(self.progress, start + min(max(share, 0.0), 1.0) * (end - start))
+        return replace(self, progress=progress, detail=detail, updated_at=time.time() if now is None else now)
 
     def ready(self, adapter_id: str) -> IngestJob:
         """The job after its adapter entered the catalogue."""
@@ -192,6 +229,10 @@ class IngestJob:
     def checked(self, report: ValidationReport) -> IngestJob:
         """The job once everything about its adapter was looked at."""
         return replace(self, report=report)
+
+    def cancelled(self) -> IngestJob:
+        """The job after it was called off."""
+        return self.moved(IngestState.CANCELLED, detail="cancelled")
 
     def requeued(self, *, detail: str, due_at: float) -> IngestJob:
         """The job back at the start, expected to be taken before `due_at` (Unix seconds)."""

@@ -6,6 +6,7 @@ manifest); components are read only of an adapter whose numbers agree.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Comparison:
 
 
 class PoolCheck:
-    """The memory of the pool in one ingest process. Blocking, in one thread at a time.
+    """The memory of the pool in one ingest process. Blocking; threads wait for one another.
 
     Args:
         source: which versions are registered.
@@ -56,6 +57,7 @@ class PoolCheck:
         self._known: dict[str, PoolMember | None] = {}
         self._members: list[PoolMember] = []
         self._read_at: float | None = None
+        self._lock = threading.Lock()
 
     def compare(self, adapter: LoRAAdapter, *, adapter_name: str, source_sha256: str) -> Comparison:
         """Traits and findings of an adapter that passed every other check.
@@ -65,9 +67,10 @@ class PoolCheck:
             adapter_name: its name; other versions of the same name do not count.
             source_sha256: digest of its files as received.
         """
-        self._refresh()
         traits = traits_of(adapter)
-        others = [member for member in self._members if member.adapter_name != adapter_name]
+        with self._lock:
+            self._refresh()
+            others = [member for member in self._members if member.adapter_name != adapter_name]
         same_files = [member for member in others if member.source_sha256 == source_sha256]
         findings = [_same_files(same_files)] if same_files else self._same_updates(adapter, traits, others)
         findings += find_norm_outliers(traits.norm_by_kind, [member.traits.norm_by_kind for member in others])
@@ -75,8 +78,9 @@ class PoolCheck:
 
     def note(self, *, adapter_name: str, revision: str) -> None:
         """Remember a version that this process has just registered."""
-        self._members = [member for member in self._members if member.adapter_name != adapter_name]
-        self._take(adapter_name, revision)
+        with self._lock:
+            self._members = [member for member in self._members if member.adapter_name != adapter_name]
+            self._take(adapter_name, revision)
 
     def _refresh(self) -> None:
         if self._read_at is not None and time.monotonic() - self._read_at < _REFRESH_SECONDS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -10,7 +12,8 @@ from enum import StrEnum
 from hilora.errors import Conflict, Unavailable
 from services.common.log import get_logger
 from services.registry.artifact import SamplesSource
-from services.registry.job import IngestJob, IngestRequest, SourceKind, new_job_id, pending_job
+from services.registry.catalog import unknown_adapter
+from services.registry.job import IngestJob, IngestRequest, Origin, SourceKind, new_job_id, pending_job
 from services.registry.ports import IngestQueue, JobStore, RegistrationStore, StagingArea
 from services.registry.registration import Registration, RegistrationState
 
@@ -55,14 +58,25 @@ class ProfileOrders:
         self._registrations = registrations
         self._sources = tuple(sources)
 
-    async def order(self, adapter_name: str, wanted: ProfileSource = ProfileSource.AUTO) -> IngestJob:
+    async def order(
+        self,
+        adapter_name: str,
+        wanted: ProfileSource = ProfileSource.AUTO,
+        *,
+        origin: Origin = Origin(),  # noqa: B008  (a frozen value)
+    ) -> IngestJob:
         """Accept a job that makes a profile for what a name means now.
 
         Args:
             adapter_name: a registered name.
             wanted: the source.
+            origin: who asked.
+
+        Returns:
+            Its job; or the unfinished job of an equal order.
 
         Raises:
+            UnknownAdapter: no adapter of this name is registered.
             Conflict: `profile_source_off`, where the operator gave the registry no such source.
             RegistryUnavailable: Redis does not answer; nothing is kept.
         """
@@ -73,6 +87,10 @@ class ProfileOrders:
                 remedy=_REMEDIES[wanted],
                 place="source",
             )
+        registration = await asyncio.to_thread(self._registrations.get, adapter_name)
+        if registration is None or registration.is_retired:
+            raise unknown_adapter(adapter_name)
+        revision = (registration.current_version or registration.versions[-1]).revision
         job_id = new_job_id()
         await asyncio.to_thread(self._staging.create, job_id)
         request = IngestRequest(
@@ -83,14 +101,18 @@ class ProfileOrders:
             is_replacement=False,
             has_own_samples=False,
             created_at=time.time(),
+            origin=origin,
         )
         try:
             await asyncio.to_thread(self._staging.accept, request)
             job = pending_job(request, due_at=request.created_at + _GRACE_SECONDS)
-            await self._jobs.put(job)
+            owner = await self._jobs.submit(job, fingerprint=_fingerprint(adapter_name, revision, wanted))
         except BaseException:
             await asyncio.to_thread(self._staging.discard, job_id)
             raise
+        if owner.job_id != job_id:
+            await asyncio.to_thread(self._staging.discard, job_id)
+            return owner
         try:
             await self._queue.enqueue(job_id)
         except Unavailable as error:
@@ -99,12 +121,17 @@ class ProfileOrders:
         _log.info("profile_ordered", adapter=adapter_name, job_id=job_id, source=wanted.value)
         return job
 
-    async def order_if_missing(self, adapter_name: str) -> IngestJob | None:
+    async def order_if_missing(
+        self,
+        adapter_name: str,
+        *,
+        origin: Origin = Origin(),  # noqa: B008  (a frozen value)
+    ) -> IngestJob | None:
         """Order a profile for a name in use that has none, if there is anything to make it of."""
         registration = await asyncio.to_thread(self._registrations.get, adapter_name)
         if not self._sources or registration is None or not _lacks_profile(registration):
             return None
-        return await self.order(adapter_name)
+        return await self.order(adapter_name, origin=origin)
 
 
 _REMEDIES = {
@@ -115,6 +142,11 @@ _REMEDIES = {
     ProfileSource.CARD: 'Have the operator add "card" to HILORA_REGISTRY_PROFILE_SOURCES, or send texts to '
     "POST /v1/adapters/{name}/samples.",
 }
+
+
+def _fingerprint(adapter_name: str, revision: str, wanted: ProfileSource) -> str:
+    """Equal for equal orders; JSON keeps the borders apart."""
+    return hashlib.sha256(json.dumps(["profile", adapter_name, revision, wanted.value]).encode()).hexdigest()
 
 
 def _lacks_profile(registration: Registration) -> bool:

@@ -106,6 +106,9 @@ class JobRecovery:
             is_held_back = version.state is VersionState.QUARANTINED
             await self._jobs.put(queued.quarantined(adapter_id) if is_held_back else queued.ready(adapter_id))
             return
+        if await self._jobs.is_cancel_requested(job.job_id):
+            await self._jobs.put(job.cancelled())
+            return
         error = HiloraError(
             f"The ingest of {job.adapter_name} was interrupted and its files are gone.",
             code="ingest_interrupted",

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from hilora.access import TrustTier
-from services.common.auth import refuse_open_door
+from services.common.auth import AccessKey, checked_keys, refuse_open_door
 from services.common.sequence_encoder import DEFAULT_ENCODER
 from services.common.settings_base import ServiceSettings
 
@@ -45,7 +45,18 @@ class RegistrySettings(ServiceSettings):
     encoder_instruction: str = ""
     """Text put before every sample, for encoders that want an instruction."""
     admin_api_key: SecretStr | None = None
-    """Key of the REST door; may be missing on loopback only."""
+    """Key of the admin doors with every scope; in the audit log it is `admin`."""
+    admin_keys: tuple[AccessKey, ...] = ()
+    """Further keys, a JSON list of `{"name", "sha256", "scopes", "expires_at"}`: the digest of each key, and what it
+    opens: some of `read`, `write`, `approve`."""
+    admin_keys_file: Path | None = None
+    """File with such a list, read again when it changes."""
+    allow_anonymous_admin: bool = False
+    """Whether local programs may use the admin doors without a key; only on loopback, and only if no key is set."""
+    audit_max_file_bytes: int = Field(default=16 * _MEBIBYTE, ge=4096)
+    """Size at which the audit log begins its next file."""
+    audit_max_files: int = Field(default=64, ge=2)
+    """Files of the audit log that are kept; the oldest leave."""
     allowed_local_dirs: tuple[Path, ...] = ()
     """Folders (a JSON list) from which adapters may be ingested by path; none by default."""
     allow_hub: bool = True
@@ -82,6 +93,12 @@ class RegistrySettings(ServiceSettings):
     """Catalogue changes kept for followers that were away; one further behind takes a new snapshot."""
     job_lease_seconds: float = Field(default=10.0, ge=1.0)
     """After this long without a sign of life an ingest counts as interrupted."""
+    max_concurrent_ingests: int = Field(default=1, ge=1, le=32)
+    """Ingests that one ingest process works on at a time."""
+    ingest_visibility_seconds: float = Field(default=300.0, ge=1.0)
+    """After this long the queue gives a message that nobody acknowledged to another ingest process."""
+    load_wait_seconds: float = Field(default=300.0, gt=0)
+    """How long `/v1/load_lora_adapter` waits until its adapter is in the catalogue."""
     recovery_interval_seconds: float = Field(default=5.0, gt=0)
     """Time between two searches for interrupted ingests."""
     watch_heartbeat_seconds: float = Field(default=5.0, gt=0, le=30.0)
@@ -111,10 +128,20 @@ class RegistrySettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        refuse_open_door(host=self.rpc_host, key=self.admin_api_key, setting="HILORA_REGISTRY_ADMIN_API_KEY")
-        if self.has_own_rest_port:
-            refuse_open_door(host=self.rest_host, key=self.admin_api_key, setting="HILORA_REGISTRY_ADMIN_API_KEY")
+        checked_keys(self.admin_keys)
+        for host in (self.rpc_host, *((self.rest_host,) if self.has_own_rest_port else ())):
+            refuse_open_door(
+                host=host,
+                has_keys=self.has_admin_keys,
+                is_anonymous_allowed=self.allow_anonymous_admin,
+                setting="HILORA_REGISTRY_ADMIN_API_KEY",
+            )
         return self
+
+    @property
+    def has_admin_keys(self) -> bool:
+        """Whether there is a key to the admin doors."""
+        return self.admin_api_key is not None or bool(self.admin_keys) or self.admin_keys_file is not None
 
     def to_environment(self) -> dict[str, str]:
         """The variables that give a child process the same settings; holds secrets."""
@@ -125,7 +152,8 @@ class RegistrySettings(ServiceSettings):
             if isinstance(value, SecretStr):
                 variables[f"{prefix}{name}".upper()] = value.get_secret_value()
             elif isinstance(value, tuple):
-                variables[f"{prefix}{name}".upper()] = json.dumps([str(item) for item in value])
+                items = (item.model_dump(mode="json") if isinstance(item, AccessKey) else str(item) for item in value)
+                variables[f"{prefix}{name}".upper()] = json.dumps(list(items))
             elif value is not None:
                 variables[f"{prefix}{name}".upper()] = str(value)
         return variables

@@ -12,12 +12,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from hilora.errors import Conflict, Unavailable
-from services.common.auth import refuse_open_door
+from services.common.auth import is_loopback, refuse_open_door
 from services.common.http_server import HttpServer
 from services.common.lifecycle import Component
 from services.common.log import get_logger
 from services.common.sequence_encoder import SentenceTransformerEncoder
-from services.registry.bootstrap import build_registry
+from services.registry.bootstrap import RegistryService, build_registry
 from services.registry.settings import RegistrySettings
 from services.router.bootstrap import Router, build_router
 from services.router.settings import RouterSettings
@@ -50,7 +50,12 @@ class Standalone:
     """
 
     def __init__(self, settings: StandaloneSettings) -> None:
-        refuse_open_door(host=settings.host, key=settings.admin_api_key, setting="HILORA_STANDALONE_ADMIN_API_KEY")
+        refuse_open_door(
+            host=settings.host,
+            has_keys=settings.has_admin_keys,
+            is_anonymous_allowed=True,
+            setting="HILORA_STANDALONE_ADMIN_API_KEY",
+        )
         self._settings = settings
         self._base_model = _absolute_if_folder(settings.base_model)
         self._folder = DataFolder(settings.data_dir)
@@ -59,6 +64,7 @@ class Standalone:
         self._redis: SupervisedProcess | None = None
         self._ingest: SupervisedProcess | None = None
         self._services: list[Component] = []
+        self._registry: RegistryService | None = None
         self._rpc_address = ""
 
     @property
@@ -107,6 +113,9 @@ class Standalone:
 
         # The ingest in progress finishes while requests do: none of them needs it.
         ingest = asyncio.create_task(stop(self._ingest)) if self._ingest else None
+        if self._registry is not None:
+            self._registry.end_streams()
+            self._registry = None
         await stop(self._http_server)
         while self._services:
             await stop(self._services.pop())
@@ -133,6 +142,7 @@ class Standalone:
         self._ingest = ingest
         registry = build_registry(registry_settings)
         await self._start(registry)
+        self._registry = registry
         worker = build_worker(self._worker_settings(registry.rpc_address, rpc_port=worker_port.port))
         await self._start(worker)
         worker_port.release()
@@ -186,6 +196,9 @@ class Standalone:
             base_model=self._base_model,
             base_model_name=settings.base_model_name or "",
             admin_api_key=settings.admin_api_key,
+            admin_keys_file=settings.admin_keys_file,
+            # One user, one machine: whoever starts a pool to try it is its operator. Any key ends this.
+            allow_anonymous_admin=is_loopback(settings.host) and not settings.has_admin_keys,
             encoder=settings.encoder,
             encoder_instruction=settings.encoder_instruction,
             worker_address=worker_address,

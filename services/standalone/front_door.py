@@ -13,7 +13,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hilora.errors import Unavailable
 from services.common.errors import mapping_of, openai_body
 
-_REGISTRY_PATHS = ("/v1/adapters", "/v1/jobs")
+_REGISTRY_PATHS = (
+    "/v1/adapters",
+    "/v1/aliases",
+    "/v1/audit",
+    "/v1/collections",
+    "/v1/jobs",
+    "/v1/load_lora_adapter",
+    "/v1/quarantine",
+    "/v1/unload_lora_adapter",
+)
 _RETRY_AFTER_SECONDS = b"2"
 
 
@@ -28,7 +37,7 @@ class FrontDoor:
         """Begin to pass requests on.
 
         Args:
-            registry_app: answers `/v1/adapters` and `/v1/jobs`, and what lies below them.
+            registry_app: answers the admin routes, `/v1/adapters` and the like, and what lies below them.
             router_app: answers everything else.
         """
         self._registry_app = registry_app

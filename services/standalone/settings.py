@@ -36,7 +36,10 @@ class StandaloneSettings(ServiceSettings):
     rpc_port: int = Field(default=0, ge=0, le=65535)
     """The public gRPC port (`RouterService`), on the same host; 0 takes a free one."""
     admin_api_key: SecretStr | None = None
-    """Bearer key of `/v1/adapters` and `/v1/jobs`; needed unless the host is a loopback address."""
+    """Key of the admin routes (adapters, jobs, audit log) with every scope; some key is needed unless the host is a
+    loopback address."""
+    admin_keys_file: Path | None = None
+    """File with further admin keys and their scopes, see `HILORA_REGISTRY_ADMIN_KEYS`; read again when it changes."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder: a folder or a hub name."""
     encoder_instruction: str = ""
@@ -47,6 +50,11 @@ class StandaloneSettings(ServiceSettings):
     """After SIGTERM, how long requests in flight may go on."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
+
+    @property
+    def has_admin_keys(self) -> bool:
+        """Whether there is a key to the admin routes."""
+        return self.admin_api_key is not None or self.admin_keys_file is not None
 
 
 def child_environment(variables: Mapping[str, str], *, prefix: str) -> dict[str, str]:

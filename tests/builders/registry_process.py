@@ -39,22 +39,25 @@ class RegistryProcesses:
 
     Args:
         directory: folder of everything they keep.
+        settings: what differs from the tests' usual settings.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: Any) -> None:
         self.redis = RedisServer(directory / "redis", keeps_data=True)
-        self.settings = RegistrySettings(
-            rpc_port=0,
-            rest_port=0,
-            base_model=str(TESTBED / "base"),
-            data_dir=directory / "data",
-            redis_url=SecretStr(self.redis.url),
-            job_lease_seconds=1.5,
-            recovery_interval_seconds=0.3,
-            watch_heartbeat_seconds=0.3,
-            allowed_local_dirs=(TESTBED,),
-            exit_with_parent=True,
-        )
+        usual: dict[str, Any] = {
+            "rpc_port": 0,
+            "rest_port": 0,
+            "base_model": str(TESTBED / "base"),
+            "data_dir": directory / "data",
+            "redis_url": SecretStr(self.redis.url),
+            "job_lease_seconds": 1.5,
+            "recovery_interval_seconds": 0.3,
+            "watch_heartbeat_seconds": 0.3,
+            "allowed_local_dirs": (TESTBED,),
+            "exit_with_parent": True,
+            "allow_anonymous_admin": True,
+        }
+        self.settings = RegistrySettings(**{**usual, **settings})
         self._log = directory / "ingest.log"
         self._ingest: subprocess.Popen[bytes] | None = None
         self.service: RegistryService | None = None
@@ -121,9 +124,9 @@ class RegistryProcesses:
         return dict(answer.json())
 
     async def finished(self, job_id: str, *, timeout_seconds: float = 60) -> dict[str, Any]:
-        """A job once it is READY or FAILED."""
+        """A job once it is over."""
         deadline = time.monotonic() + timeout_seconds
-        while (job := await self.job(job_id))["state"] not in {"READY", "FAILED"}:
+        while (job := await self.job(job_id))["state"] not in {"READY", "FAILED", "CANCELLED"}:
             assert time.monotonic() < deadline, f"{job}\n{self.log[-3000:]}"
             await asyncio.sleep(0.02)
         return job

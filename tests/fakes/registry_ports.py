@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -16,7 +16,7 @@ from services.registry.catalog_entry import (
     CatalogResync,
     CatalogSnapshot,
 )
-from services.registry.job import IngestJob
+from services.registry.job import IngestJob, IngestState
 
 
 class InMemoryCatalogIndex:
@@ -157,15 +157,35 @@ class InMemoryJobStore:
     def __init__(self, *, max_finished_jobs: int = 100) -> None:
         self._jobs: dict[str, IngestJob] = {}
         self._leases: dict[str, InMemoryLease] = {}
+        self._owners: dict[str, str] = {}
+        self._cancelling: set[str] = set()
+        self._outcomes: Counter[str] = Counter()
+        self._news = asyncio.Condition()
         self._max_finished_jobs = max_finished_jobs
         self.history: list[tuple[str, str]] = []
 
+    async def submit(self, job: IngestJob, *, fingerprint: str) -> IngestJob:
+        owner = self._jobs.get(self._owners.get(fingerprint, ""))
+        if owner is not None and not owner.state.is_terminal and owner.job_id not in self._cancelling:
+            return owner
+        self._owners[fingerprint] = job.job_id
+        await self.put(job)
+        return job
+
     async def put(self, job: IngestJob) -> None:
+        before = self._jobs.get(job.job_id)
+        if job.state.is_terminal and before is not None and not before.state.is_terminal:
+            code = f":{job.error.code}" if job.state is IngestState.FAILED and job.error else ""
+            self._outcomes[f"{job.state.value}{code}"] += 1
+            self._cancelling.discard(job.job_id)
         self._jobs[job.job_id] = job
-        self.history.append((job.job_id, job.state.value))
+        if before is None or before.state is not job.state:
+            self.history.append((job.job_id, job.state.value))
         finished = sorted((item for item in self._jobs.values() if item.state.is_terminal), key=lambda j: j.updated_at)
         for item in finished[: -self._max_finished_jobs]:
             del self._jobs[item.job_id]
+        async with self._news:
+            self._news.notify_all()
 
     async def get(self, job_id: str) -> IngestJob | None:
         return self._jobs.get(job_id)
@@ -187,6 +207,57 @@ class InMemoryJobStore:
 
     async def expire(self, job_id: str) -> None:
         self._leases.pop(job_id, None)
+
+    async def request_cancel(self, job_id: str) -> None:
+        job = self._jobs.get(job_id)
+        if job is not None and not job.state.is_terminal:
+            self._cancelling.add(job_id)
+
+    async def is_cancel_requested(self, job_id: str) -> bool:
+        return job_id in self._cancelling
+
+    async def follow(self, job_id: str, *, heartbeat_seconds: float) -> AsyncIterator[IngestJob | None]:
+        shown: IngestJob | None = None
+        while (job := self._jobs.get(job_id)) is not None:
+            if job != shown:
+                shown = job
+                yield job
+                continue
+            if job.state.is_terminal:
+                return
+            try:
+                async with self._news:
+                    await asyncio.wait_for(self._news.wait(), heartbeat_seconds)
+            except TimeoutError:
+                yield None
+
+    async def outcomes(self) -> Mapping[str, int]:
+        return dict(self._outcomes)
+
+
+class InMemoryIdempotencyStore:
+    """See `IdempotencyStore`."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str | None]] = {}
+
+    async def begin(self, key: str, *, body_digest: str) -> str | None:
+        if key not in self._known:
+            self._known[key] = (body_digest, None)
+            return None
+        digest, job_id = self._known[key]
+        if digest != body_digest:
+            raise Conflict("another body", code="idempotency_conflict")
+        if job_id is None:
+            raise Conflict("not yet", code="idempotency_in_progress")
+        return job_id
+
+    async def finish(self, key: str, *, body_digest: str, job_id: str) -> None:
+        self._known[key] = (body_digest, job_id)
+
+    async def abandon(self, key: str) -> None:
+        if key in self._known and self._known[key][1] is None:
+            del self._known[key]
 
 
 class InMemoryQueue:

@@ -9,15 +9,20 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
+from services.common.auth import AccessKey, FixedKeys, KeyRing
 from services.registry.adapter_profiling import AdapterProfiling
+from services.registry.cancellation import JobCancellation
 from services.registry.catalog import Catalog
 from services.registry.collection import CollectionPolicy, Collector
-from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies
+from services.registry.entrypoints.dependencies import RestDependencies
+from services.registry.entrypoints.event_stream import EventStreams
+from services.registry.entrypoints.lifecycle_routes import LifecycleDependencies, lifecycle_routes
 from services.registry.entrypoints.metrics import RegistryMetrics
-from services.registry.entrypoints.rest import RestDependencies, create_rest_app
+from services.registry.entrypoints.rest import create_rest_app
 from services.registry.fetching import Fetcher
 from services.registry.infra.archive import ArchiveLimits, unpack
 from services.registry.infra.assembly import assemble
+from services.registry.infra.audit_log import DiskAuditLog
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.object_source import ObjectStoreSource
@@ -40,7 +45,13 @@ from services.registry.reprofiling import Reprofiling
 from services.registry.validation import AdapterValidator, ValidationLimits
 from tests.builders.adapters import MODULE_SHAPES
 from tests.builders.registry_values import a_draft, a_profile
-from tests.fakes.registry_ports import FakeBaseModel, InMemoryCatalogIndex, InMemoryJobStore, InMemoryQueue
+from tests.fakes.registry_ports import (
+    FakeBaseModel,
+    InMemoryCatalogIndex,
+    InMemoryIdempotencyStore,
+    InMemoryJobStore,
+    InMemoryQueue,
+)
 from tests.fakes.router_encoder import HashEncoder
 
 MAX_UPLOAD_BYTES = 4 * 1024 * 1024
@@ -49,7 +60,20 @@ FETCH_LIMITS = FetchLimits(max_bytes=MAX_UPLOAD_BYTES, max_seconds=60.0)
 
 
 class RegistryStack:
-    """All parts of a registry, each open to a test."""
+    """All parts of a registry, each open to a test.
+
+    Args:
+        data_dir: everything it keeps.
+        allowed: folders adapters may be ingested from.
+        allowed_hosts: hosts archives may be fetched from.
+        max_eager_bytes: uploads up to this are checked at once.
+        key: the one admin key; anybody may do anything without one.
+        keys: more of them, with scopes.
+        index: the published catalogue; one of its own if None.
+        encoder: embeds sample texts.
+        holds_new_versions: whether new versions wait in quarantine.
+        collection: what garbage collection leaves alone.
+    """
 
     def __init__(
         self,
@@ -59,6 +83,7 @@ class RegistryStack:
         allowed_hosts: tuple[str, ...] = (),
         max_eager_bytes: int = 1 << 20,
         key: str | None = None,
+        keys: Sequence[AccessKey] = (),
         index: InMemoryCatalogIndex | None = None,
         encoder: TextEncoder | None = None,
         holds_new_versions: bool = False,
@@ -66,6 +91,10 @@ class RegistryStack:
         collection: CollectionPolicy | None = None,
     ) -> None:
         self.data_dir = data_dir
+        known = [*keys, *([AccessKey.of_secret("admin", SecretStr(key))] if key else [])]
+        self.keys = KeyRing([FixedKeys(known)] if known else [], is_anonymous_allowed=True)
+        self.audit = DiskAuditLog(data_dir / "audit", max_file_bytes=1 << 20, max_files=4)
+        self.streams = EventStreams()
         self.staging = DiskStagingArea(data_dir / "incoming")
         self.data = DataFolder(data_dir)
         self.registrations = self.data.registrations
@@ -164,10 +193,12 @@ class RegistryStack:
             validator=validator,
             base=base,
             encoder=self.encoder,
-            fetcher=Fetcher(sources=self.sources, jobs=self.jobs, assemble=assemble, report_seconds=0.01),
+            fetcher=Fetcher(sources=self.sources, assemble=assemble),
             pool_check=PoolCheck(source=RegisteredPool(self.registrations), artifacts=self.artifacts),
+            audit=self.audit,
             lease_seconds=1.0,
         )
+        self.cancellation = JobCancellation(jobs=self.jobs, staging=self.staging)
         self.recovery = JobRecovery(
             staging=self.staging,
             jobs=self.jobs,
@@ -181,20 +212,30 @@ class RegistryStack:
                 intake=self.intake,
                 catalog=self.catalog,
                 jobs=self.jobs,
-                metrics=RegistryMetrics(catalog=self.catalog, jobs=self.jobs),
+                cancellation=self.cancellation,
+                idempotency=InMemoryIdempotencyStore(),
+                audit=self.audit,
+                metrics=RegistryMetrics(catalog=self.catalog, jobs=self.jobs, queue=self.queue),
+                streams=self.streams,
                 is_ready=lambda: True,
                 max_upload_bytes=MAX_UPLOAD_BYTES,
-                lifecycle=LifecycleDependencies(
-                    lifecycle=self.lifecycle, intake=self.intake, collector=self.collector, orders=self.orders
-                ),
+                heartbeat_seconds=0.2,
+                load_wait_seconds=0.5,
             ),
-            admin_api_key=SecretStr(key) if key else None,
+            keys=self.keys,
+            more_routes=[
+                lifecycle_routes(
+                    LifecycleDependencies(
+                        lifecycle=self.lifecycle, intake=self.intake, collector=self.collector, orders=self.orders
+                    )
+                )
+            ],
         )
 
     def client(self) -> httpx.AsyncClient:
         """An HTTP client that talks to the app without a socket."""
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://registry")
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     async def publish(
         self, name: str = "a", *, seed: int = 0, is_replacement: bool = True, job_id: str = "0" * 32
@@ -212,5 +253,6 @@ class RegistryStack:
             await self.ingestion.run(self.queue.job_ids.popleft())
 
     def stored(self) -> list[str]:
-        """Every file that says something was kept."""
-        return sorted(str(path.relative_to(self.data_dir)) for path in self.data_dir.rglob("*") if path.is_file())
+        """Every file that says something was kept of an adapter."""
+        files = (path.relative_to(self.data_dir) for path in self.data_dir.rglob("*") if path.is_file())
+        return sorted(str(path) for path in files if path.parts[0] != "audit")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import grpc
-from pydantic import SecretStr
 
 from hilora_rpc.v1 import lifecycle_pb2, lifecycle_pb2_grpc
-from services.common.auth import is_bearer_key
+from services.common.auth import Scope
+from services.registry.entrypoints.rpc_access import RpcAccess
 from services.registry.lifecycle import AdapterLifecycle
 from services.registry.publication import Published
 from services.registry.registration import VersionState
@@ -31,12 +31,12 @@ class LifecycleServicer(lifecycle_pb2_grpc.AdapterLifecycleServiceServicer):
 
     Args:
         lifecycle: the use cases.
-        admin_api_key: what `authorization: Bearer ...` metadata must carry; None asks nobody.
+        access: who may call what.
     """
 
-    def __init__(self, *, lifecycle: AdapterLifecycle, admin_api_key: SecretStr | None = None) -> None:
+    def __init__(self, *, lifecycle: AdapterLifecycle, access: RpcAccess) -> None:
         self._lifecycle = lifecycle
-        self._admin_api_key = admin_api_key
+        self._access = access
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to a server."""
@@ -46,7 +46,7 @@ class LifecycleServicer(lifecycle_pb2_grpc.AdapterLifecycleServiceServicer):
         self, request: lifecycle_pb2.ListVersionsRequest, context: _Context
     ) -> lifecycle_pb2.ListVersionsResponse:
         """See lifecycle.proto."""
-        await self._authorise(context)
+        self._access.require(context, Scope.READ)
         registration = await self._lifecycle.registration(request.adapter_name)
         versions = [
             lifecycle_pb2.AdapterVersion(
@@ -67,8 +67,9 @@ class LifecycleServicer(lifecycle_pb2_grpc.AdapterLifecycleServiceServicer):
         self, request: lifecycle_pb2.RollBackAdapterRequest, context: _Context
     ) -> lifecycle_pb2.AdapterStateResponse:
         """See lifecycle.proto."""
-        await self._authorise(context)
-        return _state(await self._lifecycle.roll_back(request.adapter_name, selector=request.version or None))
+        async with self._access.change(context, Scope.WRITE, action="roll_back_adapter") as change:
+            change.concerns(adapter=request.adapter_name)
+            return _state(await self._lifecycle.roll_back(request.adapter_name, selector=request.version or None))
 
     async def ApproveAdapter(
         self, request: lifecycle_pb2.ReviewAdapterRequest, context: _Context
@@ -85,20 +86,17 @@ class LifecycleServicer(lifecycle_pb2_grpc.AdapterLifecycleServiceServicer):
     async def _review(
         self, request: lifecycle_pb2.ReviewAdapterRequest, context: _Context, *, is_approval: bool
     ) -> lifecycle_pb2.AdapterStateResponse:
-        await self._authorise(context)
-        published = await self._lifecycle.review(
-            request.adapter_name,
-            is_approval=is_approval,
-            reviewer=request.reviewer,
-            reason=request.reason,
-            selector=request.version or None,
-        )
-        return _state(published)
-
-    async def _authorise(self, context: _Context) -> None:
-        presented = next((value for key, value in context.invocation_metadata() or () if key == "authorization"), "")
-        if not is_bearer_key(str(presented), self._admin_api_key):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "This call needs 'authorization: Bearer <admin key>'.")
+        action = "approve_adapter" if is_approval else "reject_adapter"
+        async with self._access.change(context, Scope.APPROVE, action=action) as change:
+            change.concerns(adapter=request.adapter_name)
+            published = await self._lifecycle.review(
+                request.adapter_name,
+                is_approval=is_approval,
+                reviewer=request.reviewer or change.origin.principal,
+                reason=request.reason,
+                selector=request.version or None,
+            )
+            return _state(published)
 
 
 def _state(published: Published) -> lifecycle_pb2.AdapterStateResponse:

@@ -42,9 +42,10 @@ class RollBackBody(_Body):
 
 
 class ReviewBody(_Body):
-    """`POST /v1/adapters/{name}/approve` and `/reject`."""
+    """`POST /v1/adapters/{name}/approve` and `/reject`; may be left out."""
 
-    reviewer: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    reviewer: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    """Who decides; None takes the name of the key. The audit log names the key in any case."""
     reason: Annotated[str, StringConstraints(max_length=4096)] = ""
     version: Selector | None = None
     """None takes the newest version that waits."""

@@ -21,6 +21,7 @@ _STATES = {
     IngestState.READY: registry_pb2.INGEST_STATE_READY,
     IngestState.QUARANTINED: registry_pb2.INGEST_STATE_QUARANTINED,
     IngestState.FAILED: registry_pb2.INGEST_STATE_FAILED,
+    IngestState.CANCELLED: registry_pb2.INGEST_STATE_CANCELLED,
     IngestState.RETIRED: registry_pb2.INGEST_STATE_RETIRED,
 }
 _TIERS = {

@@ -10,7 +10,7 @@ from hilora.errors import Exhausted, Unavailable
 
 REPROFILE_TASK = "registry.reprofile"
 
-_RETRY_SECONDS = 10
+_RETRY_SECONDS = 10.0
 # A broker that is not there yet is waited for, as by everything else in the process.
 _PATIENCE = {"max_retries": None, "interval_start": 0.2, "interval_step": 0.2, "interval_max": 2.0}
 
@@ -25,16 +25,19 @@ class ReprofileRunner(Protocol):
 
 def register_reprofile_task(app: Celery, runner: ReprofileRunner, *, pause_seconds: float) -> None:
     """Add the task to an application. Between two turns, ingests that wait have theirs."""
+    # A message that waits longer than it stays invisible would be doubled.
+    longest_wait_seconds = float(app.conf.broker_transport_options["visibility_timeout"]) / 2
 
-    @app.task(name=REPROFILE_TASK, bind=True, max_retries=None)
+    # Not shared: every other application of the process would get the task, with this runner.
+    @app.task(name=REPROFILE_TASK, bind=True, max_retries=None, shared=False)
     def reprofile(task: Any) -> None:
         """Embed some versions again; see `Reprofiling.run`."""
         try:
             has_more = runner.reprofile()
         except (Exhausted, Unavailable) as error:
-            raise task.retry(countdown=_RETRY_SECONDS, exc=error) from error
+            raise task.retry(countdown=min(_RETRY_SECONDS, longest_wait_seconds), exc=error) from error
         if has_more:
-            task.apply_async(countdown=pause_seconds)
+            task.apply_async(countdown=min(pause_seconds, longest_wait_seconds))
 
 
 def start_reprofiling(app: Celery) -> None:

@@ -9,18 +9,20 @@ from dataclasses import replace
 from typing import Any, cast
 
 import grpc
-from pydantic import SecretStr
 
 from hilora.errors import InvalidInput, UnknownAdapter
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
-from services.common.auth import is_bearer_key
+from services.common.auth import Scope
 from services.common.log import get_logger
 from services.common.rpc_client import CHUNK_BYTES
+from services.registry.cancellation import JobCancellation, known_job
 from services.registry.catalog import Catalog
 from services.registry.catalog_entry import CatalogChange, CatalogEntry, CatalogHeartbeat, CatalogNews, CatalogSnapshot
+from services.registry.entrypoints.event_stream import until
 from services.registry.entrypoints.messages import basis_of, entry_message, job_message
+from services.registry.entrypoints.rpc_access import RpcAccess
 from services.registry.intake import Intake
-from services.registry.job import SourceKind, is_job_id
+from services.registry.job import SourceKind
 from services.registry.ports import JobStore
 
 SERVICE_NAME = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
@@ -40,8 +42,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         catalog: the adapters.
         jobs: the ingests.
         intake: the way in.
+        cancellation: the way out of an ingest.
+        access: who may call what; followers' calls are open.
         heartbeat_seconds: time between two signs of life on a watch stream.
-        admin_api_key: what `authorization: Bearer ...` metadata must carry to change the catalogue; None asks nobody.
     """
 
     def __init__(
@@ -50,10 +53,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         catalog: Catalog,
         jobs: JobStore,
         intake: Intake,
+        cancellation: JobCancellation,
+        access: RpcAccess,
         heartbeat_seconds: float,
-        admin_api_key: SecretStr | None = None,
     ) -> None:
-        self._admin_api_key = admin_api_key
+        self._access = access
+        self._cancellation = cancellation
         self._catalog = catalog
         self._jobs = jobs
         self._intake = intake
@@ -89,21 +94,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     ) -> AsyncIterator[registry_pb2.CatalogEvent]:
         """See registry.proto."""
         del context
-        news = aiter(self._catalog.follow(request.after_generation, heartbeat_seconds=self._heartbeat_seconds))
-        closing = asyncio.create_task(self._closing.wait())
-        try:
-            while True:
-                arriving = asyncio.ensure_future(anext(news, None))
-                try:
-                    await asyncio.wait({arriving, closing}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not arriving.done():
-                        arriving.cancel()
-                if arriving.cancelled() or not arriving.done() or (item := arriving.result()) is None:
-                    return
-                yield await self._event(item, without_samples=request.without_samples)
-        finally:
-            closing.cancel()
+        news = self._catalog.follow(request.after_generation, heartbeat_seconds=self._heartbeat_seconds)
+        async for item in until(news, self._closing):
+            yield await self._event(item, without_samples=request.without_samples)
 
     async def FetchComponents(
         self, request: registry_pb2.FetchComponentsRequest, context: _Context
@@ -120,49 +113,68 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def Ingest(self, request: registry_pb2.IngestRequest, context: _Context) -> registry_pb2.IngestJob:
         """See registry.proto."""
-        await self._authorise(context)
-        kinds = {
-            "local_path": (SourceKind.PATH, request.local_path),
-            "hub_repo": (SourceKind.HUB, request.hub_repo),
-            "object_url": (SourceKind.OBJECT, request.object_url),
-            "archive_url": (SourceKind.URL, request.archive_url),
-        }
-        given = request.WhichOneof("source")
-        if given is None:
-            raise InvalidInput(
-                "The request names no source.",
-                code="invalid_request",
-                remedy="Set local_path, hub_repo, object_url or archive_url; files are uploaded over REST.",
-                place="source",
+        async with self._access.change(context, Scope.WRITE, action="add_adapter") as change:
+            kinds = {
+                "local_path": (SourceKind.PATH, request.local_path),
+                "hub_repo": (SourceKind.HUB, request.hub_repo),
+                "object_url": (SourceKind.OBJECT, request.object_url),
+                "archive_url": (SourceKind.URL, request.archive_url),
+            }
+            given = request.WhichOneof("source")
+            if given is None:
+                raise InvalidInput(
+                    "The request names no source.",
+                    code="invalid_request",
+                    remedy="Set local_path, hub_repo, object_url or archive_url; files are uploaded over REST.",
+                    place="source",
+                )
+            kind, reference = kinds[given]
+            job = await self._intake.submit_reference(
+                reference,
+                kind=kind,
+                adapter_name=request.adapter_name or None,
+                texts=tuple(request.sample_texts),
+                is_replacement=False,
+                origin=change.origin,
             )
-        kind, reference = kinds[given]
-        job = await self._intake.submit_reference(
-            reference,
-            kind=kind,
-            adapter_name=request.adapter_name or None,
-            texts=tuple(request.sample_texts),
-            is_replacement=False,
-        )
-        return job_message(job)
+            change.concerns(adapter=job.adapter_name, job_id=job.job_id, is_accepted=True)
+            return job_message(job)
 
     async def GetJob(self, request: registry_pb2.GetJobRequest, context: _Context) -> registry_pb2.IngestJob:
         """See registry.proto."""
-        del context
-        job = await self._jobs.get(request.job_id) if is_job_id(request.job_id) else None
-        if job is None:
-            raise UnknownAdapter(f"There is no job {request.job_id[:64]!r}.", code="unknown_job", place="job_id")
-        return job_message(job)
+        self._access.require(context, Scope.READ)
+        return job_message(await known_job(self._jobs, request.job_id))
+
+    async def WatchJob(
+        self, request: registry_pb2.WatchJobRequest, context: _Context
+    ) -> AsyncIterator[registry_pb2.IngestJob]:
+        """See registry.proto."""
+        self._access.require(context, Scope.READ)
+        await known_job(self._jobs, request.job_id)
+        states = self._jobs.follow(request.job_id, heartbeat_seconds=self._heartbeat_seconds)
+        async for job in until(states, self._closing):
+            if job is not None:
+                yield job_message(job)
+
+    async def CancelJob(self, request: registry_pb2.CancelJobRequest, context: _Context) -> registry_pb2.IngestJob:
+        """See registry.proto."""
+        async with self._access.change(context, Scope.WRITE, action="cancel_job") as change:
+            change.concerns(job_id=request.job_id)
+            job = await self._cancellation.cancel(request.job_id)
+            change.concerns(adapter=job.adapter_name, is_accepted=not job.state.is_terminal)
+            return job_message(job)
 
     async def GetAdapter(self, request: registry_pb2.GetAdapterRequest, context: _Context) -> registry_pb2.CatalogEntry:
         """See registry.proto."""
-        del context
+        self._access.require(context, Scope.READ)
         return await self._entry(await self._catalog.entry(request.adapter_name), without_samples=False)
 
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: _Context
     ) -> registry_pb2.ListAdaptersResponse:
         """See registry.proto."""
-        del request, context
+        del request
+        self._access.require(context, Scope.READ)
         snapshot = await self._catalog.snapshot()
         return registry_pb2.ListAdaptersResponse(
             catalog_generation=snapshot.catalog_generation,
@@ -173,13 +185,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.RetireAdapterRequest, context: _Context
     ) -> registry_pb2.RetireAdapterResponse:
         """See registry.proto."""
-        await self._authorise(context)
-        return registry_pb2.RetireAdapterResponse(catalog_generation=await self._catalog.retire(request.adapter_name))
-
-    async def _authorise(self, context: _Context) -> None:
-        presented = next((value for key, value in context.invocation_metadata() or () if key == "authorization"), "")
-        if not is_bearer_key(str(presented), self._admin_api_key):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "This call needs 'authorization: Bearer <admin key>'.")
+        async with self._access.change(context, Scope.WRITE, action="retire_adapter") as change:
+            change.concerns(adapter=request.adapter_name)
+            generation = await self._catalog.retire(request.adapter_name)
+            return registry_pb2.RetireAdapterResponse(catalog_generation=generation)
 
     async def _entry(self, entry: CatalogEntry, *, without_samples: bool) -> registry_pb2.CatalogEntry:
         if without_samples or not entry.num_samples:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from hilora.access import TrustTier
 from hilora.finding import Severity
 from services.registry.artifact import ArtifactManifest
+from services.registry.audit import AuditEvent, AuditOutcome
 from services.registry.catalog_entry import CatalogEntry
 from services.registry.entrypoints.squeeze_option import SqueezeOption
 from services.registry.job import IngestJob, IngestState, SourceKind
@@ -117,9 +118,11 @@ class JobView(BaseModel):
     """What the checks found; null until they are done."""
     created_at: float
     updated_at: float
+    is_cancel_requested: bool = False
+    """Whether it is to stop at its next safe point."""
 
     @classmethod
-    def of(cls, job: IngestJob) -> Self:
+    def of(cls, job: IngestJob, *, is_cancel_requested: bool = False) -> Self:
         """The view of a job."""
         error = job.error
         return cls(
@@ -135,6 +138,7 @@ class JobView(BaseModel):
             report=ReportView.of(job.report),
             created_at=job.created_at,
             updated_at=job.updated_at,
+            is_cancel_requested=is_cancel_requested,
         )
 
 
@@ -143,6 +147,7 @@ class JobList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[JobView]
+    """Newest first."""
 
 
 class AdapterView(BaseModel):
@@ -241,6 +246,10 @@ class AdapterList(BaseModel):
     object: Literal["list"] = "list"
     catalog_generation: int
     data: list[AdapterView]
+    """By name."""
+    has_more: bool = False
+    next_after: str | None = None
+    """`after` of the next page."""
 
 
 class Retired(BaseModel):
@@ -251,3 +260,44 @@ class Retired(BaseModel):
     state: Literal["RETIRED"] = "RETIRED"
     catalog_generation: int
     """The generation from which on the adapter is gone."""
+
+
+class AuditEventView(BaseModel):
+    """One line of the audit log."""
+
+    at: float
+    """Unix seconds."""
+    principal: str
+    """Name of the key that asked."""
+    action: str
+    outcome: AuditOutcome
+    code: str | None
+    adapter: str | None
+    job_id: str | None
+    request_id: str
+    door: str
+
+    @classmethod
+    def of(cls, event: AuditEvent) -> Self:
+        """The view of an event."""
+        return cls(
+            at=event.at,
+            principal=event.principal,
+            action=event.action,
+            outcome=event.outcome,
+            code=event.code,
+            adapter=event.adapter,
+            job_id=event.job_id,
+            request_id=event.request_id,
+            door=event.door,
+        )
+
+
+class AuditList(BaseModel):
+    """`GET /v1/audit`."""
+
+    object: Literal["list"] = "list"
+    data: list[AuditEventView]
+    """Newest first."""
+    next_before: str | None
+    """`before` of the next page; missing on the last."""

@@ -1,4 +1,9 @@
-"""The Celery door: one task, JSON only, acknowledged after the work, retried exactly where trying again can help."""
+"""The Celery door: one task, JSON only, acknowledged after the work, retried exactly where trying again can help.
+
+Three nets hold a job whose process dies, and the claim on the job lets each of them be as eager as it likes:
+a message that was not acknowledged returns to the queue after the visibility time-out; the registry hands a job whose
+claim ran out to the queue again (`recovery`); and the staging folder outlives both.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ INGEST_QUEUE_KEY = f"{_KEY_PREFIX}{INGEST_QUEUE}"
 """The Redis list of messages that no process has taken."""
 
 MAX_RETRIES = 6
-_MAX_BACKOFF_SECONDS = 60
+_MAX_BACKOFF_SECONDS = 60.0
 
 
 class IngestRunner(Protocol):
@@ -30,11 +35,18 @@ class IngestRunner(Protocol):
         ...
 
 
-def build_celery_app(broker_url: str) -> Celery:
-    """The application that the registry sends through and the ingest process runs."""
+def build_celery_app(broker_url: str, *, visibility_seconds: float) -> Celery:
+    """The application that the registry sends through and the ingest process runs.
+
+    Args:
+        broker_url: see `broker_url_of`.
+        visibility_seconds: after this long an unacknowledged message is given to another process. An ingest may take
+            longer: whoever gets its message then finds it claimed, and lets it be.
+    """
     app = Celery("hilora-registry", broker=broker_url, backend=None, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
+        result_accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
         event_serializer="json",
@@ -46,17 +58,38 @@ def build_celery_app(broker_url: str) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
+        # Commands to workers over the broker: nobody sends them, and whoever can write to Redis could.
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options={"global_keyprefix": _KEY_PREFIX, "socket_connect_timeout": 5},
+        broker_transport_options={
+            "global_keyprefix": _KEY_PREFIX,
+            "socket_connect_timeout": 5,
+            "visibility_timeout": visibility_seconds,
+            # Kombu looks for such messages every 100 s by default, whatever the time-out is.
+            "unacked_restore_interval": max(1.0, min(10.0, visibility_seconds / 2)),
+            "unacked_restore_throttle": 1,
+        },
     )
     return app
 
 
+def backoff_seconds(error: HiloraError, *, attempt: int, visibility_seconds: float) -> float:
+    """How long to wait before the next attempt: doubling, at least what the error asks for, always bounded.
+
+    A message that waits is not acknowledged either: waiting longer than it stays invisible would double it.
+    """
+    wanted = error.retry_after_seconds if isinstance(error, Exhausted) else 0.0
+    return min(max(wanted, 2.0**attempt), _MAX_BACKOFF_SECONDS, visibility_seconds / 2)
+
+
 def register_ingest_task(app: Celery, runner: IngestRunner) -> None:
     """Add the ingest task to an application."""
+    visibility_seconds = float(app.conf.broker_transport_options["visibility_timeout"])
 
-    @app.task(name=INGEST_TASK, bind=True, max_retries=MAX_RETRIES)
+    # Not shared: every other application of the process would get the task, with this runner.
+    @app.task(name=INGEST_TASK, bind=True, max_retries=MAX_RETRIES, shared=False)
     def ingest(task: Any, job_id: str) -> None:
         """Run one job; see `Ingestion.run`."""
         try:
@@ -66,16 +99,22 @@ def register_ingest_task(app: Celery, runner: IngestRunner) -> None:
             if attempt >= MAX_RETRIES:
                 runner.give_up(job_id, error)
                 return
-            wait_seconds = error.retry_after_seconds if isinstance(error, Exhausted) else 0.0
-            countdown = max(wait_seconds, min(_MAX_BACKOFF_SECONDS, 2**attempt))
+            countdown = backoff_seconds(error, attempt=attempt, visibility_seconds=visibility_seconds)
             raise task.retry(countdown=countdown, exc=error) from error
 
 
-def run_ingest_process(app: Celery, *, log_level: str) -> None:
-    """Consume the queue until SIGTERM or SIGINT; the job in progress is finished first."""
+def run_ingest_process(app: Celery, *, num_concurrent: int, log_level: str) -> None:
+    """Consume the queue until SIGTERM or SIGINT; the jobs in progress are finished first.
+
+    Args:
+        app: with the task registered.
+        num_concurrent: how many jobs run at a time. Several share the process as threads: a second process would load
+            base and encoder again, and torch computes outside the interpreter's lock.
+        log_level: of Celery's own events.
+    """
     worker = app.Worker(
-        pool="solo",
-        concurrency=1,
+        pool="solo" if num_concurrent == 1 else "threads",
+        concurrency=num_concurrent,
         queues=[INGEST_QUEUE],
         # Talk among several Celery workers: none of it is needed, and it delays the start by seconds.
         without_gossip=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 
 import grpc
 
@@ -95,8 +96,9 @@ class SelfPortraitTexts:
         )
         pieces: list[str] = []
         try:
-            async for event in stub.Generate(request, timeout=self._timeout_seconds):
-                pieces.append(event.delta.text)
+            # The stubs do not say that a call can be iterated.
+            events: AsyncIterator[worker_pb2.GenerateEvent] = stub.Generate(request, timeout=self._timeout_seconds)  # pyright: ignore[reportAssignmentType]
+            pieces.extend([event.delta.text async for event in events])
         except grpc.aio.AioRpcError as error:
             raised = error_from_rpc(error, peer=peer)
             if raised.code == "empty_prompt":

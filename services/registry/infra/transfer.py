@@ -59,7 +59,7 @@ class Transfer:
 
         Raises:
             InvalidInput: `upload_too_large` or `fetch_too_slow`.
-            Unavailable: the listener wants no more.
+            RequestAborted: the listener wants no more.
         """
         self.done_bytes += num_bytes
         if self.done_bytes > self._limits.max_bytes:

@@ -113,3 +113,127 @@ class TestLeases:
         await lease.release()
         assert await store.is_claimed(job_id)
         assert await successor.extend()
+
+
+async def followed(store, job_id):
+    """The states that a follower sees to the end; silences left out."""
+    return [job async for job in store.follow(job_id, heartbeat_seconds=0.05) if job is not None]
+
+
+class TestSubmissions:
+    async def test_the_first_of_a_fingerprint_does_the_work(self, store):
+        first, second, other = a_job(), a_job(), a_job()
+
+        assert await store.submit(first, fingerprint="f") == first
+        assert await store.submit(second, fingerprint="f") == first
+        assert await store.submit(other, fingerprint="g") == other
+
+        assert await store.get(second.job_id) is None
+        assert {job.job_id for job in await store.unfinished()} == {first.job_id, other.job_id}
+
+    async def test_at_once_there_is_one_first(self, store):
+        jobs = [a_job() for _ in range(20)]
+
+        owners = await asyncio.gather(*(store.submit(job, fingerprint="f") for job in jobs))
+
+        assert len({owner.job_id for owner in owners}) == 1
+        assert len(await store.unfinished()) == 1
+
+    async def test_what_is_over_or_called_off_is_not_joined(self, store):
+        first, second, third = a_job(), a_job(), a_job()
+        await store.submit(first, fingerprint="f")
+        await store.put(first.failed(InvalidAdapter("no")))
+
+        assert await store.submit(second, fingerprint="f") == second
+        await store.request_cancel(second.job_id)
+        assert await store.submit(third, fingerprint="f") == third
+
+    async def test_an_owner_keeps_its_fingerprint_while_it_works(self, store):
+        first, second = a_job(), a_job()
+        await store.submit(first, fingerprint="f")
+        working = first.moved(IngestState.FETCHING, detail="fetching")
+        await store.put(working)
+
+        assert await store.submit(second, fingerprint="f") == working
+
+
+class TestCancelling:
+    async def test_the_wish_lasts_until_the_job_is_over(self, store):
+        job = a_job()
+        await store.put(job)
+        assert not await store.is_cancel_requested(job.job_id)
+
+        await store.request_cancel(job.job_id)
+        await store.put(job.moved(IngestState.FETCHING, detail=""))
+        assert await store.is_cancel_requested(job.job_id)
+
+        await store.put(job.cancelled())
+        assert not await store.is_cancel_requested(job.job_id)
+
+    async def test_a_job_that_is_over_is_not_asked(self, store):
+        job = a_job()
+        await store.put(job)
+        await store.put(job.cancelled())
+
+        await store.request_cancel(job.job_id)
+
+        assert not await store.is_cancel_requested(job.job_id)
+
+
+class TestFollowing:
+    async def test_the_present_state_then_each_further_one_to_the_end(self, store):
+        job = a_job()
+        await store.put(job)
+        follower = asyncio.create_task(followed(store, job.job_id))
+        for state in (IngestState.FETCHING, IngestState.VALIDATING):
+            await asyncio.sleep(0.1)
+            job = job.moved(state, detail="")
+            await store.put(job)
+        await asyncio.sleep(0.1)
+        await store.put(job.failed(InvalidAdapter("no")))
+
+        seen = await asyncio.wait_for(follower, 10)
+
+        assert (seen[0].state, seen[-1].state) == (IngestState.PENDING, IngestState.FAILED)
+        assert sorted(seen, key=lambda item: item.updated_at) == seen
+
+    async def test_silence_is_a_sign_of_life(self, store):
+        job = a_job()
+        await store.put(job)
+        stream = store.follow(job.job_id, heartbeat_seconds=0.05)
+
+        assert [await anext(stream), await anext(stream), await anext(stream)] == [job, None, None]
+        await stream.aclose()
+
+    async def test_a_finished_or_unknown_job_ends_at_once(self, store):
+        job = a_job().failed(InvalidAdapter("no"))
+        await store.put(job)
+
+        assert await followed(store, job.job_id) == [job]
+        assert await followed(store, "0" * 32) == []
+
+    async def test_news_of_others_are_not_shown(self, store):
+        job, other = a_job(), a_job()
+        await store.put(job)
+        follower = asyncio.create_task(followed(store, job.job_id))
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            await store.put(other)
+        await store.put(job.cancelled())
+
+        seen = await asyncio.wait_for(follower, 10)
+
+        assert {item.job_id for item in seen} == {job.job_id}
+
+
+class TestOutcomes:
+    async def test_each_job_counts_once_when_it_is_over(self, store):
+        refused, cancelled, waiting = a_job(), a_job(), a_job()
+        for job in (refused, cancelled, waiting):
+            await store.put(job)
+        failed = refused.failed(InvalidAdapter("no", code="c"))
+        await store.put(failed)
+        await store.put(failed)
+        await store.put(cancelled.cancelled())
+
+        assert await store.outcomes() == {"FAILED:c": 1, "CANCELLED": 1}

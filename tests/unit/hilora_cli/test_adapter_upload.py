@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from hilora.errors import HiloraError, InvalidInput
+from hilora.errors import HiloraError, InvalidInput, Unavailable
 from hilora_cli.adapter_upload import AdapterUpload, submit, wait_for_job
 from hilora_cli.api_client import ApiClient
 
@@ -13,7 +13,7 @@ JOB = {"job_id": "j", "adapter_name": "a", "state": "PENDING", "progress": 0.0, 
 
 
 class Server:
-    """Remembers what was sent and answers with a job."""
+    """Remembers what was sent, answers with a job, and streams some states of it a connection; None is a 503."""
 
     def __init__(self, *states):
         self.request = None
@@ -24,7 +24,12 @@ class Server:
         if request.method == "POST":
             self.request, self.body = request, request.read()
             return httpx.Response(202, json=JOB)
-        return httpx.Response(200, json={**JOB, **self._states.pop(0)})
+        assert request.url.path == "/v1/jobs/j/events"
+        states = self._states.pop(0)
+        if states is None:
+            return httpx.Response(503, json={"error": {"message": "starting", "code": "starting"}})
+        events = (f"event: job\nid: 1\ndata: {json.dumps({**JOB, **state})}\n\n" for state in states)
+        return httpx.Response(200, text=": heartbeat\n\n".join(["", *events]))
 
     def client(self):
         return ApiClient("http://server", transport=httpx.MockTransport(self))
@@ -88,6 +93,22 @@ class TestSubmit:
             "replace": False,
         }
 
+    @pytest.mark.parametrize(
+        ("source", "kind"),
+        [
+            ("s3://pool/sorter", "object"),
+            ("gs://pool/sorter.zip", "object"),
+            ("https://files.example/sorter.tar.gz", "url"),
+            ("http://files.example/sorter.zip?token=a", "url"),
+        ],
+    )
+    async def test_an_address_is_fetched_by_the_server(self, source, kind):
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=source))
+
+        assert json.loads(server.body)["source"] == {kind: source}
+
     async def test_a_folder_without_an_adapter_is_not_sent(self, tmp_path):
         server = Server()
         async with server.client() as client:
@@ -102,21 +123,68 @@ class TestSubmit:
             with pytest.raises(InvalidInput, match="Line 2"):
                 await submit(client, AdapterUpload(source="owner/name", samples=b'{"text": "t"}\n{"prompt": "u"}\n'))
 
+    async def test_bytes_are_counted_as_they_are_sent(self, folder):
+        (folder / "adapter_model.safetensors").write_bytes(b"w" * 300_000)
+        seen = []
+        async with ApiClient("http://server", transport=httpx.MockTransport(read_and_accept)) as client:
+            await submit(
+                client,
+                AdapterUpload(source=str(folder), samples=b"SAMPLES"),
+                on_bytes=lambda sent, total: seen.append((sent, total)),
+            )
+
+        total = 300_000 + len(b"CONFIG") + len(b"SAMPLES")
+        assert seen[-1] == (total, total)
+        assert len(seen) > 4
+        assert [sent for sent, _ in seen] == sorted(sent for sent, _ in seen)
+
+    async def test_an_upload_that_is_sent_twice_counts_once(self, folder):
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(folder)))
+
+        assert len(server.request.headers["idempotency-key"]) == 32
+
+
+async def read_and_accept(request):
+    await request.aread()
+    return httpx.Response(202, json=JOB)
+
 
 class TestWaitForJob:
-    async def test_every_look_is_shown_until_it_is_ready(self):
+    async def test_every_state_is_shown_until_it_is_ready(self):
         seen = []
-        server = Server({"state": "VALIDATING"}, {"state": "READY"})
+        server = Server([{"state": "PENDING"}, {"state": "VALIDATING"}, {"state": "READY"}])
         async with server.client() as client:
             job = await wait_for_job(client, JOB, on_job=lambda job: seen.append(job["state"]))
 
         assert job["state"] == "READY"
         assert seen == ["PENDING", "VALIDATING", "READY"]
 
+    async def test_it_survives_a_server_that_ends_the_stream_and_starts_again(self, monkeypatch):
+        monkeypatch.setattr("hilora_cli.adapter_upload._SECONDS_BEFORE_RECONNECTING", 0)
+        server = Server([{"state": "FETCHING"}], None, [], [{"state": "READY"}])
+        async with server.client() as client:
+            assert (await wait_for_job(client, JOB))["state"] == "READY"
+
+    @pytest.mark.parametrize("answer", [None, []], ids=["503", "streams without an event"])
+    async def test_a_server_that_stays_away_is_said(self, monkeypatch, answer):
+        monkeypatch.setattr("hilora_cli.adapter_upload._SECONDS_BEFORE_RECONNECTING", 0)
+        async with Server(*[answer] * 100).client() as client:
+            with pytest.raises(Unavailable):
+                await wait_for_job(client, JOB)
+
     async def test_a_failed_one_is_raised_with_its_reason_and_remedy(self):
         error = {"code": "nan_weights", "message": "There is a NaN.", "remedy": "Train again.", "place": "w"}
-        async with Server({"state": "FAILED", "error": error}).client() as client:
+        async with Server([{"state": "FAILED", "error": error}]).client() as client:
             with pytest.raises(HiloraError) as failure:
                 await wait_for_job(client, JOB)
 
         assert (failure.value.code, failure.value.remedy) == ("nan_weights", "Train again.")
+
+    async def test_a_cancelled_one_is_no_success(self):
+        async with Server([{"state": "CANCELLED"}]).client() as client:
+            with pytest.raises(HiloraError) as failure:
+                await wait_for_job(client, JOB)
+
+        assert failure.value.code == "cancelled"

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from hilora.errors import InvalidInput
+from hilora.errors import Conflict, InvalidInput, PermissionDenied, QueueFull, Unauthenticated, Unavailable
 from hilora_cli.failure import reported_errors
 from hilora_cli.generate import adapters_line
 from hilora_cli.route import candidate_table, posterior_bar, verdict
@@ -75,6 +75,23 @@ class TestFailures:
 
         assert ended.value.code == 1
         assert capsys.readouterr().err == "It is wrong. [wrong]\nMend it.\n"
+
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [
+            (Unavailable("away"), 3),
+            (QueueFull("full"), 3),
+            (Unauthenticated("no key"), 4),
+            (PermissionDenied("no scope"), 4),
+            (Conflict("taken"), 1),
+        ],
+    )
+    def test_a_script_learns_what_to_do_from_the_status(self, error, status, capsys):
+        with pytest.raises(SystemExit) as ended, reported_errors():
+            raise error
+
+        assert ended.value.code == status
+        assert capsys.readouterr().err
 
     def test_an_error_of_the_operating_system_is_no_traceback(self, capsys):
         with pytest.raises(SystemExit), reported_errors():

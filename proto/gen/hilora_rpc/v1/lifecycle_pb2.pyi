@@ -190,7 +190,7 @@ class ReviewAdapterRequest(_message.Message):
     version: _builtins.str
     """Number, or at least 8 digits of the revision; left out: the newest one that waits."""
     reviewer: _builtins.str
-    """Who decides."""
+    """Who decides; left out: the name of the key."""
     reason: _builtins.str
     """Why."""
     def __init__(

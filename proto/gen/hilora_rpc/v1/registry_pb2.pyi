@@ -45,6 +45,8 @@ class _IngestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestSta
     """Refused or broken; error says why."""
     INGEST_STATE_RETIRED: _IngestState.ValueType  # 9
     """Taken out of the catalogue."""
+    INGEST_STATE_CANCELLED: _IngestState.ValueType  # 10
+    """Called off before it entered the catalogue; nothing of it is kept."""
 
 class IngestState(_IngestState, metaclass=_IngestStateEnumTypeWrapper):
     """States of an ingest and of the adapter it makes; transitions in services/registry/job.py."""
@@ -68,6 +70,8 @@ INGEST_STATE_FAILED: IngestState.ValueType  # 8
 """Refused or broken; error says why."""
 INGEST_STATE_RETIRED: IngestState.ValueType  # 9
 """Taken out of the catalogue."""
+INGEST_STATE_CANCELLED: IngestState.ValueType  # 10
+"""Called off before it entered the catalogue; nothing of it is kept."""
 Global___IngestState: _TypeAlias = IngestState  # noqa: Y015
 
 class _TrustTier:
@@ -708,6 +712,50 @@ class GetJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
+
+@_typing.final
+class WatchJobRequest(_message.Message):
+    """Asks for the states of one job as they come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Identity of the job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
+
+@_typing.final
+class CancelJobRequest(_message.Message):
+    """Calls one job off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Identity of the job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class RegistryServiceStub:
     """What the registry offers to routers, workers and operators.
+
+    GetSnapshot, Watch and FetchComponents are open to every service of the cluster. All others need
+    "authorization: Bearer <key>" metadata with a key that has the scope named there.
     """
 
     def __init__(self, channel):
@@ -60,6 +63,16 @@ class RegistryServiceStub:
                 request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
                 _registered_method=True)
+        self.WatchJob = channel.unary_stream(
+                '/hilora_rpc.v1.RegistryService/WatchJob',
+                request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/hilora_rpc.v1.RegistryService/CancelJob',
+                request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/hilora_rpc.v1.RegistryService/GetAdapter',
                 request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.GetAdapterRequest.SerializeToString,
@@ -79,6 +92,9 @@ class RegistryServiceStub:
 
 class RegistryServiceServicer:
     """What the registry offers to routers, workers and operators.
+
+    GetSnapshot, Watch and FetchComponents are open to every service of the cluster. All others need
+    "authorization: Bearer <key>" metadata with a key that has the scope named there.
     """
 
     def GetSnapshot(self, request, context):
@@ -107,34 +123,51 @@ class RegistryServiceServicer:
 
     def Ingest(self, request, context):
         """Starts an ingest from a reference the registry itself can read. Files are uploaded over REST.
+        Scope: write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """The state of one ingest. NOT_FOUND if unknown.
+        """The state of one ingest. NOT_FOUND if unknown. Scope: read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJob(self, request, context):
+        """The present state of an ingest, then each further one; ends after the last. NOT_FOUND if unknown.
+        Scope: read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """Calls an ingest off: at once if nobody works on it, else at its next safe point. Returns its present
+        state. FAILED_PRECONDITION if it is over. Scope: write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """One registered adapter by name. NOT_FOUND if unknown.
+        """One registered adapter by name. NOT_FOUND if unknown. Scope: read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """All registered adapters without their sample embeddings, by name.
+        """All registered adapters without their sample embeddings, by name. Scope: read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetireAdapter(self, request, context):
-        """Takes an adapter out of the catalogue. Requests that already run with it finish.
+        """Takes an adapter out of the catalogue. Requests that already run with it finish. Scope: write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +201,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.GetJobRequest.FromString,
                     response_serializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.SerializeToString,
             ),
+            'WatchJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJob,
+                    request_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.WatchJobRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.CancelJobRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.SerializeToString,
+            ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
                     request_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.GetAdapterRequest.FromString,
@@ -193,6 +236,9 @@ def add_RegistryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
     """What the registry offers to routers, workers and operators.
+
+    GetSnapshot, Watch and FetchComponents are open to every service of the cluster. All others need
+    "authorization: Bearer <key>" metadata with a key that has the scope named there.
     """
 
     @staticmethod
@@ -319,6 +365,60 @@ class RegistryService:
             target,
             '/hilora_rpc.v1.RegistryService/GetJob',
             hilora__rpc_dot_v1_dot_registry__pb2.GetJobRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hilora_rpc.v1.RegistryService/WatchJob',
+            hilora__rpc_dot_v1_dot_registry__pb2.WatchJobRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.RegistryService/CancelJob',
+            hilora__rpc_dot_v1_dot_registry__pb2.CancelJobRequest.SerializeToString,
             hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
             options,
             channel_credentials,

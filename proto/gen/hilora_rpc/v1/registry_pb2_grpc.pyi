@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistryServiceStub:
-    """What the registry offers to routers, workers and operators."""
+    """What the registry offers to routers, workers and operators.
+
+    GetSnapshot, Watch and FetchComponents are open to every service of the cluster. All others need
+    "authorization: Bearer <key>" metadata with a key that has the scope named there.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -45,19 +49,33 @@ class RegistryServiceStub:
     NOT_FOUND if the version is unknown.
     """
     Ingest: _grpc.UnaryUnaryMultiCallable[_registry_pb2.IngestRequest, _registry_pb2.IngestJob]
-    """Starts an ingest from a reference the registry itself can read. Files are uploaded over REST."""
+    """Starts an ingest from a reference the registry itself can read. Files are uploaded over REST.
+    Scope: write.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetJobRequest, _registry_pb2.IngestJob]
-    """The state of one ingest. NOT_FOUND if unknown."""
+    """The state of one ingest. NOT_FOUND if unknown. Scope: read."""
+    WatchJob: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchJobRequest, _registry_pb2.IngestJob]
+    """The present state of an ingest, then each further one; ends after the last. NOT_FOUND if unknown.
+    Scope: read.
+    """
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CancelJobRequest, _registry_pb2.IngestJob]
+    """Calls an ingest off: at once if nobody works on it, else at its next safe point. Returns its present
+    state. FAILED_PRECONDITION if it is over. Scope: write.
+    """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetAdapterRequest, _registry_pb2.CatalogEntry]
-    """One registered adapter by name. NOT_FOUND if unknown."""
+    """One registered adapter by name. NOT_FOUND if unknown. Scope: read."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]
-    """All registered adapters without their sample embeddings, by name."""
+    """All registered adapters without their sample embeddings, by name. Scope: read."""
     RetireAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.RetireAdapterResponse]
-    """Takes an adapter out of the catalogue. Requests that already run with it finish."""
+    """Takes an adapter out of the catalogue. Requests that already run with it finish. Scope: write."""
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
-    """What the registry offers to routers, workers and operators."""
+    """What the registry offers to routers, workers and operators.
+
+    GetSnapshot, Watch and FetchComponents are open to every service of the cluster. All others need
+    "authorization: Bearer <key>" metadata with a key that has the scope named there.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSnapshot: _aio.UnaryStreamMultiCallable[_registry_pb2.GetSnapshotRequest, _registry_pb2.CatalogSnapshotChunk]  # type: ignore[assignment]
@@ -72,18 +90,32 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     NOT_FOUND if the version is unknown.
     """
     Ingest: _aio.UnaryUnaryMultiCallable[_registry_pb2.IngestRequest, _registry_pb2.IngestJob]  # type: ignore[assignment]
-    """Starts an ingest from a reference the registry itself can read. Files are uploaded over REST."""
+    """Starts an ingest from a reference the registry itself can read. Files are uploaded over REST.
+    Scope: write.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetJobRequest, _registry_pb2.IngestJob]  # type: ignore[assignment]
-    """The state of one ingest. NOT_FOUND if unknown."""
+    """The state of one ingest. NOT_FOUND if unknown. Scope: read."""
+    WatchJob: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchJobRequest, _registry_pb2.IngestJob]  # type: ignore[assignment]
+    """The present state of an ingest, then each further one; ends after the last. NOT_FOUND if unknown.
+    Scope: read.
+    """
+    CancelJob: _aio.UnaryUnaryMultiCallable[_registry_pb2.CancelJobRequest, _registry_pb2.IngestJob]  # type: ignore[assignment]
+    """Calls an ingest off: at once if nobody works on it, else at its next safe point. Returns its present
+    state. FAILED_PRECONDITION if it is over. Scope: write.
+    """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetAdapterRequest, _registry_pb2.CatalogEntry]  # type: ignore[assignment]
-    """One registered adapter by name. NOT_FOUND if unknown."""
+    """One registered adapter by name. NOT_FOUND if unknown. Scope: read."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """All registered adapters without their sample embeddings, by name."""
+    """All registered adapters without their sample embeddings, by name. Scope: read."""
     RetireAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.RetireAdapterResponse]  # type: ignore[assignment]
-    """Takes an adapter out of the catalogue. Requests that already run with it finish."""
+    """Takes an adapter out of the catalogue. Requests that already run with it finish. Scope: write."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the registry offers to routers, workers and operators."""
+    """What the registry offers to routers, workers and operators.
+
+    GetSnapshot, Watch and FetchComponents are open to every service of the cluster. All others need
+    "authorization: Bearer <key>" metadata with a key that has the scope named there.
+    """
 
     @_abc_1.abstractmethod
     def GetSnapshot(
@@ -120,7 +152,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.IngestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.IngestJob, _abc.Awaitable[_registry_pb2.IngestJob]]:
-        """Starts an ingest from a reference the registry itself can read. Files are uploaded over REST."""
+        """Starts an ingest from a reference the registry itself can read. Files are uploaded over REST.
+        Scope: write.
+        """
 
     @_abc_1.abstractmethod
     def GetJob(
@@ -128,7 +162,27 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.IngestJob, _abc.Awaitable[_registry_pb2.IngestJob]]:
-        """The state of one ingest. NOT_FOUND if unknown."""
+        """The state of one ingest. NOT_FOUND if unknown. Scope: read."""
+
+    @_abc_1.abstractmethod
+    def WatchJob(
+        self,
+        request: _registry_pb2.WatchJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.IngestJob], _abc.AsyncIterator[_registry_pb2.IngestJob]]:
+        """The present state of an ingest, then each further one; ends after the last. NOT_FOUND if unknown.
+        Scope: read.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelJob(
+        self,
+        request: _registry_pb2.CancelJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.IngestJob, _abc.Awaitable[_registry_pb2.IngestJob]]:
+        """Calls an ingest off: at once if nobody works on it, else at its next safe point. Returns its present
+        state. FAILED_PRECONDITION if it is over. Scope: write.
+        """
 
     @_abc_1.abstractmethod
     def GetAdapter(
@@ -136,7 +190,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.CatalogEntry, _abc.Awaitable[_registry_pb2.CatalogEntry]]:
-        """One registered adapter by name. NOT_FOUND if unknown."""
+        """One registered adapter by name. NOT_FOUND if unknown. Scope: read."""
 
     @_abc_1.abstractmethod
     def ListAdapters(
@@ -144,7 +198,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListAdaptersResponse, _abc.Awaitable[_registry_pb2.ListAdaptersResponse]]:
-        """All registered adapters without their sample embeddings, by name."""
+        """All registered adapters without their sample embeddings, by name. Scope: read."""
 
     @_abc_1.abstractmethod
     def RetireAdapter(
@@ -152,6 +206,6 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RetireAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.RetireAdapterResponse, _abc.Awaitable[_registry_pb2.RetireAdapterResponse]]:
-        """Takes an adapter out of the catalogue. Requests that already run with it finish."""
+        """Takes an adapter out of the catalogue. Requests that already run with it finish. Scope: write."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,11 +8,12 @@ import threading
 
 import pytest
 
-from hilora.errors import RegistryUnavailable, Unavailable
+from hilora.errors import RequestAborted
 from services.registry.adapter_files import CONFIG_FILE, SAMPLES_FILE, WEIGHTS_FILE, archive_stem, files_to_fetch
 from services.registry.fetching import Fetcher, FetchProgress
 from services.registry.infra.assembly import assemble
 from services.registry.job import IngestState, SourceKind, pending_job
+from services.registry.running_job import RunningJob
 from tests.builders.archives import CARD, CONFIG, SAMPLES, WEIGHTS, adapter_files, sharded_weights, weights_bytes
 from tests.builders.registry_values import a_request
 from tests.fakes.registry_ports import InMemoryJobStore
@@ -24,6 +25,7 @@ class ScriptedSource:
     def __init__(self, files, *, steps=()):
         self.files = files
         self.steps = steps
+        self.arrived = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
         self.ended = threading.Event()
 
@@ -34,6 +36,7 @@ class ScriptedSource:
         try:
             for done in self.steps:
                 on_progress(done, 100 << 20)
+                self.arrived.release()
                 self.gate.acquire()
             on_progress(100 << 20, 100 << 20)
             for name, data in self.files.items():
@@ -43,43 +46,31 @@ class ScriptedSource:
         return f"{reference}@exact"
 
 
-class NotingJobStore(InMemoryJobStore):
-    """Tells who waits for it about every job that is put."""
-
-    def __init__(self):
-        super().__init__()
-        self.noted = asyncio.Queue()
-
-    async def put(self, job):
-        await super().put(job)
-        self.noted.put_nowait(job)
-
-
 def request_of(*, has_own_samples=False, kind=SourceKind.HUB):
     return dataclasses.replace(a_request(), source_kind=kind, source="o/n", has_own_samples=has_own_samples)
 
 
-def job_of(request):
-    return pending_job(request, due_at=0).moved(IngestState.FETCHING, detail="fetching")
+def running_of(request, jobs=None):
+    job = pending_job(request, due_at=0).moved(IngestState.FETCHING, detail="fetching")
+    return RunningJob(job, jobs or InMemoryJobStore())
 
 
-def fetcher_of(source, jobs=None):
-    sources = {SourceKind.HUB: source}
-    return Fetcher(sources=sources, jobs=jobs or InMemoryJobStore(), assemble=assemble, report_seconds=0.01)
+def fetcher_of(source):
+    return Fetcher(sources={SourceKind.HUB: source}, assemble=assemble)
 
 
 class TestFetch:
     async def test_an_upload_is_there_already(self, tmp_path):
         request = request_of(kind=SourceKind.UPLOAD)
 
-        assert await fetcher_of(None).fetch(job_of(request), request, tmp_path) == "o/n"
+        assert await fetcher_of(None).fetch(running_of(request), request, tmp_path) == "o/n"
 
     async def test_samples_of_the_client_stay(self, tmp_path):
         (tmp_path / SAMPLES).write_bytes(b"mine")
         request = request_of(has_own_samples=True)
 
         for _ in range(2):  # an attempt after a crash finds them again
-            exact = await fetcher_of(ScriptedSource(adapter_files())).fetch(job_of(request), request, tmp_path)
+            exact = await fetcher_of(ScriptedSource(adapter_files())).fetch(running_of(request), request, tmp_path)
 
             assert exact == "o/n@exact"
             assert (tmp_path / SAMPLES).read_bytes() == b"mine"
@@ -91,72 +82,68 @@ class TestFetch:
         shards = sharded_weights(weights_bytes(), num_shards=2)
         request = request_of()
 
-        await fetcher_of(ScriptedSource({CONFIG: b"{}", **shards})).fetch(job_of(request), request, tmp_path)
+        await fetcher_of(ScriptedSource({CONFIG: b"{}", **shards})).fetch(running_of(request), request, tmp_path)
 
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CONFIG, WEIGHTS, "request.json"])
         assert (tmp_path / WEIGHTS).read_bytes() != b"joined from shards by an earlier attempt"
 
     async def test_the_job_tells_how_far_it_is(self, tmp_path):
-        jobs, request = NotingJobStore(), request_of()
-        job = job_of(request)
+        request = request_of()
+        running = running_of(request)
         source = ScriptedSource(adapter_files(), steps=[25 << 20, 50 << 20])
-        work = asyncio.create_task(fetcher_of(source, jobs).fetch(job, request, tmp_path))
-        seen = []
+        work = asyncio.create_task(fetcher_of(source).fetch(running, request, tmp_path))
+        seen = [running.job]
         for step in (25, 50):
-            noted = await jobs.noted.get()
-            assert f" {step}.0 of 100.0 MiB" in noted.detail
-            seen.append(noted)
+            await asyncio.to_thread(source.arrived.acquire)
+            await running.flush()
+            assert f" {step}.0 of 100.0 MiB" in running.job.detail
+            seen.append(running.job)
             source.gate.release()
         await work
 
-        assert [noted.state for noted in seen] == [IngestState.FETCHING] * 2
-        assert job.progress < seen[0].progress < seen[1].progress
-        assert seen[1].progress < seen[1].moved(IngestState.VALIDATING, detail="").progress
+        assert [job.state for job in seen] == [IngestState.FETCHING] * 3
+        assert seen[0].progress < seen[1].progress < seen[2].progress
+        assert seen[2].progress < seen[2].moved(IngestState.VALIDATING, detail="").progress
 
-    async def test_a_note_that_is_lost_stops_nothing(self, tmp_path, monkeypatch):
-        jobs, request = InMemoryJobStore(), request_of()
-        tried = asyncio.Event()
+    async def test_a_size_that_is_not_known_is_not_made_up(self):
+        request = request_of()
+        running = running_of(request)
+        before = running.job.progress
+        FetchProgress(running)(3 << 20, None)
+        await running.flush()
 
-        async def away(_):
-            tried.set()
-            raise RegistryUnavailable("no redis")
+        assert running.job.progress == before
+        assert running.job.detail == "fetching the files: 3.0 MiB"
 
-        monkeypatch.setattr(jobs, "put", away)
+    async def test_a_job_that_is_called_off_ends_the_fetch_at_its_next_piece(self, tmp_path):
+        request, jobs = request_of(), InMemoryJobStore()
+        running = running_of(request, jobs)
+        await jobs.put(running.job)
         source = ScriptedSource(adapter_files(), steps=[1 << 20])
-        work = asyncio.create_task(fetcher_of(source, jobs).fetch(job_of(request), request, tmp_path))
-        await tried.wait()
+        work = asyncio.create_task(fetcher_of(source).fetch(running, request, tmp_path))
+        await asyncio.to_thread(source.arrived.acquire)
+        await jobs.request_cancel(request.job_id)
+        await running.look_for_cancellation()
         source.gate.release()
 
-        assert await work == "o/n@exact"
+        with pytest.raises(RequestAborted):
+            await work
+        assert list(tmp_path.iterdir()) == []
 
     async def test_a_fetch_that_nobody_waits_for_ends_at_its_next_piece(self, tmp_path):
         request = request_of()
+        running = running_of(request)
         source = ScriptedSource(adapter_files(), steps=[1 << 20])
-        work = asyncio.create_task(fetcher_of(source).fetch(job_of(request), request, tmp_path))
-        await asyncio.sleep(0.05)
+        work = asyncio.create_task(fetcher_of(source).fetch(running, request, tmp_path))
+        await asyncio.to_thread(source.arrived.acquire)
         work.cancel()
+        running.abandon()
         with pytest.raises(asyncio.CancelledError):
             await work
         source.gate.release()
 
         assert await asyncio.to_thread(source.ended.wait, 10)
         assert list(tmp_path.iterdir()) == []
-
-
-class TestProgress:
-    def test_a_size_that_is_not_known_is_not_made_up(self):
-        progress = FetchProgress()
-        progress(3 << 20, None)
-
-        assert progress.share == 0.0
-        assert str(progress) == "fetching the files: 3.0 MiB"
-
-    def test_a_stopped_one_raises(self):
-        progress = FetchProgress()
-        progress.stop()
-
-        with pytest.raises(Unavailable):
-            progress(1, 2)
 
 
 class TestChoice:

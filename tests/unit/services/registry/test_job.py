@@ -57,6 +57,7 @@ class TestTransitions:
         assert at(state).requeued(detail="again", due_at=3.0).state is IngestState.PENDING
         failed = at(state).failed(InvalidAdapter("no"))
         assert (failed.state, failed.error.code) == (IngestState.FAILED, "invalid_adapter")
+        assert at(state).cancelled().state is IngestState.CANCELLED
 
     @pytest.mark.parametrize(
         ("start", "end"),
@@ -64,12 +65,23 @@ class TestTransitions:
             (IngestState.PENDING, IngestState.PROFILING),
             (IngestState.VALIDATING, IngestState.READY),
             (IngestState.READY, IngestState.FAILED),
+            (IngestState.READY, IngestState.CANCELLED),
             (IngestState.READY, IngestState.PENDING),
         ],
     )
     def test_no_step_is_skipped_and_no_end_undone(self, start, end):
         with pytest.raises(ValueError, match="cannot go"):
             at(start).moved(end, detail="")
+
+    @pytest.mark.parametrize("state", WORK[1:-1])
+    def test_progress_within_a_state_stays_within_it_and_never_goes_back(self, state):
+        job, following = at(state), at(WORK[WORK.index(state) + 1])
+
+        half = job.within(0.5, detail="halfway")
+
+        assert job.progress < half.progress < half.within(1.0, detail="").progress <= following.progress
+        assert half.within(0.1, detail="").progress == half.progress
+        assert half.within(7.0, detail="").progress <= following.progress
 
     def test_terminal_states_are_those_without_work(self):
         assert [state for state in IngestState if not state.is_terminal] == WORK[:-1]

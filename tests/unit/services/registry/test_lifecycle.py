@@ -6,6 +6,7 @@ import pytest
 
 from hilora.access import AdapterAccess, TrustTier
 from hilora.errors import AdapterAlreadyRegistered, Conflict, InvalidInput, UnknownAdapter
+from services.registry.audit import AuditOutcome
 from services.registry.registration import RegistrationState, VersionState
 from tests.builders.archives import adapter_files, samples_bytes
 from tests.builders.registry_values import a_draft
@@ -244,7 +245,7 @@ class TestOverRest:
     async def test_approval_and_rejection_name_who_decided(self, guarded):
         await guarded.publish()
         async with guarded.client() as client:
-            nobody = await client.post("/v1/adapters/a/approve", json={})
+            nobody = await client.post("/v1/adapters/a/approve", json={"reviewer": " "})
             rejected = (await client.post("/v1/adapters/a/reject", json={"reviewer": "ada", "reason": "no"})).json()
             history = (await client.get("/v1/adapters/a/versions")).json()
 
@@ -252,6 +253,37 @@ class TestOverRest:
         assert rejected["version"] is None
         assert history["versions"][0]["review"]["reviewer"] == "ada"
         assert history["versions"][0]["state"] == VersionState.REJECTED
+
+    async def test_a_decision_is_the_keys_where_nobody_is_named(self, tmp_path):
+        stack = RegistryStack(tmp_path / "locked", key="secret", holds_new_versions=True)
+        await stack.publish()
+        async with stack.client() as client:
+            client.headers["Authorization"] = "Bearer secret"
+            approved = (await client.post("/v1/adapters/a/approve")).json()
+            review = (await client.get("/v1/adapters/a/versions")).json()["versions"][0]["review"]
+
+        assert (approved["version"], review["reviewer"]) == (1, "admin")
+
+    async def test_every_change_has_its_line_in_the_audit_log(self, stack):
+        for seed in range(2):
+            await stack.publish(seed=seed)
+        async with stack.client() as client:
+            await client.post("/v1/adapters/a/rollback")
+            await client.put("/v1/adapters/a/access", json={"trust_tier": "trusted"})
+            await client.put("/v1/aliases/nightly", json={"target": "a"})
+            await client.delete("/v1/aliases/nightly")
+            await client.post("/v1/adapters/a/approve")
+            job_id = (await client.post("/v1/adapters/a/samples", json={"samples": ["one", "two"]})).json()["job_id"]
+
+        lines = [(e.action, e.outcome, e.adapter, e.job_id) for e in stack.audit.page(before=None, limit=9).events]
+        assert lines == [
+            ("add_samples", AuditOutcome.ACCEPTED, "a", job_id),
+            ("approve_adapter", AuditOutcome.REFUSED, "a", None),
+            ("delete_alias", AuditOutcome.DONE, "nightly", None),
+            ("put_alias", AuditOutcome.DONE, "nightly", None),
+            ("set_access", AuditOutcome.DONE, "a", None),
+            ("roll_back_adapter", AuditOutcome.DONE, "a", None),
+        ]
 
     async def test_every_route_asks_for_the_key(self, tmp_path):
         stack = RegistryStack(tmp_path / "locked", key="secret")

@@ -24,7 +24,20 @@ async def client():
 
 class TestPaths:
     @pytest.mark.parametrize(
-        "path", ["/v1/adapters", "/v1/adapters/sort-digits", "/v1/jobs", "/v1/jobs/0123", "/v1/adapters/"]
+        "path",
+        [
+            "/v1/adapters",
+            "/v1/adapters/sort-digits",
+            "/v1/jobs",
+            "/v1/jobs/0123",
+            "/v1/adapters/",
+            "/v1/aliases/nightly",
+            "/v1/audit",
+            "/v1/collections",
+            "/v1/quarantine",
+            "/v1/load_lora_adapter",
+            "/v1/unload_lora_adapter",
+        ],
     )
     async def test_what_manages_adapters_goes_to_the_registry(self, client, path):
         assert (await client.get(path)).text == "registry"
