@@ -102,12 +102,10 @@ class ProfileBench:
         """Route every prompt in both settings."""
         profiles = {name: self._profile(name, texts[name]) for name in self._names if texts[name]}
         usual = {name: self._profile(name, self._samples[name]) for name in self._names}
+        pool = SequenceRouter(list(profiles.values()), catalog_generation=0)
         hits: dict[ProfileSetting, list[NDArray[np.float64]]] = {
-            "pool": [self._hits(list(profiles.values()), name) for name in self._names],
-            "guest": [
-                self._hits([*(usual[other] for other in self._names if other != name), *_one(profiles, name)], name)
-                for name in self._names
-            ],
+            "pool": [self._hits(pool, name) for name in self._names],
+            "guest": [self._hits(_with_guest(usual, profiles, name), name) for name in self._names],
         }
         mean_texts = float(np.mean([len(texts[name]) for name in self._names]))
         return [_scored(source, setting, mean_texts, of_tasks) for setting, of_tasks in hits.items()]
@@ -126,9 +124,8 @@ class ProfileBench:
             samples_ME=self._encoder.encode(list(texts)),
         )
 
-    def _hits(self, profiles: Sequence[AdapterProfile], task: str) -> NDArray[np.float64]:
+    def _hits(self, router: SequenceRouter, task: str) -> NDArray[np.float64]:
         """`[prompts of the task, 3]`: own first, own among three, family first."""
-        router = SequenceRouter(profiles, catalog_generation=0)
         rows: list[tuple[bool, bool, bool]] = []
         for line, z_E in zip(self._lines, self._asked_NE, strict=True):
             if line.task == task:
@@ -151,8 +148,13 @@ def _before_answer(text: str) -> str:
     return text.partition(ANSWER_MARKER)[0]
 
 
-def _one(profiles: Mapping[str, AdapterProfile], name: str) -> list[AdapterProfile]:
-    return [profiles[name]] if name in profiles else []
+def _with_guest(
+    usual: Mapping[str, AdapterProfile], profiles: Mapping[str, AdapterProfile], guest: str
+) -> SequenceRouter:
+    """The usual pool, with the guest's other profile; without the guest, if it has none."""
+    others = [profile for name, profile in usual.items() if name != guest]
+    own = [profiles[guest]] if guest in profiles else []
+    return SequenceRouter([*others, *own], catalog_generation=0)
 
 
 def _scored(
