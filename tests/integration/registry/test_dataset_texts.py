@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MAX_BYTES = 64 * 1024
 DRIVER = """
 import asyncio, json, sys
+answers, sys.stdout = sys.stdout, sys.stderr  # the log goes elsewhere
 from pathlib import Path
 from hilora.errors import HiloraError
 from services.registry.artifact import ProfileSubject
@@ -35,7 +36,7 @@ for line in sys.stdin:
         result = {"texts": asyncio.run(source.texts(subject))}
     except HiloraError as error:
         result = {"kind": type(error).__name__, "code": error.code}
-    print(json.dumps(result), flush=True)
+    print(json.dumps(result), file=answers, flush=True)
 """
 
 
