@@ -172,7 +172,7 @@ class TestIngest:
         assert done.adapter_id.startswith("swap-letters@")
 
     async def test_a_failure_carries_its_reason(self, stub, registry, ready):
-        job = await stub.Ingest(registry_pb2.IngestRequest(local_path=str(TESTBED / "base")))
+        job = await stub.Ingest(registry_pb2.IngestRequest(local_path=str(TESTBED / "base"), adapter_name="broken"))
         await registry.finished(job.job_id)
 
         done = await stub.GetJob(registry_pb2.GetJobRequest(job_id=job.job_id))
