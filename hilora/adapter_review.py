@@ -103,6 +103,15 @@ def find_few_samples(num_samples: int) -> Finding | None:
     """Whether an adapter comes with too few sample texts to be recognised by."""
     if num_samples >= FEW_SAMPLES:
         return None
+    if num_samples == 0:
+        return Finding(
+            code="no_samples",
+            severity=Severity.WARNING,
+            place="samples",
+            message="The adapter comes without sample texts, so nothing says yet which requests are meant for it.",
+            remedy="It can be named at once, and is routed to when a profile was made of its card or of what it says "
+            "itself. Send about 20 prompts of its task: no other source comes near them.",
+        )
     return Finding(
         code="few_samples",
         severity=Severity.WARNING,

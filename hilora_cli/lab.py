@@ -119,6 +119,52 @@ def ablate_command(
     Console().print(table)
 
 
+@app.command("profiles")
+def profiles_command(
+    testbed: Annotated[Path, typer.Option("--testbed", help="A testbed folder.")],
+    split: Annotated[str, typer.Option(help="Lines to route: dev or test.")] = "dev",
+    limit_per_task: Annotated[int | None, typer.Option(min=1, help="At most that many lines of each task.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare what profiles are made of: sample texts, self-portraits, cards. Takes minutes of CPU."""
+    from dataclasses import asdict
+    from typing import cast
+
+    from rich.console import Console
+    from rich.table import Table
+    from transformers.utils import logging as transformers_logging
+
+    from hilora_lab.evaluation.embedding import MiniLMEncoder
+    from hilora_lab.evaluation.profile_sources import ProfileBench, Share
+    from hilora_lab.testbed.folder import Split, read_testbed
+
+    transformers_logging.disable_progress_bar()
+    if split not in {"dev", "test"}:
+        raise typer.BadParameter("must be dev or test", param_hint="--split")
+    with Console(stderr=True).status("Loading and embedding the testbed") as status:
+        bench = ProfileBench(
+            read_testbed(testbed), MiniLMEncoder(), split=cast("Split", split), limit_per_task=limit_per_task
+        )
+        sources = bench.texts_by_source(lambda stage: status.update(f"Self-portraits, {stage}"))
+        scores = []
+        for source, texts in sources.items():
+            status.update(f"Routing by {source}")
+            scores += bench.score(source, texts)
+    if as_json:
+        typer.echo(json.dumps([asdict(score) for score in scores], indent=1))
+        return
+
+    def cell(share: Share) -> str:
+        return f"{share.value:.3f} ({share.low:.2f} to {share.high:.2f})"
+
+    title = f"Routing by source of the profiles, {split} split, 95 % bootstrap over tasks"
+    table = Table("profiles", "setting", "own first", "own among three", "family first", title=title)
+    for score in scores:
+        shares = (score.own_first, score.own_among_three, score.family_first)
+        table.add_row(score.source, score.setting, *map(cell, shares))
+    Console().print(table)
+
+
 def score_table(scores: list[TaskScore]) -> Table:
     """Exact match per task, the means of the tasks with an adapter last."""
     from rich.table import Table

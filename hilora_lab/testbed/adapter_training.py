@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hilora_lab.testbed.batches import answer_loss, collate, tokenize_example
+from hilora_lab.testbed.batches import answer_loss, collate, text_loss, tokenize_example
 from hilora_lab.testbed.tasks import Task, draw_example
 
 BASE_MODEL_NAME = "hilora-testbed-base"
@@ -38,6 +38,8 @@ class AdapterRecipe:
     num_steps: int = 80
     batch_size: int = 32
     warmup_steps: int = 5
+    learns_prompts: bool = False
+    """Whether the loss counts the prompt's words beside the answer's, as many trainers do."""
 
     def peft_config(self) -> LoraConfig:
         """The same in PEFT's terms."""
@@ -78,7 +80,7 @@ def train_adapter(
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * share
         drawn = (draw_example(task, generator) for _ in range(recipe.batch_size))
         kept = [tokenize_example(tokenizer, example) for example in drawn if example.prompt not in withheld_prompts]
-        loss = answer_loss(model, collate(kept))
+        loss = (text_loss if recipe.learns_prompts else answer_loss)(model, collate(kept))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()

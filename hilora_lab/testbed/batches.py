@@ -31,6 +31,8 @@ class Batch:
     input_ids_BT: torch.Tensor
     answer_mask_BT: torch.Tensor
     """True where the token belongs to an answer."""
+    text_mask_BT: torch.Tensor
+    """True where it belongs to a prompt or an answer."""
 
 
 def tokenize_example(tokenizer: PreTrainedTokenizerFast, example: Example) -> TokenizedExample:
@@ -46,15 +48,26 @@ def collate(examples: Sequence[TokenizedExample]) -> Batch:
     longest = max(len(row) for row in rows)
     input_ids_BT = torch.zeros((len(rows), longest), dtype=torch.long)
     answer_mask_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
+    text_mask_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
     for row_idx, (row, example) in enumerate(zip(rows, examples, strict=True)):
         input_ids_BT[row_idx, : len(row)] = torch.tensor(row)
         answer_mask_BT[row_idx, len(example.prompt_ids) : len(row)] = True
-    return Batch(input_ids_BT=input_ids_BT, answer_mask_BT=answer_mask_BT)
+        text_mask_BT[row_idx, : len(row)] = True
+    return Batch(input_ids_BT=input_ids_BT, answer_mask_BT=answer_mask_BT, text_mask_BT=text_mask_BT)
 
 
 def answer_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy of the answer tokens, each predicted from all before it."""
+    return _loss(model, batch, batch.answer_mask_BT)
+
+
+def text_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The same over all tokens but the first, prompts included."""
+    return _loss(model, batch, batch.text_mask_BT)
+
+
+def _loss(model: torch.nn.Module, batch: Batch, mask_BT: torch.Tensor) -> torch.Tensor:
     logits_BTV = model(input_ids=batch.input_ids_BT, use_cache=False).logits
-    is_target_BT = batch.answer_mask_BT[:, 1:]
+    is_target_BT = mask_BT[:, 1:]
     logits_NV = logits_BTV[:, :-1][is_target_BT].float()
     return functional.cross_entropy(logits_NV, batch.input_ids_BT[:, 1:][is_target_BT])

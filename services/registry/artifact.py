@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,25 @@ FORMAT_VERSION = 2
 """Version of the store's layout; part of an artifact's identity. 1 kept the samples inside the artifact."""
 
 
+class SamplesSource(StrEnum):
+    """Where the texts of a profile came from."""
+
+    UPLOAD = "upload"
+    """Sent by the client."""
+    BUNDLED = "bundled"
+    """`samples.jsonl` among the adapter's files."""
+    DATASET = "dataset"
+    """The data set that the adapter's card names."""
+    SELF_PORTRAIT = "self_portrait"
+    """What a worker generated with the adapter switched on."""
+    CARD = "card"
+    """The adapter's card: its examples, description and tags."""
+
+
+GIVEN_SOURCES = frozenset({SamplesSource.UPLOAD, SamplesSource.BUNDLED})
+"""Texts that somebody chose for this adapter: nothing that the registry finds itself takes their place."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleProfile:
     """The texts that describe an adapter's task, as points of the encoder's space."""
@@ -34,13 +54,27 @@ class SampleProfile:
     """`[m, E]`, each row of norm 1."""
     encoder_id: str
     source: str
-    """Where the texts came from: `upload` (sent by the client) or `bundled` (`samples.jsonl` among the files); several
-    are joined by `+`."""
+    """Where the texts came from, see `SamplesSource`; several are joined by `+`."""
 
     @property
     def profile_id(self) -> str:
         """The identity of the profile."""
         return profile_id_of(texts=self.texts, encoder_id=self.encoder_id, source=self.source)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileSubject:
+    """A registered version that is to get a profile."""
+
+    adapter_name: str
+    adapter_id: str
+    lora_rank: int
+    card: str | None
+    """Its model card."""
+    is_served: bool
+    """Whether workers may run it: it is what its name means, and not in quarantine."""
+    catalog_generation: int
+    """The generation from which on workers know it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +125,8 @@ class ArtifactDraft:
     """What the checks found. No part of the identity: it speaks of the pool, too."""
     traits: AdapterTraits | None = None
     """What later adapters are compared with."""
+    card: str | None = None
+    """The model card that came with the files. No part of the identity: it is a description."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,9 +24,7 @@ from services.registry.entrypoints.metrics import RegistryMetrics
 from services.registry.entrypoints.rest import create_rest_app
 from services.registry.entrypoints.rpc import SERVICE_NAME, RegistryServicer, register_with
 from services.registry.entrypoints.rpc_access import RpcAccess
-from services.registry.entrypoints.tasks import INGEST_QUEUE_KEY, INGEST_TASK
 from services.registry.infra.assembly import assemble
-from services.registry.infra.celery_queue import CeleryIngestQueue
 from services.registry.infra.redis_connection import KEY_PREFIX, RedisLock, held, translated_redis_errors
 from services.registry.infra.redis_idempotency import RedisIdempotencyStore
 from services.registry.infra.stored_components import StoredComponents
@@ -51,9 +49,7 @@ class RegistryService:
 
     def __init__(self, settings: RegistrySettings) -> None:
         shared = build_shared_parts(settings)
-        queue = CeleryIngestQueue(
-            app=shared.celery, task_name=INGEST_TASK, queue_key=INGEST_QUEUE_KEY, redis=shared.redis
-        )
+        queue = shared.queue
         intake = Intake(
             staging=shared.staging,
             jobs=shared.jobs,
@@ -113,7 +109,11 @@ class RegistryService:
             ),
             keys=keys,
             more_routes=[
-                lifecycle_routes(LifecycleDependencies(lifecycle=shared.lifecycle, intake=intake, collector=collector))
+                lifecycle_routes(
+                    LifecycleDependencies(
+                        lifecycle=shared.lifecycle, intake=intake, collector=collector, orders=shared.orders
+                    )
+                )
             ],
         )
         recovery = JobRecovery(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hilora.errors import HiloraError
 from services.common.sequence_encoder import SentenceTransformerEncoder
+from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.entrypoints.profile_tasks import register_reprofile_task, start_reprofiling
 from services.registry.entrypoints.tasks import register_ingest_task, run_ingest_process
 from services.registry.fetching import Fetcher
@@ -34,6 +35,14 @@ class IngestProcess:
             jobs=shared.jobs,
             catalog=shared.catalog,
             lifecycle=shared.lifecycle,
+            profiling=AdapterProfiling(
+                lifecycle=shared.lifecycle,
+                artifacts=shared.data.artifacts,
+                profiles=shared.data.profiles,
+                encoder=encoder,
+                sources=shared.profile_texts,
+            ),
+            orders=shared.orders,
             artifacts=shared.data.artifacts,
             profiles=shared.data.profiles,
             validator=shared.validator,

@@ -15,8 +15,9 @@ from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.decomposition import decompose
 from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, RequestAborted, Unavailable
 from services.common.log import get_logger
-from services.registry.adapter_files import SAMPLES_FILE
-from services.registry.artifact import ArtifactDraft, Provenance
+from services.registry.adapter_files import CARD_FILE, SAMPLES_FILE
+from services.registry.adapter_profiling import AdapterProfiling
+from services.registry.artifact import ArtifactDraft, Provenance, SampleProfile, SamplesSource
 from services.registry.audit import AuditEvent, AuditOutcome
 from services.registry.catalog import Catalog
 from services.registry.fetching import Fetcher
@@ -33,6 +34,7 @@ from services.registry.ports import (
     StagingArea,
     TextEncoder,
 )
+from services.registry.profile_orders import ProfileOrders, ProfileSource
 from services.registry.profiling import profile, read_samples
 from services.registry.publication import Published
 from services.registry.registration import VersionState
@@ -56,6 +58,8 @@ class Ingestion:
         jobs: the observable states.
         catalog: where adapters are published.
         lifecycle: where sample texts are added to an adapter.
+        profiling: makes profiles of texts that nobody sent.
+        orders: where a profile is ordered for an adapter without sample texts.
         artifacts: where versions are stored.
         profiles: where their profiles are.
         validator: checks files.
@@ -74,6 +78,8 @@ class Ingestion:
         jobs: JobStore,
         catalog: Catalog,
         lifecycle: AdapterLifecycle,
+        profiling: AdapterProfiling,
+        orders: ProfileOrders,
         artifacts: ArtifactStore,
         profiles: ProfileStore,
         validator: AdapterValidator,
@@ -88,6 +94,8 @@ class Ingestion:
         self._jobs = jobs
         self._catalog = catalog
         self._lifecycle = lifecycle
+        self._profiling = profiling
+        self._orders = orders
         self._artifacts = artifacts
         self._profiles = profiles
         self._validator = validator
@@ -179,6 +187,9 @@ class Ingestion:
         if request.source_kind is SourceKind.SAMPLES:
             await self._add_samples(running, request, folder)
             return
+        if request.source_kind is SourceKind.PROFILE:
+            await self._make_profile(running, request)
+            return
         source = await self._fetcher.fetch(running, request, folder)
         if await self._is_registered(running, request, folder):
             return
@@ -195,9 +206,7 @@ class Ingestion:
         await running.move(IngestState.DECOMPOSING, "computing rank-one components")
         decomposed = await asyncio.to_thread(_decompose, validated, running)
         await running.move(IngestState.PROFILING, f"embedding {len(validated.texts)} sample texts")
-        samples = await asyncio.to_thread(
-            profile, validated.texts, self._encoder, source="upload" if request.has_own_samples else "bundled"
-        )
+        samples = await asyncio.to_thread(self._profile, request, validated.texts)
         running.report(0.6, "storing the version")
         draft = ArtifactDraft(
             decomposed=decomposed,
@@ -213,9 +222,10 @@ class Ingestion:
             base_model=self._base.name,
             report=report,
             traits=comparison.traits,
+            card=await asyncio.to_thread(_read_card, folder),
         )
         manifest = await asyncio.to_thread(self._artifacts.write, draft)
-        record = await asyncio.to_thread(self._profiles.write, manifest.revision, samples)
+        record = samples and await asyncio.to_thread(self._profiles.write, manifest.revision, samples)
         # The last moment at which it can be called off: published is published.
         await running.look_for_cancellation()
         running.check()
@@ -231,6 +241,21 @@ class Ingestion:
             await asyncio.to_thread(
                 self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision
             )
+        if samples is None:
+            await self._orders.order_if_missing(request.adapter_name, origin=request.origin)
+        await self._finish(running, request, published)
+
+    def _profile(self, request: IngestRequest, texts: tuple[str, ...]) -> SampleProfile | None:
+        if not texts:
+            return None
+        source = SamplesSource.UPLOAD if request.has_own_samples else SamplesSource.BUNDLED
+        return profile(texts, self._encoder, source=source)
+
+    async def _make_profile(self, running: RunningJob, request: IngestRequest) -> None:
+        """Give a registered adapter a profile of texts that the registry finds or makes itself."""
+        wanted = ProfileSource(request.source)
+        await running.move(IngestState.PROFILING, f"making a profile ({wanted.value})")
+        published = await self._profiling.run(request.adapter_name, wanted=wanted, job_id=request.job_id)
         await self._finish(running, request, published)
 
     async def _add_samples(self, running: RunningJob, request: IngestRequest, folder: Path) -> None:
@@ -312,6 +337,12 @@ class Ingestion:
             await asyncio.to_thread(self._audit.append, event)
         except OSError:
             _log.exception("audit_failed", job_id=running.job.job_id, action=action)
+
+
+def _read_card(folder: Path) -> str | None:
+    """The card as `FolderAssembler` left it: a text, or nothing."""
+    card = folder / CARD_FILE
+    return card.read_text(encoding="utf-8") if card.is_file() else None
 
 
 def _decompose(validated: ValidatedAdapter, running: RunningJob) -> dict[RocBasis, DecomposedAdapter]:

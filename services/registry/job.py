@@ -125,6 +125,8 @@ class SourceKind(StrEnum):
     """An archive on a web server."""
     SAMPLES = "samples"
     """More sample texts for an adapter that is registered already; they lie in the staging folder from the start."""
+    PROFILE = "profile"
+    """No files: a registered adapter is to get a profile of texts that the registry finds or makes itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +147,8 @@ class IngestRequest:
     adapter_name: str
     source_kind: SourceKind
     source: str
-    """File name of the upload, path of the folder, `owner/name[@revision]`, or a URL."""
+    """File name of the upload, path of the folder, `owner/name[@revision]`, a URL, or, for a profile, the wanted
+    `ProfileSource`."""
     is_replacement: bool
     """Whether another version of the same name may be replaced."""
     has_own_samples: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from hilora.access import AdapterAccess
@@ -12,10 +12,11 @@ from hilora.adapter import check_adapter_name
 from hilora.errors import Conflict, Exhausted, InvalidInput, UnknownAdapter
 from hilora.version_selector import split_reference
 from services.common.log import get_logger
-from services.registry.artifact import ProfileRecord
+from services.registry.artifact import GIVEN_SOURCES, ProfileRecord, SamplesSource
 from services.registry.catalog import unknown_adapter
 from services.registry.catalog_entry import CatalogRecord
 from services.registry.ports import ProfileStore, RegistrationStore, TextEncoder
+from services.registry.profile_orders import ProfileOrders
 from services.registry.profiling import MAX_SAMPLES, profile
 from services.registry.publication import CatalogPublisher, KnownName, Published
 from services.registry.registration import AdapterVersion, Registration, Review, VersionState
@@ -33,6 +34,7 @@ class AdapterLifecycle:
         registrations: the versions of each name.
         profiles: their profiles.
         taken_names: names that mean something else to clients: the base model's.
+        orders: where a version that is approved without a profile gets one ordered.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class AdapterLifecycle:
         registrations: RegistrationStore,
         profiles: ProfileStore,
         taken_names: frozenset[str] = frozenset(),
+        orders: ProfileOrders | None = None,
     ) -> None:
         self._publisher = publisher
         self._registrations = registrations
         self._profiles = profiles
         self._taken_names = taken_names
+        self._orders = orders
 
     async def registration(self, adapter_name: str) -> Registration:
         """The record of a name, also of one that is quarantined or retired. Raises UnknownAdapter."""
@@ -132,6 +136,8 @@ class AdapterLifecycle:
 
         published = await self._publisher.change(adapter_name, reviewed)
         _log.info("adapter_reviewed", adapter=adapter_name, is_approval=is_approval, reviewer=reviewer, reason=reason)
+        if is_approval and self._orders is not None:
+            await self._orders.order_if_missing(adapter_name)
         return published
 
     async def set_access(self, adapter_name: str, access: AdapterAccess) -> Published:
@@ -200,6 +206,8 @@ class AdapterLifecycle:
     ) -> Published:
         """Give the current version a profile of its own texts and more; its components and all plans stay.
 
+        Texts that the registry found or made itself give way to the first ones that are sent.
+
         Args:
             adapter_name: a registered name.
             texts: more sample texts; those it has already change nothing.
@@ -209,22 +217,66 @@ class AdapterLifecycle:
         Raises:
             UnknownAdapter: no such adapter.
             InvalidInput: `too_many_samples`, for the union.
-            Exhausted: `profile_changes`, if others keep adding at the same time.
+            Exhausted: `profile_changes`, if others keep changing it at the same time.
         """
+        return await self._with_profile(
+            adapter_name, lambda version: self._extended(version, texts, encoder), job_id=job_id
+        )
+
+    async def refresh_profile(self, adapter_name: str, *, encoder: TextEncoder, job_id: str) -> Published:
+        """Give the current version, which has a profile, one of the same texts under an encoder. Raises like
+        `add_samples`."""
+        return await self._with_profile(adapter_name, lambda version: self._embedded(version, encoder), job_id=job_id)
+
+    async def set_profile(
+        self,
+        adapter_name: str,
+        version: AdapterVersion,
+        texts: tuple[str, ...],
+        *,
+        source: SamplesSource,
+        encoder: TextEncoder,
+        job_id: str,
+    ) -> Published:
+        """Give a version a profile of other texts, instead of the one that it has.
+
+        Args:
+            adapter_name: a registered name.
+            version: the version, as it was when the texts were made for it.
+            texts: at least one.
+            source: where they came from.
+            encoder: what embeds them.
+            job_id: the job that found them.
+
+        Raises:
+            UnknownAdapter: no such adapter.
+            Exhausted: `profile_changes`, if the version got another profile meanwhile.
+        """
+        made = await asyncio.to_thread(
+            lambda: self._profiles.write(version.revision, profile(texts, encoder, source=source))
+        )
+        try:
+            return await self._publish_profile(adapter_name, version, made, job_id=job_id)
+        except Conflict as error:
+            if error.code != "profile_changed":
+                raise
+            raise _keeps_changing(adapter_name) from error
+
+    async def _with_profile(
+        self, adapter_name: str, make: Callable[[AdapterVersion], ProfileRecord], *, job_id: str
+    ) -> Published:
         for _ in range(_PROFILE_ATTEMPTS):
             registration = await self.registration(adapter_name)
             version = registration.current_version or registration.versions[-1]
             if registration.is_retired:
                 raise unknown_adapter(adapter_name)
-            made = await asyncio.to_thread(self._extended, version, texts, encoder)
+            made = await asyncio.to_thread(make, version)
             try:
                 return await self._publish_profile(adapter_name, version, made, job_id=job_id)
             except Conflict as error:
                 if error.code != "profile_changed":
                     raise
-        raise Exhausted(
-            f"Others keep adding samples to {adapter_name}.", code="profile_changes", remedy="Try again later."
-        )
+        raise _keeps_changing(adapter_name)
 
     async def _publish_profile(
         self, adapter_name: str, version: AdapterVersion, made: ProfileRecord, *, job_id: str
@@ -242,10 +294,12 @@ class AdapterLifecycle:
 
     def _extended(self, version: AdapterVersion, texts: tuple[str, ...], encoder: TextEncoder) -> ProfileRecord:
         known: tuple[str, ...] = ()
-        sources = {"upload"}
+        sources: set[str] = {SamplesSource.UPLOAD}
         if (profile_id := newest_profile(version, encoder.encoder_id)) is not None:
-            known = self._profiles.texts(version.revision, profile_id)
-            sources |= set(self._profiles.record(version.revision, profile_id).samples_source.split("+"))
+            made_of = set(self._profiles.record(version.revision, profile_id).samples_source.split("+"))
+            if not GIVEN_SOURCES.isdisjoint(made_of):
+                known = self._profiles.texts(version.revision, profile_id)
+                sources |= made_of
         union = tuple(dict.fromkeys((*known, *texts)))
         if len(union) > MAX_SAMPLES:
             raise InvalidInput(
@@ -256,12 +310,27 @@ class AdapterLifecycle:
             )
         return self._profiles.write(version.revision, profile(union, encoder, source="+".join(sorted(sources))))
 
+    def _embedded(self, version: AdapterVersion, encoder: TextEncoder) -> ProfileRecord:
+        profile_id = newest_profile(version, encoder.encoder_id)
+        assert profile_id is not None, "versions without a profile have nothing to embed"
+        record = self._profiles.record(version.revision, profile_id)
+        if record.encoder_id == encoder.encoder_id:
+            return record
+        texts = self._profiles.texts(version.revision, profile_id)
+        return self._profiles.write(version.revision, profile(texts, encoder, source=record.samples_source))
+
 
 def newest_profile(version: AdapterVersion, encoder_id: str) -> str | None:
     """A version's profile under an encoder, or the last one it got under another: the texts are the same."""
     if (own := version.profile_ids.get(encoder_id)) is not None:
         return own
     return next(reversed(list(version.profile_ids.values())), None)
+
+
+def _keeps_changing(adapter_name: str) -> Exhausted:
+    return Exhausted(
+        f"Others keep changing the profile of {adapter_name}.", code="profile_changes", remedy="Try again later."
+    )
 
 
 def _known(known: KnownName, adapter_name: str) -> Registration:

@@ -12,13 +12,15 @@ from redis.asyncio import Redis
 
 from hilora.access import AdapterAccess
 from services.registry.catalog import Catalog
-from services.registry.entrypoints.tasks import build_celery_app
+from services.registry.entrypoints.tasks import INGEST_QUEUE_KEY, INGEST_TASK, build_celery_app
 from services.registry.infra.archive import ArchiveLimits, unpack
 from services.registry.infra.audit_log import DiskAuditLog
 from services.registry.infra.base_model import TransformersBaseModel
+from services.registry.infra.celery_queue import CeleryIngestQueue
 from services.registry.infra.hub_source import HubSource
 from services.registry.infra.local_source import LocalFolderSource
 from services.registry.infra.object_source import ObjectStoreSource
+from services.registry.infra.profile_sources import build_profile_texts
 from services.registry.infra.redis_catalog import RedisCatalogIndex
 from services.registry.infra.redis_connection import broker_url_of, open_redis
 from services.registry.infra.redis_jobs import RedisJobStore
@@ -29,7 +31,8 @@ from services.registry.infra.transfer import FetchLimits
 from services.registry.infra.url_source import UrlSource
 from services.registry.job import SourceKind
 from services.registry.lifecycle import AdapterLifecycle
-from services.registry.ports import AdapterSource, ArchiveUnpacker
+from services.registry.ports import AdapterSource, ArchiveUnpacker, ProfileTexts
+from services.registry.profile_orders import ProfileOrders
 from services.registry.publication import CatalogPublisher
 from services.registry.settings import RegistrySettings
 from services.registry.validation import AdapterValidator, ValidationLimits
@@ -41,6 +44,7 @@ class SharedParts:
 
     redis: Redis
     celery: Celery
+    queue: CeleryIngestQueue
     staging: DiskStagingArea
     data: DataFolder
     jobs: RedisJobStore
@@ -48,6 +52,8 @@ class SharedParts:
     publisher: CatalogPublisher
     catalog: Catalog
     lifecycle: AdapterLifecycle
+    profile_texts: tuple[ProfileTexts, ...]
+    orders: ProfileOrders
     base: TransformersBaseModel
     validator: AdapterValidator
     sources: Mapping[SourceKind, AdapterSource]
@@ -61,7 +67,24 @@ def build_shared_parts(settings: RegistrySettings) -> SharedParts:
     data_dir = settings.data_dir
     redis_url = settings.redis_url.get_secret_value()
     redis = open_redis(redis_url)
+    celery = build_celery_app(broker_url_of(redis_url), visibility_seconds=settings.ingest_visibility_seconds)
+    queue = CeleryIngestQueue(app=celery, task_name=INGEST_TASK, queue_key=INGEST_QUEUE_KEY, redis=redis)
+    staging = DiskStagingArea(data_dir / "incoming")
+    jobs = RedisJobStore(redis, lease_seconds=settings.job_lease_seconds, max_finished_jobs=settings.max_finished_jobs)
     data = DataFolder(data_dir)
+    profile_texts = build_profile_texts(
+        settings.profile_sources,
+        hub_cache=data_dir / "hub" if settings.allow_hub else None,
+        hub_token=settings.hub_token.get_secret_value() if settings.hub_token else None,
+        worker_address=settings.worker_address,
+    )
+    orders = ProfileOrders(
+        staging=staging,
+        jobs=jobs,
+        queue=queue,
+        registrations=data.registrations,
+        sources=[texts.source for texts in profile_texts],
+    )
     index = RedisCatalogIndex(redis, max_kept_changes=settings.max_kept_changes)
     publisher = CatalogPublisher(
         index=index, registrations=data.registrations, artifacts=data.artifacts, profiles=data.profiles
@@ -83,12 +106,11 @@ def build_shared_parts(settings: RegistrySettings) -> SharedParts:
     )
     return SharedParts(
         redis=redis,
-        celery=build_celery_app(broker_url_of(redis_url), visibility_seconds=settings.ingest_visibility_seconds),
-        staging=DiskStagingArea(data_dir / "incoming"),
+        celery=celery,
+        queue=queue,
+        staging=staging,
         data=data,
-        jobs=RedisJobStore(
-            redis, lease_seconds=settings.job_lease_seconds, max_finished_jobs=settings.max_finished_jobs
-        ),
+        jobs=jobs,
         audit=DiskAuditLog(
             data_dir / "audit", max_file_bytes=settings.audit_max_file_bytes, max_files=settings.audit_max_files
         ),
@@ -107,7 +129,10 @@ def build_shared_parts(settings: RegistrySettings) -> SharedParts:
             registrations=data.registrations,
             profiles=data.profiles,
             taken_names=taken_names,
+            orders=orders,
         ),
+        profile_texts=profile_texts,
+        orders=orders,
         base=base,
         validator=AdapterValidator(
             reader=HardenedSafetensorsReader(),

@@ -61,6 +61,11 @@ def read_samples(path: Path) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def read_samples_if_any(path: Path) -> tuple[str, ...]:
+    """The texts of a `samples.jsonl`; none if there is no such file. Raises like `read_samples` otherwise."""
+    return read_samples(path) if path.exists() else ()
+
+
 def profile(texts: tuple[str, ...], encoder: TextEncoder, *, source: str) -> SampleProfile:
     """Embed sample texts.
 

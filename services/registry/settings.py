@@ -63,6 +63,11 @@ class RegistrySettings(ServiceSettings):
     """Whether adapters may be fetched from the HuggingFace Hub."""
     hub_token: SecretStr | None = None
     """Credential for private and gated repositories of the hub; if unset, the library's own: HF_TOKEN or its file."""
+    profile_sources: tuple[Literal["dataset", "self_portrait", "card"], ...] = ("dataset", "card", "self_portrait")
+    """What the profile of an adapter without sample texts is made of (a JSON list), in order of preference: the data
+    set that its card names (if `allow_hub`), its card, texts that a worker generates with it (if `worker_address`)."""
+    worker_address: str = ""
+    """`host:port` of a worker that generates self-portraits; none are made if empty."""
     allowed_object_stores: tuple[str, ...] = ()
     """Prefixes (a JSON list) such as `s3://bucket/adapters` below which adapters may be read; none by default."""
     allowed_url_hosts: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ from hilora.peft_format import check_against_base, check_values, with_base_names
 from services.registry.adapter_files import CONFIG_FILE, SAMPLES_FILE, WEIGHTS_FILE
 from services.registry.artifact import source_digest
 from services.registry.ports import BaseModel, TensorFileReader
-from services.registry.profiling import read_samples
+from services.registry.profiling import read_samples_if_any
 from services.registry.strict_json import parse_strictly
 from services.registry.validation_report import ValidationReport, refusal_of, report_of
 
@@ -55,6 +55,7 @@ class ValidatedAdapter:
     adapter: LoRAAdapter
     """As it is to be served: expanded from its method's own form, compressed if that was asked for."""
     texts: tuple[str, ...]
+    """The sample texts that came along; may be none."""
     source_sha256: str
     source_format: str
     """The method its files belong to; `peft` for a plain LoRA."""
@@ -134,7 +135,7 @@ class AdapterValidator:
         InvalidAdapter if one is missing."""
         _read_config(folder)
         _require(folder / WEIGHTS_FILE)
-        return _digest(folder, read_samples(folder / SAMPLES_FILE), how)
+        return _digest(folder, read_samples_if_any(folder / SAMPLES_FILE), how)
 
     def _examine(self, folder: Path, how: Squeeze | None, *, has_values: bool) -> _Examination:
         found = _Examination(log=RefusalLog(), notes=[])
@@ -143,7 +144,7 @@ class AdapterValidator:
         except InvalidAdapter as error:
             found.log(error)  # a file that cannot be read at all: nothing more can be said about it
         try:
-            found.texts = read_samples(folder / SAMPLES_FILE)
+            found.texts = read_samples_if_any(folder / SAMPLES_FILE)
             few = find_few_samples(len(found.texts))
             found.notes += [few] if few else []
         except InvalidAdapter as error:

@@ -23,6 +23,7 @@ from services.router.bootstrap import Router, build_router
 from services.router.settings import RouterSettings
 from services.standalone.data_folder import DataFolder
 from services.standalone.front_door import FrontDoor
+from services.standalone.port_reservation import PortReservation
 from services.standalone.redis_process import build_redis_process, redis_url_of
 from services.standalone.settings import StandaloneSettings, child_environment
 from services.standalone.supervisor import SupervisedProcess
@@ -132,7 +133,9 @@ class Standalone:
         redis = build_redis_process(self._folder)
         await redis.start()
         self._redis = redis
-        registry_settings = self._registry_settings()
+        # The ingest process asks the worker for self-portraits, and has to know where before there is one.
+        worker_port = PortReservation()
+        registry_settings = self._registry_settings(worker_address=worker_port.address)
         # Its imports take longer than all else: it goes before the rest, and runs on a core of its own.
         ingest = self._ingest_process(registry_settings)
         await ingest.start()
@@ -140,8 +143,9 @@ class Standalone:
         registry = build_registry(registry_settings)
         await self._start(registry)
         self._registry = registry
-        worker = build_worker(self._worker_settings(registry.rpc_address))
+        worker = build_worker(self._worker_settings(registry.rpc_address, rpc_port=worker_port.port))
         await self._start(worker)
+        worker_port.release()
         router = build_router(
             self._router_settings(registry.rpc_address, worker.rpc_address),
             load_encoder=self._load_encoder,
@@ -181,7 +185,7 @@ class Standalone:
             log_folder=self._folder.logs,
         )
 
-    def _registry_settings(self) -> RegistrySettings:
+    def _registry_settings(self, *, worker_address: str) -> RegistrySettings:
         settings = self._settings
         return RegistrySettings(
             rpc_port=0,
@@ -197,12 +201,13 @@ class Standalone:
             allow_anonymous_admin=is_loopback(settings.host) and not settings.has_admin_keys,
             encoder=settings.encoder,
             encoder_instruction=settings.encoder_instruction,
+            worker_address=worker_address,
             log_level=settings.log_level,
         )
 
-    def _worker_settings(self, registry_address: str) -> WorkerSettings:
+    def _worker_settings(self, registry_address: str, *, rpc_port: int) -> WorkerSettings:
         return WorkerSettings(
-            rpc_port=0,
+            rpc_port=rpc_port,
             registry_address=registry_address,
             base_model=self._base_model,
             base_model_name=self._settings.base_model_name,

@@ -104,7 +104,7 @@ class RunningSystem:
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             )
-        pool = self.pool or {line["task"] for line in task_lines("fit")}
+        pool = self.pool if self.pool is not None else {line["task"] for line in task_lines("fit")}
         try:
             wait_until(
                 lambda: self.is_ready() and self.adapter_names() >= pool,

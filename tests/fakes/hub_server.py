@@ -4,8 +4,9 @@
     HEAD /<repo>/resolve/<revision>/<file>           commit, ETag and size of a file
     GET  /<repo>/resolve/<revision>/<file>           its content, ranges included; a large file's on another host
 
-Refusals carry `X-Error-Code`, as the hub's do. Large files are all safetensors: the hub redirects to a second server,
-by a link with a signature, and that one must never see a credential.
+A data set is a repository whose name, and every path, begins with `datasets/`. Refusals carry `X-Error-Code`, as the
+hub's do. Large files are all safetensors: the hub redirects to a second server, by a link with a signature, and that
+one must never see a credential.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_API = re.compile(r"/api/models/(?P<repo>[^/?]+/[^/?]+)(?:/revision/(?P<revision>[^/?]+))?")
-_FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)")
+_API = re.compile(r"/api/(?:models/)?(?P<repo>(?:datasets/)?[^/?]+/[^/?]+)(?:/revision/(?P<revision>[^/?]+))?")
+_FILE = re.compile(r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)")
 _STORED = re.compile(r"/stored/(?P<sha256>[0-9a-f]{64})\?signature=ok")
 TOKEN = "hf_of_the_registry"
 TOKEN_WITHOUT_RIGHTS = "hf_without_rights"

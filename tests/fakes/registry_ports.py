@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from hilora.errors import Conflict, RegistryUnavailable
+from services.registry.artifact import ProfileSubject, SamplesSource
 from services.registry.catalog_entry import (
     CatalogChange,
     CatalogEntry,
@@ -291,3 +292,20 @@ class FakeBaseModel:
 
     def tied_modules(self) -> frozenset[str]:
         return self._tied
+
+
+class FakeProfileTexts:
+    """Texts of one source, or its refusal."""
+
+    def __init__(self, source: SamplesSource, *answers: tuple[str, ...] | Exception) -> None:
+        self.source = source
+        self.answers = list(answers)
+        """One for each call; the last one stays."""
+        self.subjects: list[ProfileSubject] = []
+
+    async def texts(self, subject: ProfileSubject) -> tuple[str, ...]:
+        self.subjects.append(subject)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer

@@ -10,6 +10,7 @@ import httpx
 from pydantic import SecretStr
 
 from services.common.auth import AccessKey, FixedKeys, KeyRing
+from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.cancellation import JobCancellation
 from services.registry.catalog import Catalog
 from services.registry.collection import CollectionPolicy, Collector
@@ -38,7 +39,8 @@ from services.registry.intake import Intake
 from services.registry.job import SourceKind
 from services.registry.lifecycle import AdapterLifecycle
 from services.registry.pool_check import PoolCheck
-from services.registry.ports import AdapterSource, TextEncoder
+from services.registry.ports import AdapterSource, ProfileTexts, TextEncoder
+from services.registry.profile_orders import ProfileOrders
 from services.registry.publication import CatalogPublisher, Published
 from services.registry.recovery import JobRecovery
 from services.registry.reprofiling import Reprofiling
@@ -87,6 +89,7 @@ class RegistryStack:
         index: InMemoryCatalogIndex | None = None,
         encoder: TextEncoder | None = None,
         holds_new_versions: bool = False,
+        profile_texts: Sequence[ProfileTexts] = (),
         collection: CollectionPolicy | None = None,
     ) -> None:
         self.data_dir = data_dir
@@ -118,11 +121,19 @@ class RegistryStack:
             publisher=self.publisher,
             holds_new_versions=holds_new_versions,
         )
+        self.orders = ProfileOrders(
+            staging=self.staging,
+            jobs=self.jobs,
+            queue=self.queue,
+            registrations=self.registrations,
+            sources=[texts.source for texts in profile_texts],
+        )
         self.lifecycle = AdapterLifecycle(
             publisher=self.publisher,
             registrations=self.registrations,
             profiles=self.profiles,
             taken_names=frozenset({base.name}),
+            orders=self.orders,
         )
         self.collector = Collector(
             publisher=self.publisher,
@@ -171,6 +182,14 @@ class RegistryStack:
             jobs=self.jobs,
             catalog=self.catalog,
             lifecycle=self.lifecycle,
+            profiling=AdapterProfiling(
+                lifecycle=self.lifecycle,
+                artifacts=self.artifacts,
+                profiles=self.profiles,
+                encoder=self.encoder,
+                sources=profile_texts,
+            ),
+            orders=self.orders,
             artifacts=self.artifacts,
             profiles=self.profiles,
             validator=validator,
@@ -212,7 +231,9 @@ class RegistryStack:
             keys=self.keys,
             more_routes=[
                 lifecycle_routes(
-                    LifecycleDependencies(lifecycle=self.lifecycle, intake=self.intake, collector=self.collector)
+                    LifecycleDependencies(
+                        lifecycle=self.lifecycle, intake=self.intake, collector=self.collector, orders=self.orders
+                    )
                 )
             ],
         )

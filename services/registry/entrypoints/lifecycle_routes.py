@@ -1,4 +1,4 @@
-"""REST routes of an adapter's life after its ingest: samples, versions, reviews, access, aliases, collection."""
+"""REST routes of an adapter's life after its ingest: profiles, versions, reviews, access, aliases, collection."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from services.registry.entrypoints.lifecycle_schemas import (
     CollectionView,
     History,
     HistoryList,
+    ProfileBody,
     ReviewBody,
     RollBackBody,
     SamplesBody,
@@ -28,6 +29,7 @@ from services.registry.entrypoints.lifecycle_schemas import (
 from services.registry.entrypoints.schemas import JobView
 from services.registry.intake import Intake
 from services.registry.lifecycle import AdapterLifecycle
+from services.registry.profile_orders import ProfileOrders, ProfileSource
 from services.registry.registration import VersionState
 
 
@@ -38,6 +40,7 @@ class LifecycleDependencies:
     lifecycle: AdapterLifecycle
     intake: Intake
     collector: Collector
+    orders: ProfileOrders
 
 
 def lifecycle_routes(dependencies: LifecycleDependencies) -> APIRouter:
@@ -50,6 +53,14 @@ def lifecycle_routes(dependencies: LifecycleDependencies) -> APIRouter:
     @routes.post("/adapters/{name}/samples", status_code=202, dependencies=[access.require(Scope.WRITE)])
     async def add_samples(request: Request, name: str, body: SamplesBody, response: Response) -> JobView:
         job = await dependencies.intake.submit_samples(name, body.samples, origin=access.origin_of(request))
+        access.concerns(request, job_id=job.job_id)
+        response.headers["Location"] = f"/v1/jobs/{job.job_id}"
+        return JobView.of(job)
+
+    @routes.post("/adapters/{name}/profile", status_code=202, dependencies=[access.require(Scope.WRITE)])
+    async def make_profile(request: Request, name: str, response: Response, body: ProfileBody | None = None) -> JobView:
+        wanted = body.source if body else ProfileSource.AUTO
+        job = await dependencies.orders.order(name, wanted, origin=access.origin_of(request))
         access.concerns(request, job_id=job.job_id)
         response.headers["Location"] = f"/v1/jobs/{job.job_id}"
         return JobView.of(job)

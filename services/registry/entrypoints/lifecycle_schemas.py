@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from hilora.access import TrustTier
 from services.registry.collection import CollectionReport
+from services.registry.profile_orders import ProfileSource
 from services.registry.publication import Published
 from services.registry.registration import AdapterVersion, Registration, RegistrationState, VersionState
 
@@ -24,6 +25,13 @@ class SamplesBody(_Body):
 
     samples: Annotated[list[str], Field(min_length=1, max_length=1000)]
     """More texts of the adapter's task."""
+
+
+class ProfileBody(_Body):
+    """`POST /v1/adapters/{name}/profile`; may be left out."""
+
+    source: ProfileSource = ProfileSource.AUTO
+    """What the profile is to be made of."""
 
 
 class RollBackBody(_Body):

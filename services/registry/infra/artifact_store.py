@@ -5,6 +5,7 @@ rocs_svd.safetensors    components, SVD basis
 rocs_trained.safetensors  the same update in the basis of training
 validation.json         what was found when it was ingested
 statistics.json         singular values by module; derived, and no part of the identity
+card.md                 the model card, if one came along
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MANIFEST_FILE = "manifest.json"
 """Written with the components; says what they are."""
 
 _REPORT_FILE = "validation.json"
+_CARD_FILE = "card.md"
 _REVISION_LENGTH = 64
 _HEX_DIGITS = frozenset("0123456789abcdef")
 
@@ -69,6 +71,8 @@ class DiskArtifactStore:
             STATISTICS_FILE: statistics_file(adapter),
             MANIFEST_FILE: MANIFEST.dump_json(manifest, indent=2),
         }
+        if draft.card is not None:
+            described[_CARD_FILE] = draft.card.encode()
         self.folders.write(revision, {**contents, **described})
         return self.manifest(revision)
 
@@ -115,6 +119,13 @@ class DiskArtifactStore:
             return report_from_json(json.loads(report.read_bytes())) if report.exists() else None
         except (OSError, ValueError) as error:
             raise _unknown(revision, error) from error
+
+    def card(self, revision: str) -> str | None:
+        """See `ArtifactStore.card`."""
+        try:
+            return (self.folders.folder(revision) / _CARD_FILE).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
 
     def sweep(self) -> None:
         """See `ArtifactStore.sweep`."""

@@ -43,11 +43,13 @@ class HubFile:
     """Of a large file."""
     blob_id: str | None
     """git's object id, of a small one."""
+    repo_type: str = "model"
+    """`model` or `dataset`."""
 
     @property
     def key(self) -> str:
         """Equal for equal content, as far as the hub says what the content is."""
-        content = self.sha256 or self.blob_id or f"{self.repo}/{self.commit}/{self.name}"
+        content = self.sha256 or self.blob_id or f"{self.repo_type}/{self.repo}/{self.commit}/{self.name}"
         return hashlib.sha256(f"{content}/{self.size}".encode()).hexdigest()[:40]
 
     def is_content(self, stream: IO[bytes]) -> bool:
@@ -161,7 +163,7 @@ class HubDownloader:
         headers = {**build_hf_headers(token=self._token), "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        url = hf_hub_url(file.repo, file.name, revision=file.commit)
+        url = hf_hub_url(file.repo, file.name, repo_type=file.repo_type, revision=file.commit)
         # The session drops the Authorization header by itself when it is led to another host: content is served from
         # elsewhere, by links that carry their own signature.
         with get_session().stream("GET", url, headers=headers, timeout=_READ_SECONDS) as answer:
@@ -183,7 +185,7 @@ class HubDownloader:
         """Use what lies in HF_HUB_CACHE, if it is what the hub says it is."""
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(file.repo, file.name, revision=file.commit)
+        cached = try_to_load_from_cache(file.repo, file.name, revision=file.commit, repo_type=file.repo_type)
         if not isinstance(cached, str):
             return False
         with Path(cached).open("rb") as source:

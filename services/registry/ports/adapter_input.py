@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.registry.artifact import ProfileSubject, SamplesSource
+
 
 class ProgressListener(Protocol):
     """Hears how far a fetch is. Called in the fetching thread, often: once a piece."""
@@ -87,6 +89,24 @@ class BaseModel(Protocol):
 
     def tied_modules(self) -> frozenset[str]:
         """Paths of those modules that share one weight, as embedding and output often do. Raises like `modules`."""
+        ...
+
+
+class ProfileTexts(Protocol):
+    """Finds or makes texts that stand for an adapter's task, where nobody sent any."""
+
+    @property
+    def source(self) -> SamplesSource:
+        """What the profile's record calls it."""
+        ...
+
+    async def texts(self, subject: ProfileSubject) -> tuple[str, ...]:
+        """Texts for an adapter, each once; none if this source has nothing to say about it.
+
+        Raises:
+            Exhausted: the source wants to be asked later.
+            Unavailable: the source is away; trying again later is sensible.
+        """
         ...
 
 

@@ -50,6 +50,10 @@ class ArtifactStore(Protocol):
         """What was found when it was ingested; `None` for a version older than such reports. Raises UnknownAdapter."""
         ...
 
+    def card(self, revision: str) -> str | None:
+        """The model card that came with a version; `None` if there was none, or nothing is stored."""
+        ...
+
 
 class ComponentReader(Protocol):
     """Reads what stored versions do. Blocking."""

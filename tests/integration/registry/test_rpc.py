@@ -172,12 +172,12 @@ class TestIngest:
         assert done.adapter_id.startswith("swap-letters@")
 
     async def test_a_failure_carries_its_reason(self, stub, registry, ready):
-        job = await stub.Ingest(registry_pb2.IngestRequest(local_path=str(TESTBED / "adapters" / "swap-digits")))
+        job = await stub.Ingest(registry_pb2.IngestRequest(local_path=str(TESTBED / "base"), adapter_name="broken"))
         await registry.finished(job.job_id)
 
         done = await stub.GetJob(registry_pb2.GetJobRequest(job_id=job.job_id))
 
-        assert (done.state, done.error.code) == (registry_pb2.INGEST_STATE_FAILED, "no_samples")
+        assert (done.state, done.error.code) == (registry_pb2.INGEST_STATE_FAILED, "not_an_adapter")
         assert done.error.remedy
 
     async def test_refusals(self, stub, ready):

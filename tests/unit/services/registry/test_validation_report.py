@@ -109,7 +109,7 @@ class TestRefusals:
         assert codes_of(refused(folder_of(tmp_path, r="four"))) == [("invalid_adapter_config", "r")]
 
     def test_missing_files_are_all_named(self, tmp_path):
-        assert codes_of(refused(tmp_path)) == [("missing_file", "adapter_config.json"), ("no_samples", "samples.jsonl")]
+        assert codes_of(refused(tmp_path)) == [("missing_file", "adapter_config.json")]
 
 
 class TestRemarks:

@@ -233,11 +233,6 @@ class TestFiles:
 
         assert error["param"] == "samples.jsonl:3"
 
-    async def test_no_samples_at_all(self, stack):
-        files = [("files", (CONFIG, config_bytes())), ("files", (WEIGHTS, weights_bytes()))]
-
-        await refused(stack, status=422, code="no_samples", data={"name": "bad"}, files=files)
-
     @pytest.mark.parametrize("kind", ["nan", "no effect"])
     async def test_what_a_large_upload_hides_fails_its_job(self, tmp_path, kind):
         stack = RegistryStack(tmp_path, max_eager_bytes=0)
