@@ -177,7 +177,7 @@ class TestIngest:
 
         done = await stub.GetJob(registry_pb2.GetJobRequest(job_id=job.job_id))
 
-        assert (done.state, done.error.code) == (registry_pb2.INGEST_STATE_FAILED, "not_an_adapter")
+        assert (done.state, done.error.code) == (registry_pb2.INGEST_STATE_FAILED, "missing_file")
         assert done.error.remedy
 
     async def test_refusals(self, stub, ready):
