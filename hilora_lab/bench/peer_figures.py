@@ -27,7 +27,7 @@ from hilora_lab.bench.peers import (
 from hilora_lab.bench.peft_folders import write_peft_folders
 from hilora_lab.bench.session import BenchSession
 
-_LONG_BATCH = 8
+_LONG_BATCH = 16
 _PEER_KEYS = {"vs_generate_b8": 8, "vs_generate_b32": 32, "vs_peft_mixed_batch": 8, "vs_peft_arrow": 8}
 """Batch size by key."""
 
