@@ -17,6 +17,7 @@ from services.registry.job import IngestState
 from services.registry.settings import RegistrySettings
 from tests.builders import light_ingest
 from tests.builders.archives import adapter_files, weights_bytes
+from tests.builders.patience import patient
 from tests.builders.redis_server import RedisServer
 
 PATIENCE_SECONDS = 240
@@ -52,7 +53,9 @@ class Processes:
     async def start_service(self):
         self.service = bootstrap.build_registry(self.settings)
         await self.service.start()
-        self.http = httpx.AsyncClient(base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=60)
+        self.http = httpx.AsyncClient(
+            base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=patient(60)
+        )
 
     async def stop_service(self):
         if self.service is not None:
@@ -83,7 +86,7 @@ class Processes:
 
     async def until(self, condition):
         """The first true value of an asynchronous condition."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patient(PATIENCE_SECONDS)
         while not (value := await condition()):
             assert time.monotonic() < deadline, self._log.read_text(errors="replace")[-3000:]
             await asyncio.sleep(0.02)
@@ -209,7 +212,7 @@ class TestStreamsOverSockets:
         await processes.until(lambda: asyncio.sleep(0, ": heartbeat" in lines and "event: job" in lines))
         service, processes.service = processes.service, None
 
-        await asyncio.wait_for(service.stop(grace_seconds=100), 60)
+        await asyncio.wait_for(service.stop(grace_seconds=100), patient(60))
 
         await asyncio.gather(*listening)
         await processes.http.aclose()
