@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hilora_cli import adapter_lifecycle
-from hilora_cli.audit import audit
+from hilora_cli.confusability import audit
 from hilora_cli.server_call import fetched, print_answer, with_client
 from hilora_cli.server_options import DEFAULT_URL, AdminKeyOption, JsonOption, NameArgument, UrlOption
 
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from hilora_cli.api_client import ApiClient
 
 app = typer.Typer(
-    help="The adapters of a running server: add, list, audit, review, roll back, remove; follow their ingests.",
+    help="The adapters of a running server: add, list, audit, review, roll back, remove; follow and cancel ingests.",
     no_args_is_help=True,
     epilog="Exit status: 0 done, 1 refused or failed, 2 misused, 3 try again later, 4 the key does not open this.",
 )
-
-app.command("audit")(audit)
 
 _SECONDS_BEFORE_RECONNECTING = 1.0
 
@@ -154,6 +152,7 @@ def audit_log(
     print_answer(page, audit_table(page["data"]), as_json=as_json)
 
 
+app.command("audit")(audit)
 adapter_lifecycle.add_commands(app)
 
 

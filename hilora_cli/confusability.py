@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hilora_cli.server_options import DEFAULT_URL, ApiKeyOption, UrlOption
+from hilora_cli.server_call import print_answer, with_client
+from hilora_cli.server_options import DEFAULT_URL, AdminKeyOption, JsonOption, UrlOption
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hilora_cli.api_client import JsonObject
+    from hilora_cli.api_client import ApiClient, JsonObject
 
 _PAGE = 500
 _COLOURS = {"merge": "red", "redescribe": "yellow", "add_samples": "yellow", "fine": "green"}
@@ -20,44 +21,31 @@ _COLOURS = {"merge": "red", "redescribe": "yellow", "add_samples": "yellow", "fi
 def audit(
     name: Annotated[str | None, typer.Argument(help="One adapter in detail. [default: the whole pool]")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Adapters to show, those at most risk first.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
+    as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
+    api_key: AdminKeyOption = None,
 ) -> None:
     """Say which adapters are hard to tell apart, and what to do about it."""
-    import asyncio
-    import json
-
-    from rich.console import Console
-
-    report = asyncio.run(_ask(name, limit=limit, url=url, api_key=api_key))
-    if as_json:
-        print(json.dumps(report, indent=2))
-    elif name is None:
-        Console().print(audit_table(report))
-    else:
-        console = Console()
-        console.print(rival_table(report))
-        console.print(report["explanation"])
+    report = with_client(url, api_key, lambda client: _ask(client, name, limit=limit))
+    print_answer(report, confusability_table(report) if name is None else rival_table(report), as_json=as_json)
+    if name is not None and not as_json:
+        print_answer(report, report["explanation"], as_json=False)
 
 
-async def _ask(name: str | None, *, limit: int, url: str, api_key: str | None) -> JsonObject:
-    from hilora_cli.api_client import ApiClient
-
-    async with ApiClient(url, api_key=api_key) as client:
-        if name is not None:
-            return await client.get(f"/v1/adapters/{name}/confusability")
-        report = await client.get(f"/v1/adapters/audit?limit={min(limit, _PAGE)}")
-        while len(report["data"]) < min(limit, report["num_audited"]):
-            offset = len(report["data"])
-            page = await client.get(f"/v1/adapters/audit?offset={offset}&limit={min(limit - offset, _PAGE)}")
-            if not page["data"]:
-                break  # the pool shrank in between
-            report["data"] += page["data"]
-        return report
+async def _ask(client: ApiClient, name: str | None, *, limit: int) -> JsonObject:
+    if name is not None:
+        return await client.get(f"/v1/adapters/{name}/confusability")
+    report = await client.get(f"/v1/adapters/audit?limit={min(limit, _PAGE)}")
+    while len(report["data"]) < min(limit, report["num_audited"]):
+        offset = len(report["data"])
+        page = await client.get(f"/v1/adapters/audit?offset={offset}&limit={min(limit - offset, _PAGE)}")
+        if not page["data"]:
+            break  # the pool shrank in between
+        report["data"] += page["data"]
+    return report
 
 
-def audit_table(report: dict[str, Any]) -> Table:
+def confusability_table(report: dict[str, Any]) -> Table:
     """The pool, one adapter a row."""
     from rich.table import Table
 

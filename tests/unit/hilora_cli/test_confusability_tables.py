@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hilora_cli.audit import audit_table, rival_table
+from hilora_cli.confusability import confusability_table, rival_table
 
 RIVAL = {
     "name": "sums-again",
@@ -37,7 +37,7 @@ class TestAuditTable:
     @pytest.mark.parametrize("num_passed_over", [0, 2])
     def test_a_row_names_the_risk_the_rival_and_the_advice(self, num_passed_over):
         report = {"num_audited": 7, "num_passed_over": num_passed_over, "data": [ROW, {**ROW, "rivals": []}]}
-        text = shown(audit_table(report))
+        text = shown(confusability_table(report))
         for part in ("2 of 7 adapters", "sums-again", ">= 11.3%", "1.02", "0.98", "merge"):
             assert part in text
         assert ("2 without comparable samples" in text) is bool(num_passed_over)
