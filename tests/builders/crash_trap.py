@@ -26,6 +26,9 @@ from typing import Any
 import redis.asyncio.client
 import redis.client
 
+ITSELF = 0
+"""In the place of a process's id."""
+
 _rename = os.rename
 _POLL_SECONDS = 0.002
 
@@ -34,22 +37,14 @@ _POLL_SECONDS = 0.002
 class Moment:
     """A point in a process's work."""
 
+    what: str
+    """What a person calls it."""
     operation: str
     """Regular expression of the operation's text."""
     is_before: bool
     """Whether the process gets there before or after the operation is done."""
     nth: int = 1
     """The how many-th such operation since the trap was set."""
-
-
-def before(operation: str, nth: int = 1) -> Moment:
-    """The moment at which all but the operation is done."""
-    return Moment(operation=operation, is_before=True, nth=nth)
-
-
-def after(operation: str, nth: int = 1) -> Moment:
-    """The moment at which nothing but the operation is done."""
-    return Moment(operation=operation, is_before=False, nth=nth)
 
 
 class Trap:
@@ -64,7 +59,7 @@ class Trap:
         self._sprung = path.with_suffix(".sprung")
 
     def set(self, moment: Moment, *, kills: Sequence[int]) -> None:
-        """Have the processes killed at the moment; the watching one may be among them."""
+        """Have processes killed at the moment; `ITSELF` is the one that watches, whichever that will be."""
         self._sprung.unlink(missing_ok=True)
         aside = self.path.with_suffix(".new")
         aside.write_text(json.dumps({**asdict(moment), "kills": list(kills)}))
@@ -182,12 +177,12 @@ def _command(args: Sequence[Any]) -> str:
 
 def _kill(pids: Sequence[int]) -> None:
     """End the processes; this one, if it is among them, last."""
-    others = [pid for pid in pids if pid != os.getpid()]
+    others = [pid for pid in pids if pid != ITSELF]
     for pid in others:
         os.kill(pid, signal.SIGKILL)
     while any(map(_is_running, others)):
         time.sleep(_POLL_SECONDS)
-    if len(others) < len(pids):
+    if ITSELF in pids:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
