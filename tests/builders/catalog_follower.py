@@ -8,6 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import grpc
+import pytest
+
+from services.common import catalog_feed
 from services.common.catalog_feed import (
     CatalogAliases,
     CatalogLost,
@@ -16,8 +20,11 @@ from services.common.catalog_feed import (
     CatalogUpsert,
     follow_catalog,
 )
-from services.common.rpc_client import open_channel
 from tests.builders.store_check import artifact_problems, profile_problems
+
+# Back at once: a test waits for it after every restart.
+_OPTIONS = [(f"grpc.{limit}_reconnect_backoff_ms", 50) for limit in ("min", "max", "initial")]
+_BACKOFF_SECONDS = (0.05, 0.1)
 
 
 class CatalogFollower:
@@ -34,6 +41,7 @@ class CatalogFollower:
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
+        self._backoff = pytest.MonkeyPatch()
         self.catalog_generation = 0
         self.revisions: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
@@ -41,6 +49,7 @@ class CatalogFollower:
         """What it was shown and should not have been."""
 
     def __enter__(self) -> Self:
+        self._backoff.setattr(catalog_feed, "_BACKOFF_SECONDS", _BACKOFF_SECONDS)
         self._thread.start()
         return self
 
@@ -48,6 +57,7 @@ class CatalogFollower:
         if self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
+        self._backoff.undo()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -58,7 +68,7 @@ class CatalogFollower:
 
     async def _follow(self) -> None:
         self._task = asyncio.current_task()
-        channel = open_channel(self._address)
+        channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
         try:
             async for news in follow_catalog(channel, peer="registry", without_samples=True):
                 match news:

@@ -103,7 +103,7 @@ _RECEIVING = (
 
 _INGESTING = (
     made("upload", ingest(after(CLAIM))),
-    *(made("upload", ingest(before(state(name)))) for name in WORKING),
+    *(made("upload", ingest(before(state(name)))) for name in WORKING[1:]),
     *(made("upload", ingest(after(state(name)))) for name in WORKING),
     made("upload", ingest(after(ARTIFACT_BEGUN))),
     *(made("upload", ingest(before(ARTIFACT_FILE, nth))) for nth in (1, 3)),
@@ -178,7 +178,7 @@ _WITHOUT_REDIS = (
         made("upload", ingest(at, "redis"), loses_redis=True)
         for at in (after(state("FETCHING")), after(state("PROFILING")), before(COMMIT), after(COMMIT))
     ),
-    made("upload", registry(after(MESSAGE), "redis"), loses_redis=True),
+    made("upload", registry(before(MESSAGE), "redis"), loses_redis=True),
     made("rollback", registry(before(COMMIT), "redis"), loses_redis=True),
 )
 
