@@ -28,6 +28,8 @@ class Change:
     """Part of what `seen` says after it."""
     prepare: tuple[Step, ...] = ()
     """What is done before it, each step brought to its end."""
+    again: Step | None = None
+    """How it is asked for once more; as the first time if None."""
 
 
 def seen(system: CrashSystem, name: str) -> dict[str, object]:
@@ -111,7 +113,7 @@ _ABSENT = {"state": "absent"}
 
 CHANGES: Mapping[str, Change] = {
     "upload": Change(act=_upload, was=_ABSENT, becomes=_FIRST),
-    "upload in pieces": Change(act=_upload_cut, was=_ABSENT, becomes=_FIRST),
+    "upload in pieces": Change(act=_upload_cut, again=_upload, was=_ABSENT, becomes=_FIRST),
     "upload to quarantine": Change(act=_upload, was=_ABSENT, becomes=_HELD),
     "upload again": Change(act=_upload, prepare=(_upload,), was=_FIRST, becomes=_FIRST),
     "replacement": Change(act=_replace, prepare=(_upload,), was=_FIRST, becomes=_SECOND),

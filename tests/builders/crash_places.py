@@ -27,7 +27,6 @@ CLAIM = Place("the job is claimed", r"redis SET hilora:jobs:lease")
 ARTIFACT_BEGUN = Place("the artifact is begun", r"mkdir .*/artifacts/\.writing-\w+$")
 ARTIFACT_FILE = Place("a file of the artifact is flushed", r"fsync .*/artifacts/\.writing-\w+/\w+\.")
 ARTIFACT = Place("the artifact gets its name", r"rename .*/artifacts/[0-9a-f]{64}$")
-PROFILE_BEGUN = Place("the profile is begun", r"mkdir .*/profiles/\.writing-\w+$")
 PROFILE_FILE = Place("a file of the profile is flushed", r"fsync .*/profiles/\.writing-\w+/\w+\.")
 PROFILE = Place("the profile gets its name", r"rename .*/profiles/[0-9a-f]{64}/[0-9a-f]{64}$")
 CATALOG_LOCK = Place("the right to publish is taken", r"redis SET hilora:catalog:lock")
@@ -37,7 +36,8 @@ ALIASES = Place("the catalogue's record is replaced", r"rename .*/adapters/\.cat
 COMMIT = Place("the change is published", r"redis EVAL .*xadd.*hilora:catalog:lock")
 REBUILD = Place("the catalogue is rebuilt", r"redis EVAL (?!.*xadd).*hilora:catalog:lock hilora:catalog:generation")
 STORE_LOCK = Place("the right to prepare the store is taken", r"redis SET hilora:store:lock")
-AUDIT = Place("the audit log is flushed", r"fsync .*/audit/")
+
+ACKNOWLEDGEMENT = Place("the message is acknowledged", r"redis pipeline ZREM \S*unacked_index")
 
 
 def state(name: str) -> Place:

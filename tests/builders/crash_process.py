@@ -20,7 +20,7 @@ import kombu.transport.redis
 import uvicorn
 
 from services.registry import __main__ as registry
-from services.registry import bootstrap, ingest_process, ingest_worker, process_setup
+from services.registry import bootstrap, ingest_process, ingest_worker, intake, process_setup, recovery
 from services.registry.infra import redis_catalog
 from tests.builders.crash_trap import watch
 from tests.builders.light_ingest import HeldEncoder, fake_base
@@ -28,6 +28,8 @@ from tests.builders.light_ingest import HeldEncoder, fake_base
 PRELOADED = (celery.apps.worker, celery.concurrency.solo, kombu.transport.redis, uvicorn)
 LOCK_LEASE_SECONDS = 1.0
 """How long a dead holder of a lock keeps the others waiting; 15 s in production."""
+PENDING_GRACE_SECONDS = 2.0
+"""How long a job may wait for an idle ingest process before its message counts as lost; 10 s in production."""
 
 _MAINS: Mapping[str, Callable[[], None]] = {"registry": registry.main, "ingest": ingest_worker.main}
 _FORKING = multiprocessing.get_context("forkserver")
@@ -57,5 +59,6 @@ def _run(role: str, environment: Mapping[str, str], trap: Path, log: Path) -> No
     process_setup.TransformersBaseModel = fake_base  # pyright: ignore[reportAttributeAccessIssue]
     ingest_process.SentenceTransformerEncoder = HeldEncoder  # pyright: ignore[reportAttributeAccessIssue]
     redis_catalog._LOCK_LEASE_SECONDS = bootstrap._STORE_LEASE_SECONDS = LOCK_LEASE_SECONDS
+    intake.PENDING_GRACE_SECONDS = recovery.PENDING_GRACE_SECONDS = PENDING_GRACE_SECONDS
     watch(trap)
     _MAINS[role]()

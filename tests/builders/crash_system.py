@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
@@ -47,7 +45,7 @@ class CrashSystem:
             base_model="tiny",
             data_dir=self.data_dir,
             redis_url=SecretStr(self._redis.url),
-            job_lease_seconds=1.2,
+            job_lease_seconds=1.0,
             recovery_interval_seconds=0.1,
             maintenance_interval_seconds=0.5,
             watch_heartbeat_seconds=0.3,
@@ -211,7 +209,7 @@ class CrashSystem:
         known = set(folders.iterdir())
         yield body[:half]
         self.until(lambda: set(folders.iterdir()) - known, "the upload has a folder")
-        os.kill(self._pid("registry"), signal.SIGKILL)
+        self.kill("registry")
         yield body[half:]
 
 

@@ -5,7 +5,7 @@ durable step it takes - on disk and in Redis - and springs the trap in the middl
 nothing of it: the functions of `os`, `shutil` and redis-py are wrapped in the watching process alone.
 
 Operations are texts: `mkdir <path>`, `fsync <path>`, `rename <path>` (the new name), `unlink <path>`, `rmtree <path>`,
-and `redis <command with its arguments>`.
+`redis <command with its arguments>` and `redis pipeline <such commands>`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -153,14 +153,14 @@ def _wrap_redis(watching: Watch) -> None:
     asynchronous = redis.asyncio.client.Redis.execute_command
 
     def execute(self: Any, *args: Any, **options: Any) -> Any:
-        operation = _command(args)
+        operation = _called(args)
         watching.passes(operation, is_before=True)
         result = blocking(self, *args, **options)
         watching.passes(operation, is_before=False)
         return result
 
     async def execute_async(self: Any, *args: Any, **options: Any) -> Any:
-        operation = _command(args)
+        operation = _called(args)
         watching.passes(operation, is_before=True)
         result = await asynchronous(self, *args, **options)
         watching.passes(operation, is_before=False)
@@ -169,8 +169,19 @@ def _wrap_redis(watching: Watch) -> None:
     redis.client.Redis.execute_command = execute
     redis.asyncio.client.Redis.execute_command = execute_async  # pyright: ignore[reportAttributeAccessIssue]
 
+    blocking_pipeline = redis.client.Pipeline.execute
 
-def _command(args: Sequence[Any]) -> str:
+    def execute_pipeline(self: Any, *args: Any, **options: Any) -> Any:
+        operation = _called(("pipeline", *(word for command in self.command_stack for word in command[0])))
+        watching.passes(operation, is_before=True)
+        result = blocking_pipeline(self, *args, **options)
+        watching.passes(operation, is_before=False)
+        return result
+
+    redis.client.Pipeline.execute = execute_pipeline  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _called(args: Iterable[Any]) -> str:
     words = (word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in args)
     return f"redis {' '.join(words)}"
 

@@ -91,17 +91,17 @@ class TestCrashMatrix:
         assert shows(system, name, change.was)
         generation = system.catalog()["catalog_generation"]
 
-        answer = None
-        for nth, fall in enumerate(row.falls):
+        for fall in row.falls[:1]:
             system.set_trap(fall.of, fall.at, victims=fall.kills)
-            if nth == 0:
-                answer = ask(system, change, name, seed)
-            else:
+        answer = ask(system, change, name, seed)
+        for nth, fall in enumerate(row.falls):
+            if nth > 0:
+                system.set_trap(fall.of, fall.at, victims=fall.kills)
                 system.restart()
             system.until(lambda fall=fall: system.fell(fall.of, fall.kills), f"{fall.kills} fell {fall.at.what}")
-        assert store_problems(system.data_dir) == []
-        if row.loses_redis:
-            system.lose_redis_data()
+            assert store_problems(system.data_dir) == []
+            if row.loses_redis and "redis" in fall.kills:
+                system.lose_redis_data()
         system.start()
         system.until(lambda: is_at_rest(system, follower), "everything is at rest")
 
@@ -114,7 +114,7 @@ class TestCrashMatrix:
             assert answer.json()["job_id"] in {job["job_id"] for job in own}
         assert shows(system, name, change.becomes if row.is_made else change.was)
         if not row.is_made:
-            carry_out(system, change.act, name, seed)
+            carry_out(system, change.again or change.act, name, seed)
             assert shows(system, name, change.becomes)
         held.append(row)
 
