@@ -122,7 +122,10 @@ CHANGES: Mapping[str, Change] = {
         act=_roll_back, prepare=(_upload, _replace), was=_SECOND, becomes={**_SECOND, "current": 1, "num_samples": 3}
     ),
     "retirement": Change(
-        act=_retire, prepare=(_upload,), was=_FIRST, becomes={"state": "RETIRED", "current": None, "versions": ["READY"]}
+        act=_retire,
+        prepare=(_upload,),
+        was=_FIRST,
+        becomes={"state": "RETIRED", "current": None, "versions": ["READY"]},
     ),
     "approval": Change(act=_approve, prepare=(_upload,), was=_HELD, becomes=_FIRST),
     "rejection": Change(act=_reject, prepare=(_upload,), was=_HELD, becomes={**_HELD, "versions": ["REJECTED"]}),

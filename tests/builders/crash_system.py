@@ -178,7 +178,9 @@ class CrashSystem:
 
     def aliases(self) -> dict[str, str]:
         """Targets by alias."""
-        return {item["alias"]: item["target"] for item in self.http.get("/v1/aliases").raise_for_status().json()["data"]}
+        return {
+            item["alias"]: item["target"] for item in self.http.get("/v1/aliases").raise_for_status().json()["data"]
+        }
 
     def history(self, name: str) -> dict[str, Any] | None:
         """The versions of a name; None if it is not known."""

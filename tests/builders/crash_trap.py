@@ -138,7 +138,7 @@ def _wrapped(watching: Watch, function: Callable[..., Any], verb: str, *, place:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         subject = args[place]
         if isinstance(subject, int):
-            subject = os.readlink(f"/proc/self/fd/{subject}")
+            subject = Path(f"/proc/self/fd/{subject}").readlink()
         operation = f"{verb} {os.fspath(subject)}"
         watching.passes(operation, is_before=True)
         result = function(*args, **kwargs)

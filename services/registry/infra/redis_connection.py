@@ -102,8 +102,9 @@ class RedisLock:
 
 @asynccontextmanager
 async def held(lock: RedisLock, *, wait_seconds: float) -> AsyncGenerator[RedisLock]:
-    """Hold a lock for the time of a block, however long that takes: the lease only says how soon a dead holder's lock is
-    free again.
+    """Hold a lock for the time of a block, however long that takes.
+
+    It is extended meanwhile: the lease only says how soon the lock of a dead holder is free again.
 
     Raises:
         RegistryUnavailable: `catalog_busy`, if others keep it for longer than `wait_seconds`.
