@@ -55,10 +55,7 @@ def build_celery_app(broker_url: str, *, visibility_seconds: float) -> Celery:
         # A message whose process is killed returns to the queue; the claim on its job keeps it from running twice.
         task_reject_on_worker_lost=True,
         task_default_queue=INGEST_QUEUE,
-        # A process takes a message when it is free to run it. Counting unacknowledged messages instead would stop it
-        # for good once Redis dies at an acknowledgement: that message would fill its place for ever.
-        worker_prefetch_multiplier=0,
-        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         # Commands to workers over the broker: nobody sends them, and whoever can write to Redis could.

@@ -91,10 +91,6 @@ class TestApplication:
         assert list(conf.accept_content) == list(conf.result_accept_content) == ["json"]
         assert {conf.task_serializer, conf.result_serializer, conf.event_serializer} == {"json"}
         assert (conf.task_acks_late, conf.task_reject_on_worker_lost) == (True, True)
+        assert conf.worker_prefetch_multiplier == 1
         assert conf.worker_enable_remote_control is False
         assert conf.broker_transport_options["visibility_timeout"] == 30
-
-    def test_a_process_takes_what_it_is_free_to_run_whatever_is_not_acknowledged(self):
-        conf = build_celery_app("memory://", visibility_seconds=30).conf
-
-        assert (conf.worker_prefetch_multiplier, conf.worker_disable_prefetch) == (0, True)
