@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def adapter_table(entries: Sequence[dict[str, Any]]) -> Table:
     """Registered adapters, one a row."""
-    table = _table(f"{len(entries)} adapters", "adapter", "revision")
+    table = new_table(f"{len(entries)} adapters", "adapter", "revision")
     for heading in ("rank", "modules", "samples", "since"):
         table.add_column(heading, justify="right")
     table.add_column("registered (UTC)", no_wrap=True)
@@ -23,14 +23,14 @@ def adapter_table(entries: Sequence[dict[str, Any]]) -> Table:
             str(entry["num_modules"]),
             str(entry["num_samples"]),
             str(entry["catalog_generation"]),
-            _minute(entry["created_at"]),
+            minute(entry["created_at"]),
         )
     return table
 
 
 def job_table(jobs: Sequence[dict[str, Any]]) -> Table:
     """Ingests, one a row."""
-    table = _table(f"{len(jobs)} jobs", "job", "adapter", "state")
+    table = new_table(f"{len(jobs)} jobs", "job", "adapter", "state")
     table.add_column("done", justify="right")
     table.add_column("what")
     table.add_column("submitted (UTC)", no_wrap=True)
@@ -38,13 +38,13 @@ def job_table(jobs: Sequence[dict[str, Any]]) -> Table:
         error = job.get("error")
         what = f"{error['code']}: {error['message']}" if error else job["detail"]
         share = f"{job['progress']:.0%}"
-        table.add_row(job["job_id"], job["adapter_name"], job["state"], share, what, _minute(job["created_at"]))
+        table.add_row(job["job_id"], job["adapter_name"], job["state"], share, what, minute(job["created_at"]))
     return table
 
 
 def audit_table(events: Sequence[dict[str, Any]]) -> Table:
     """Lines of the audit log, one a row."""
-    table = _table(f"{len(events)} changes", "when (UTC)", "who", "what", "adapter")
+    table = new_table(f"{len(events)} changes", "when (UTC)", "who", "what", "adapter")
     table.add_column("outcome")
     for event in events:
         outcome = event["outcome"] + (f" ({event['code']})" if event["code"] else "")
@@ -62,7 +62,8 @@ def change_line(event: str, data: dict[str, Any]) -> str:
     return f"{generation} the changes before are not kept: list the adapters again"
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """A table whose columns so far never break their words."""
     from rich.table import Table
 
     table = Table(title=title)
@@ -71,7 +72,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _minute(seconds: float) -> str:
+def minute(seconds: float) -> str:
+    """A time in Unix seconds, in UTC and to the minute."""
     return _second(seconds)[:-3]
 
 

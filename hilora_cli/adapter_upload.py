@@ -34,7 +34,8 @@ class AdapterUpload:
     """What to register."""
 
     source: str
-    """A folder with an adapter, an archive of one, or a hub repository `owner/name[@revision]`."""
+    """A folder with an adapter, an archive of one, `s3://...` or `https://...`, or a hub repository
+    `owner/name[@revision]`."""
     name: str | None = None
     """By default the server takes the folder's, the archive's or the repository's name."""
     samples: bytes | None = None
@@ -93,8 +94,8 @@ async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes 
             return await client.upload("/v1/adapters", fields=fields, files=files, headers=headers)
     body: JsonObject = {
         "name": upload.name,
-        "source": {"hub": upload.source},
-        "samples": _texts_of(upload.samples or b""),
+        "source": {_kind_of(upload.source): upload.source},
+        "samples": texts_of(upload.samples or b""),
         "replace": upload.replaces,
     }
     return await client.post("/v1/adapters", body)
@@ -168,7 +169,7 @@ def _opened(parts: list[Part], stack: ExitStack, on_bytes: OnBytes) -> list[Uplo
 
 
 def _parts_of(upload: AdapterUpload) -> list[Part]:
-    """What to send as form files; nothing if the source is neither a folder nor a file, but a hub reference."""
+    """What to send as form files; nothing if the source is neither a folder nor a file, but a reference."""
     path = Path(upload.source)
     if path.is_dir():
         return _folder_parts(path, upload.samples)
@@ -205,7 +206,15 @@ def _folder_parts(folder: Path, samples: bytes | None) -> list[Part]:
     return parts
 
 
-def _texts_of(samples: bytes) -> list[str]:
+def _kind_of(reference: str) -> str:
+    """The field of a source reference that is not a file here."""
+    scheme, separator, _ = reference.partition("://")
+    if not separator:
+        return "hub"
+    return "url" if scheme.lower() in {"http", "https"} else "object"
+
+
+def texts_of(samples: bytes) -> list[str]:
     """The texts of a `samples.jsonl`, for a route that takes no file.
 
     Raises:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hilora_cli.server_options import DEFAULT_URL, AdminKeyOption, JsonOption, UrlOption
+from hilora_cli import adapter_lifecycle
+from hilora_cli.server_call import fetched, print_answer, with_client
+from hilora_cli.server_options import DEFAULT_URL, AdminKeyOption, JsonOption, NameArgument, UrlOption
 
 if TYPE_CHECKING:
     from hilora_cli.adapter_upload import AdapterUpload
     from hilora_cli.api_client import ApiClient
 
 app = typer.Typer(
-    help="Add, list, show and remove adapters of a running server; follow and cancel their ingests.",
+    help="The adapters of a running server: add, list, review, roll back, remove; follow and cancel their ingests.",
     no_args_is_help=True,
     epilog="Exit status: 0 done, 1 refused or failed, 2 misused, 3 try again later, 4 the key does not open this.",
 )
 
 _SECONDS_BEFORE_RECONNECTING = 1.0
 
-NameArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
 JobArgument = Annotated[str, typer.Argument(help="Identity of the job.")]
 
 
 @app.command("add")
 def add(
-    source: Annotated[str, typer.Argument(help="A folder or archive of a PEFT adapter, or owner/name[@revision].")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder or archive of a PEFT adapter, owner/name[@revision] of the hub, or s3://... or https://... "
+            "where the server allows it."
+        ),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Public name. [default: the folder's]")] = None,
     samples: Annotated[
         Path | None,
@@ -46,8 +52,8 @@ def add(
     upload = AdapterUpload(
         source=source, name=name, samples=samples.read_bytes() if samples else None, replaces=replace
     )
-    job = _with_client(url, api_key, lambda client: _register(client, upload, wait=wait))
-    _print(job, f"{job['adapter_name']} {job['state']} (job {job['job_id']})", as_json=as_json)
+    job = with_client(url, api_key, lambda client: _register(client, upload, wait=wait))
+    print_answer(job, f"{job['adapter_name']} {job['state']} (job {job['job_id']})", as_json=as_json)
 
 
 @app.command("list")
@@ -61,8 +67,8 @@ def list_adapters(
     from hilora_cli.adapter_tables import adapter_table
     from hilora_cli.pool_seeding import listed_adapters
 
-    entries = _with_client(url, api_key, lambda client: listed_adapters(client, prefix=prefix))
-    _print(entries, adapter_table(entries), as_json=as_json)
+    entries = with_client(url, api_key, lambda client: listed_adapters(client, prefix=prefix))
+    print_answer(entries, adapter_table(entries), as_json=as_json)
 
 
 @app.command("show")
@@ -73,7 +79,7 @@ def show(
     api_key: AdminKeyOption = None,
 ) -> None:
     """Show all that is known of one adapter, as JSON."""
-    _print(_get(f"/v1/adapters/{name}", url, api_key), "", as_json=True)
+    print_answer(fetched(f"/v1/adapters/{name}", url, api_key), "", as_json=True)
 
 
 @app.command("remove")
@@ -81,8 +87,8 @@ def remove(
     name: NameArgument, as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, api_key: AdminKeyOption = None
 ) -> None:
     """Take an adapter out of the catalogue; requests that run with it finish."""
-    answer = _with_client(url, api_key, lambda client: client.delete(f"/v1/adapters/{name}"))
-    _print(answer, f"{name} removed", as_json=as_json)
+    answer = with_client(url, api_key, lambda client: client.delete(f"/v1/adapters/{name}"))
+    print_answer(answer, f"{name} removed", as_json=as_json)
 
 
 @app.command("jobs")
@@ -101,8 +107,8 @@ def jobs(
 
     wanted = {"limit": limit, "state": state.upper() if state else None, "adapter": adapter}
     query = urlencode({key: value for key, value in wanted.items() if value is not None})
-    found = _get(f"/v1/jobs?{query}", url, api_key)["data"]
-    _print(found, job_table(found), as_json=as_json)
+    found = fetched(f"/v1/jobs?{query}", url, api_key)["data"]
+    print_answer(found, job_table(found), as_json=as_json)
 
 
 @app.command("cancel")
@@ -110,9 +116,9 @@ def cancel(
     job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, api_key: AdminKeyOption = None
 ) -> None:
     """Call an ingest off: at once if it waits, else at its next safe point."""
-    job = _with_client(url, api_key, lambda client: client.delete(f"/v1/jobs/{job_id}"))
+    job = with_client(url, api_key, lambda client: client.delete(f"/v1/jobs/{job_id}"))
     text = "cancelled" if job["state"] == "CANCELLED" else f"will stop ({job['state']})"
-    _print(job, f"{job['adapter_name']} {text}", as_json=as_json)
+    print_answer(job, f"{job['adapter_name']} {text}", as_json=as_json)
 
 
 @app.command("events")
@@ -127,7 +133,7 @@ def events(
 ) -> None:
     """Show changes of the catalogue: + added or replaced, - removed. With --json one object a line."""
     start = after if after is not None or follow else 0
-    _with_client(url, api_key, lambda client: _show_changes(client, start, follow=follow, as_json=as_json))
+    with_client(url, api_key, lambda client: _show_changes(client, start, follow=follow, as_json=as_json))
 
 
 @app.command("audit-log")
@@ -141,8 +147,11 @@ def audit_log(
     """Show who changed what."""
     from hilora_cli.adapter_tables import audit_table
 
-    page = _get(f"/v1/audit?limit={limit}" + (f"&before={before}" if before else ""), url, api_key)
-    _print(page, audit_table(page["data"]), as_json=as_json)
+    page = fetched(f"/v1/audit?limit={limit}" + (f"&before={before}" if before else ""), url, api_key)
+    print_answer(page, audit_table(page["data"]), as_json=as_json)
+
+
+adapter_lifecycle.add_commands(app)
 
 
 async def _register(client: ApiClient, upload: AdapterUpload, *, wait: bool) -> dict[str, Any]:
@@ -195,34 +204,3 @@ async def _show_changes(client: ApiClient, after: int | None, *, follow: bool, a
         if not follow:
             return
         await asyncio.sleep(_SECONDS_BEFORE_RECONNECTING)
-
-
-def _get(path: str, url: str, api_key: str | None) -> dict[str, Any]:
-    return _with_client(url, api_key, lambda client: client.get(path))
-
-
-def _with_client(url: str, api_key: str | None, ask: Callable[[ApiClient], Awaitable[Any]]) -> Any:
-    """Do one thing with a client of the server."""
-    import asyncio
-
-    from hilora_cli.api_client import ApiClient
-
-    async def call() -> Any:
-        async with ApiClient(url, api_key=api_key) as client:
-            return await ask(client)
-
-    return asyncio.run(call())
-
-
-def _print(answer: Any, readable: Any, *, as_json: bool) -> None:
-    """The answer on standard output: for programs, or for people."""
-    if as_json:
-        import json
-
-        print(json.dumps(answer, indent=2))
-    elif isinstance(readable, str):
-        print(readable)
-    else:
-        from rich.console import Console
-
-        Console().print(readable)

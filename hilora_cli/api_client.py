@@ -85,6 +85,10 @@ class ApiClient:
         """The JSON answer of a POST with a JSON body. Raises like `get`."""
         return await self._call("POST", path, json=body)
 
+    async def put(self, path: str, body: JsonObject) -> JsonObject:
+        """The JSON answer of a PUT with a JSON body. Raises like `get`."""
+        return await self._call("PUT", path, json=body)
+
     async def delete(self, path: str) -> JsonObject:
         """The JSON answer of a DELETE, empty if there is none. Raises like `get`."""
         return await self._call("DELETE", path)

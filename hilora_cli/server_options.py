@@ -1,4 +1,4 @@
-"""The options by which a command finds its server, the same on every command."""
+"""What commands ask for alike: how to find their server, which adapter, what to print."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ AdminKeyOption = Annotated[
         show_envvar=True,
     ),
 ]
+NameArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ExcludeOption = Annotated[
     list[str] | None, typer.Option("--exclude", help="An adapter that may not be used; may be repeated.")

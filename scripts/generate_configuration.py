@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
+from pydantic_settings import NoDecode
 
 from services.common.settings_base import ServiceSettings
 from services.registry.settings import RegistrySettings
@@ -27,8 +28,8 @@ A variable that carries a service's prefix but is not listed here stops the serv
 """
 
 
-def type_name(annotation: object) -> str:
-    """A type as a reader of environment variables needs it."""
+def type_name(annotation: object, *, is_json: bool = True) -> str:
+    """A type as a reader of environment variables needs it; lists are JSON unless their setting splits them itself."""
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if inspect.isclass(annotation) and issubclass(annotation, StrEnum):
@@ -37,7 +38,7 @@ def type_name(annotation: object) -> str:
         item = get_args(annotation)[0]
         if inspect.isclass(item) and issubclass(item, BaseModel):
             return "JSON list"
-        return f"{type_name(item)}, comma-separated"
+        return f"JSON list of {type_name(item)}" if is_json else f"{type_name(item)}, comma-separated"
     text = annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")
     for module in ("pydantic.types.", "pathlib.", "hilora.routing_plan.", "collections.abc."):
         text = text.replace(module, "")
@@ -68,7 +69,12 @@ def render() -> str:
         parts.append("|---|---|---|---|")
         for name, field in settings.model_fields.items():
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            row = (f"`{prefix}{name.upper()}`", type_name(field.annotation), default_text(field.default), meaning)
+            row = (
+                f"`{prefix}{name.upper()}`",
+                type_name(field.annotation, is_json=NoDecode not in field.metadata),
+                default_text(field.default),
+                meaning,
+            )
             parts.append(f"| {' | '.join(row)} |")
     return "\n".join(parts) + "\n"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.builders.patience import PATIENCE, patient
+
 # Two cores are shared by every process of a test run: torch's own threads only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,9 +27,13 @@ if os.environ.get("CI"):
 _TIERS = ("unit", "contract", "integration", "e2e")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
     for item in items:
         tier = item.path.relative_to(root).parts[0]
         if tier in _TIERS:
             item.add_marker(tier)
+        if PATIENCE != 1:
+            marker = item.get_closest_marker("timeout")
+            longest = marker.args[0] if marker else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(patient(longest)), append=False)

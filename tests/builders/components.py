@@ -6,6 +6,7 @@ import threading
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.errors import UnknownAdapter
+from tests.builders.patience import patient
 
 
 class InMemoryComponentSource:
@@ -20,7 +21,7 @@ class InMemoryComponentSource:
 
     def fetch(self, adapter_id: str, basis: RocBasis) -> DecomposedAdapter:
         self.num_fetches += 1
-        assert self.gate.wait(timeout=30)
+        assert self.gate.wait(timeout=patient(30))
         if adapter_id in self.faults:
             raise self.faults[adapter_id]
         if adapter_id not in self.adapters:

@@ -12,6 +12,7 @@ from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
 from hilora.errors import UnknownAdapter
 from hilora.learned_gate import GateTensors, LearnedGate
 from hilora.routing_plan import GateParameters, GateRule, RocBudget, RoutingPlan
+from tests.builders.patience import patient
 
 ADAPTIVE_RULES = tuple(rule for rule in GateRule if rule is not GateRule.ROCS)
 _ROUTER_RANK = 3
@@ -107,7 +108,7 @@ class InMemoryGateSource:
 
     def fetch(self, gate_id: str) -> LearnedGate:
         self.num_fetches += 1
-        assert self.may_answer.wait(timeout=30)
+        assert self.may_answer.wait(timeout=patient(30))
         if gate_id not in self.gates:
             raise UnknownAdapter(f"No gate {gate_id}.", code="unknown_gate")
         return self.gates[gate_id]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import redis
 
+from tests.builders.patience import patient
+
 _START_SECONDS = 20.0
 
 
@@ -73,7 +75,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
         )
         client = redis.Redis(unix_socket_path=str(self._socket))
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + patient(_START_SECONDS)
         while True:
             try:
                 client.ping()

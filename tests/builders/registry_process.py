@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from services.registry.bootstrap import RegistryService, build_registry
 from services.registry.settings import RegistrySettings
+from tests.builders.patience import patient
 from tests.builders.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +80,9 @@ class RegistryProcesses:
         """Start the registry service in this process."""
         self.service = build_registry(self.settings)
         await self.service.start()
-        self.client = httpx.AsyncClient(base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=30)
+        self.client = httpx.AsyncClient(
+            base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=patient(30)
+        )
 
     async def stop_service(self) -> None:
         """Stop it."""
@@ -125,7 +128,7 @@ class RegistryProcesses:
 
     async def finished(self, job_id: str, *, timeout_seconds: float = 60) -> dict[str, Any]:
         """A job once it is over."""
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + patient(timeout_seconds)
         while (job := await self.job(job_id))["state"] not in {"READY", "FAILED", "CANCELLED"}:
             assert time.monotonic() < deadline, f"{job}\n{self.log[-3000:]}"
             await asyncio.sleep(0.02)

@@ -15,6 +15,7 @@ import httpx
 from pydantic import SecretStr
 
 from services.registry.settings import RegistrySettings
+from tests.builders.patience import patient
 from tests.builders.redis_server import RedisServer
 from tests.builders.registry_process import ROOT, TESTBED, shipped_files
 
@@ -49,7 +50,7 @@ class RegistryReplicas:
             for _ in range(num_replicas)
         ]
         self.clients = [
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.rest_port}", trust_env=False, timeout=60)
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.rest_port}", trust_env=False, timeout=patient(60))
             for settings in self.settings
         ]
         self._registries: list[subprocess.Popen[bytes] | None] = [None] * num_replicas
@@ -86,7 +87,7 @@ class RegistryReplicas:
 
     async def ready(self, idx: int) -> None:
         """Return once a registry answers."""
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + patient(_START_SECONDS)
         while True:
             try:
                 if (await self.clients[idx].get("/readyz")).status_code == 200:
@@ -107,7 +108,7 @@ class RegistryReplicas:
 
     async def finished(self, idx: int, job_id: str, *, timeout_seconds: float = 300) -> dict[str, Any]:
         """A job once nothing is left to do, as one replica tells it."""
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + patient(timeout_seconds)
         while True:
             job = (await self.clients[idx].get(f"/v1/jobs/{job_id}")).json()
             if job["state"] in {"READY", "QUARANTINED", "FAILED"}:

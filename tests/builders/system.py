@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from tests.builders.patience import patient
+
 ROOT = Path(__file__).resolve().parents[2]
 TESTBED = ROOT / "examples" / "testbed"
 HILORA = Path(sys.executable).parent / "hilora"
@@ -55,6 +57,7 @@ def is_alive(pid: int) -> bool:
 
 def wait_until(condition: Any, *, timeout_seconds: float, what: str, interval_seconds: float = 0.1) -> Any:
     """The first true value of a condition; AssertionError after the time."""
+    timeout_seconds = patient(timeout_seconds)
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -118,7 +121,7 @@ class RunningSystem:
         assert self.process is not None
         assert self.process.poll() is None, f"the system ended with {self.process.returncode}:\n{self.log[-4000:]}"
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=patient(5)).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -140,24 +143,24 @@ class RunningSystem:
         """SIGTERM, as an operator does; returns the exit code."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(timeout=timeout_seconds)
+        return self.process.wait(timeout=patient(timeout_seconds))
 
     def get(self, path: str) -> Any:
         """The JSON answer of a GET that must succeed."""
-        response = httpx.get(f"{self.url}{path}", timeout=30)
+        response = httpx.get(f"{self.url}{path}", timeout=patient(30))
         response.raise_for_status()
         return response.json()
 
     def complete(self, prompt: str, *, model: str = "auto", **fields: Any) -> dict[str, Any]:
         """The JSON answer of a greedy completion that must succeed."""
         body = {"model": model, "prompt": prompt, "max_tokens": 24, "temperature": 0, **fields}
-        response = httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
+        response = httpx.post(f"{self.url}/v1/completions", json=body, timeout=patient(60))
         assert response.status_code == 200, response.text
         return response.json()
 
     def route(self, text: str) -> dict[str, Any]:
         """The JSON answer of a dry run."""
-        response = httpx.post(f"{self.url}/v1/route", json={"text": text}, timeout=30)
+        response = httpx.post(f"{self.url}/v1/route", json={"text": text}, timeout=patient(30))
         assert response.status_code == 200, response.text
         return response.json()
 
@@ -191,7 +194,11 @@ def lines_of(task: str, split: str = "test") -> list[dict[str, str]]:
 def curl(*arguments: str) -> tuple[int, dict[str, Any]]:
     """Run the real curl; status and JSON body."""
     finished = subprocess.run(
-        ["curl", "-s", "-w", "\n%{http_code}", *arguments], capture_output=True, text=True, timeout=60, check=True
+        ["curl", "-s", "-w", "\n%{http_code}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
+        check=True,
     )
     body, _, status = finished.stdout.rpartition("\n")
     return int(status), json.loads(body) if body else {}

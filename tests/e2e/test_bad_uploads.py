@@ -10,6 +10,7 @@ import zipfile
 import httpx
 import pytest
 
+from tests.builders.patience import patient
 from tests.builders.system import TESTBED, chosen_adapters, lines_of, task_lines, wait_until
 
 TASK = "reverse-letters"
@@ -124,7 +125,9 @@ class TestBadUploads:
     def test_is_refused_with_a_code_and_a_remedy(self, system, kind):
         before = set((system.data_dir).rglob("manifest.json"))
 
-        answer = httpx.post(f"{system.url}/v1/adapters", data={"name": "bad"}, files=BAD_UPLOADS[kind](), timeout=60)
+        answer = httpx.post(
+            f"{system.url}/v1/adapters", data={"name": "bad"}, files=BAD_UPLOADS[kind](), timeout=patient(60)
+        )
 
         if answer.status_code == 202:
             job = answer.json()["job_id"]

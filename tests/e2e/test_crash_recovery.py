@@ -10,6 +10,7 @@ import time
 import httpx
 import pytest
 
+from tests.builders.patience import patient
 from tests.builders.system import RunningSystem, chosen_adapters, is_alive, lines_of, task_lines, upload, wait_until
 
 POOL = {line["task"] for line in task_lines("fit")}
@@ -29,7 +30,7 @@ def generate_until_cut(system, lost):
     body = {"model": "auto", "prompt": lines_of(TASK)[0]["prompt"], "max_tokens": 24, "temperature": 0}
     while True:
         try:
-            httpx.post(f"{system.url}/v1/completions", json=body, timeout=10).raise_for_status()
+            httpx.post(f"{system.url}/v1/completions", json=body, timeout=patient(10)).raise_for_status()
         except httpx.TransportError:
             lost.set()
             return
@@ -51,7 +52,7 @@ class TestCrash:
         assert [status for status, _ in accepted] == [202] * 4
 
         system.kill()
-        client.join(timeout=30)
+        client.join(timeout=patient(30))
         system.start()
 
         assert lost.is_set()
@@ -95,7 +96,7 @@ class TestCrash:
         line = lines_of(TASK)[0]
         body = {"model": TASK, "prompt": line["prompt"], "max_tokens": 24, "temperature": 0, "stream": True}
 
-        with httpx.stream("POST", f"{system.url}/v1/completions", json=body, timeout=60) as stream:
+        with httpx.stream("POST", f"{system.url}/v1/completions", json=body, timeout=patient(60)) as stream:
             pieces = stream.iter_lines()
             first = next(pieces)
             assert system.process is not None
@@ -106,8 +107,8 @@ class TestCrash:
         assert rest[-1] == "data: [DONE]"
         chunks = [json.loads(piece.removeprefix("data: ")) for piece in [first, *rest[:-1]] if piece]
         assert "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"]).strip() == line["answer"]
-        assert system.process.wait(timeout=60) == 0
-        deadline = time.monotonic() + 5
+        assert system.process.wait(timeout=patient(60)) == 0
+        deadline = time.monotonic() + patient(5)
         while any(map(is_alive, pids)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert [pid for pid in pids if is_alive(pid)] == []

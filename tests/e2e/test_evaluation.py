@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 
+from tests.builders.patience import patient
 from tests.builders.system import HILORA, TESTBED, lines_of, task_lines
 
 
 def hilora(system, *arguments):
     return subprocess.run(
-        [str(HILORA), *arguments, "--url", system.url], capture_output=True, text=True, timeout=240, check=False
+        [str(HILORA), *arguments, "--url", system.url],
+        capture_output=True,
+        text=True,
+        timeout=patient(240),
+        check=False,
     )
 
 
@@ -65,7 +70,7 @@ class TestOtherCommands:
             [str(HILORA), "route", "x", "--url", "http://127.0.0.1:9"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
         )
 

@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from hilora_rpc.v1 import router_pb2, router_pb2_grpc, routing_pb2, worker_pb2
+from tests.builders.patience import patient
 from tests.builders.system import chosen_adapters, lines_of, task_lines
 
 
@@ -23,7 +24,7 @@ def generate(channel, prompt, **options):
         sampling=worker_pb2.SamplingParams(max_tokens=24, temperature=0),
         options=router_pb2.RoutingOptions(**options),
     )
-    events = list(router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=60))
+    events = list(router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=patient(60)))
     text = "".join(event.generated.delta.text for event in events if event.generated.HasField("delta"))
     return events, text
 
@@ -46,7 +47,7 @@ class TestRouterService:
         line = lines_of(task_lines("fit")[0]["task"])[0]
 
         response = router_pb2_grpc.RouterServiceStub(channel).Route(
-            router_pb2.RouteRequest(text=line["prompt"]), timeout=30
+            router_pb2.RouteRequest(text=line["prompt"]), timeout=patient(30)
         )
 
         best = response.decision.candidates[0]
@@ -73,13 +74,15 @@ class TestRouterService:
 
 class TestStandardServices:
     def test_it_is_serving(self, channel):
-        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=patient(10))
 
         assert response.status == health_pb2.HealthCheckResponse.SERVING
 
     def test_reflection_names_the_service(self, channel):
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        responses = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]), timeout=10)
+        responses = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter([request]), timeout=patient(10)
+        )
 
         names = {service.name for service in next(responses).list_services_response.service}
 

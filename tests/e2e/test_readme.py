@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.builders.patience import patient
 from tests.builders.system import HILORA, ROOT, TESTBED, lines_of, task_lines, wait_until, write_samples
 
 README = (ROOT / "README.md").read_text()
@@ -27,7 +28,7 @@ class TestReadme:
         command = next(block for block in blocks("bash") if block.startswith("curl"))
 
         done = subprocess.run(
-            ["bash", "-c", here(system, command)], capture_output=True, text=True, timeout=60, check=True
+            ["bash", "-c", here(system, command)], capture_output=True, text=True, timeout=patient(60), check=True
         )
 
         answer = json.loads(done.stdout)
@@ -38,7 +39,11 @@ class TestReadme:
         (program,) = blocks("python")
 
         done = subprocess.run(
-            [sys.executable, "-c", here(system, program)], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", here(system, program)],
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
+            check=False,
         )
 
         assert done.returncode == 0, done.stderr
@@ -65,7 +70,7 @@ class TestReadme:
                 [str(HILORA), "adapters", *arguments, "--url", system.url],
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=patient(120),
                 check=False,
             )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.builders.patience import patient
 from tests.builders.system import HILORA, ROOT, chosen_adapters, free_port, lines_of, task_lines, upload, wait_until
 
 TASK = task_lines("fit")[0]["task"]
@@ -35,7 +36,7 @@ def kill_and_await_successor(system, word):
 def uploads_work(system, scratch, name):
     """Whether an adapter can be registered and retired again."""
     wait_until(
-        lambda: httpx.get(f"{system.url}/v1/adapters", timeout=30).status_code == 200,
+        lambda: httpx.get(f"{system.url}/v1/adapters", timeout=patient(30)).status_code == 200,
         timeout_seconds=30,
         what="the registry answers",
     )
@@ -46,7 +47,7 @@ def uploads_work(system, scratch, name):
         timeout_seconds=60,
         what="the upload is READY",
     )
-    httpx.delete(f"{system.url}/v1/adapters/{name}", timeout=30).raise_for_status()
+    httpx.delete(f"{system.url}/v1/adapters/{name}", timeout=patient(30)).raise_for_status()
 
 
 class TestChildren:
@@ -70,7 +71,7 @@ class TestOneOwner:
             [str(HILORA), "demo", "--port", str(free_port()), "--data-dir", str(system.data_dir)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
             cwd=ROOT,
         )
@@ -85,7 +86,7 @@ class TestOneOwner:
             [str(HILORA), "demo", "--port", str(system.port), "--data-dir", str(tmp_path / "data")],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
             cwd=ROOT,
         )

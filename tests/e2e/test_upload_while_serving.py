@@ -7,6 +7,7 @@ import threading
 import httpx
 import pytest
 
+from tests.builders.patience import patient
 from tests.builders.system import chosen_adapters, lines_of, planned_adapters, task_lines, upload, wait_until
 
 
@@ -30,7 +31,7 @@ class Load:
                     return
                 body = {"model": "auto", "prompt": prompt, "max_tokens": 24, "temperature": 0}
                 try:
-                    answer = httpx.post(f"{system.url}/v1/completions", json=body, timeout=60)
+                    answer = httpx.post(f"{system.url}/v1/completions", json=body, timeout=patient(60))
                 except httpx.HTTPError as error:
                     self.failures.append(repr(error))
                     continue
@@ -46,7 +47,7 @@ class Load:
     def __exit__(self, *_):
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=60)
+            thread.join(timeout=patient(60))
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def task(system):
 class TestUploadWhileServing:
     def test_a_new_adapter_is_used_and_a_retired_one_is_not(self, system, task, tmp_path):
         lines = lines_of(task)[:3]
-        removed = httpx.delete(f"{system.url}/v1/adapters/{task}", timeout=30)
+        removed = httpx.delete(f"{system.url}/v1/adapters/{task}", timeout=patient(30))
         assert removed.status_code in {200, 202, 204}
         wait_until(lambda: task not in system.adapter_names(), timeout_seconds=10, what="the task has no adapter")
         assert all(task not in chosen_adapters(system.complete(line["prompt"])) for line in lines)
@@ -103,11 +104,11 @@ class TestUploadWhileServing:
                     "temperature": 0,
                     "stream": True,
                 },
-                timeout=60,
+                timeout=patient(60),
             ) as stream:
                 pieces = stream.iter_lines()
                 first = next(pieces)
-                gone = httpx.delete(f"{system.url}/v1/adapters/newcomer", timeout=30)
+                gone = httpx.delete(f"{system.url}/v1/adapters/newcomer", timeout=patient(30))
                 rest = [piece for piece in pieces if piece]
             assert gone.status_code in {200, 202, 204}
             assert first.startswith("data: ")
@@ -115,7 +116,9 @@ class TestUploadWhileServing:
             assert not any('"error"' in piece for piece in rest)
             wait_until(lambda: "newcomer" not in system.adapter_names(), timeout_seconds=10, what="it is not listed")
             assert all("newcomer" not in chosen_adapters(system.complete(line["prompt"])) for line in lines)
-            pinned = httpx.post(f"{system.url}/v1/completions", json={"model": "newcomer", "prompt": "x"}, timeout=30)
+            pinned = httpx.post(
+                f"{system.url}/v1/completions", json={"model": "newcomer", "prompt": "x"}, timeout=patient(30)
+            )
             assert pinned.status_code == 404
 
             status, job = upload(system, name=task, task=task, scratch=tmp_path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from services.router.bootstrap import Router, build_router
 from services.router.settings import RouterSettings
+from tests.builders.patience import patient
 from tests.fakes.router_encoder import HashEncoder
 from tests.fakes.router_registry import FakeRegistry, catalog_entry
 from tests.fakes.worker_service import FakeWorker
@@ -96,6 +97,6 @@ async def running_router(
 
 async def eventually(condition: Callable[[], bool], *, timeout_seconds: float = 5.0) -> None:
     """Return once the condition holds; fail if it does not within the time."""
-    async with asyncio.timeout(timeout_seconds):
+    async with asyncio.timeout(patient(timeout_seconds)):
         while not condition():  # noqa: ASYNC110  (what is waited for happens in other processes' terms: no event to set)
             await asyncio.sleep(0.01)

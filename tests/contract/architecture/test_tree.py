@@ -54,9 +54,9 @@ class TestAnatomy:
     def test_every_service_has_the_same_rooms(self, service):
         folder = ROOT / "services" / service
 
-        present = {path.name for path in folder.iterdir()}
+        present = {path.stem for path in folder.iterdir()}
 
-        assert {"__main__.py", "bootstrap.py", "settings.py", "ports.py", "entrypoints", "infra"} <= present
+        assert {"__main__", "bootstrap", "settings", "ports", "entrypoints", "infra"} <= present
 
     @pytest.mark.parametrize("path", ["proto", "tests", "README.md", "services/standalone", "hilora", "hilora_lab"])
     def test_the_top_level_is_where_newcomers_look(self, path):

@@ -17,6 +17,7 @@ from services.registry.job import IngestState
 from services.registry.settings import RegistrySettings
 from tests.builders import light_ingest
 from tests.builders.archives import adapter_files, weights_bytes
+from tests.builders.patience import patient
 from tests.builders.redis_server import RedisServer
 
 PATIENCE_SECONDS = 240
@@ -52,7 +53,9 @@ class Processes:
     async def start_service(self):
         self.service = bootstrap.build_registry(self.settings)
         await self.service.start()
-        self.http = httpx.AsyncClient(base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=60)
+        self.http = httpx.AsyncClient(
+            base_url=f"http://{self.service.rest_address}", trust_env=False, timeout=patient(60)
+        )
 
     async def stop_service(self):
         if self.service is not None:
@@ -83,7 +86,7 @@ class Processes:
 
     async def until(self, condition):
         """The first true value of an asynchronous condition."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patient(PATIENCE_SECONDS)
         while not (value := await condition()):
             assert time.monotonic() < deadline, self._log.read_text(errors="replace")[-3000:]
             await asyncio.sleep(0.02)
@@ -103,6 +106,10 @@ class Processes:
             return client.llen("hilora:celery:registry-ingest"), client.hlen("hilora:celery:unacked")
         finally:
             client.close()
+
+    async def broker_is_missed(self):
+        log = self._log.read_text(errors="replace")
+        return any(text in log for text in ("Couldn't ack", "Couldn't reject", "Connection to broker lost"))
 
     async def all_acknowledged(self):
         return self.celery_keys() == (0, 0)
@@ -154,6 +161,24 @@ class TestKilled:
         assert await processes.jobs.outcomes() == {"READY": 1}
         # The first message is still in the hands of the dead: it would come back after the usual five minutes.
         assert processes.celery_keys()[1] >= 1
+
+
+class TestRedisAway:
+    @pytest.mark.parametrize(
+        "processes", [{"max_concurrent_ingests": 1}, {"max_concurrent_ingests": 2}], indirect=True, ids=["one", "two"]
+    )
+    async def test_a_message_that_could_not_be_acknowledged_does_not_make_the_process_deaf(self, processes):
+        processes.hold.touch()
+        processes.start_ingest()
+        await processes.start_service()
+        job_ids = [await processes.upload(f"adapter-{number}", seed=number) for number in range(2)]
+        await processes.in_state(IngestState.PROFILING, job_ids[0])
+        processes.redis.kill()
+        processes.hold.unlink()
+        await processes.until(processes.broker_is_missed)
+        processes.redis.start()
+
+        await processes.in_state(IngestState.READY, *job_ids)
 
 
 @pytest.mark.parametrize("processes", [{"max_concurrent_ingests": 2}], indirect=True)
@@ -209,7 +234,7 @@ class TestStreamsOverSockets:
         await processes.until(lambda: asyncio.sleep(0, ": heartbeat" in lines and "event: job" in lines))
         service, processes.service = processes.service, None
 
-        await asyncio.wait_for(service.stop(grace_seconds=100), 60)
+        await asyncio.wait_for(service.stop(grace_seconds=100), patient(60))
 
         await asyncio.gather(*listening)
         await processes.http.aclose()

@@ -16,6 +16,7 @@ from services.common.rpc_server import RpcServer
 from services.registry.entrypoints.rpc import SERVICE_NAME, RegistryServicer, register_with
 from services.registry.entrypoints.rpc_access import RpcAccess
 from tests.builders.archives import adapter_files
+from tests.builders.patience import patient
 from tests.fakes.registry_stack import RegistryStack
 
 KEYS = [AccessKey.of_secret(f"{scope}-only", SecretStr(scope.value), frozenset({scope})) for scope in Scope]
@@ -71,7 +72,7 @@ def bearer(key, **more):
 
 async def outcome(stub, method, request, metadata=()):
     """The status of a call; OK if it answers."""
-    call = getattr(stub, method)(request, metadata=metadata, timeout=20)
+    call = getattr(stub, method)(request, metadata=metadata, timeout=patient(20))
     try:
         if hasattr(call, "read"):
             await call.read()

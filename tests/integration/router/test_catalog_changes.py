@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from hilora_rpc.v1 import registry_pb2
+from tests.builders.patience import patient
 from tests.fakes.router_encoder import HashEncoder
 from tests.fakes.router_registry import catalog_entry
 from tests.fakes.router_stack import eventually, running_router, task_texts
@@ -44,7 +45,7 @@ class TestAdding:
             async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="x", max_retries=0) as client:
                 pinned = await client.completions.create(model="capitals", prompt="x")
                 assert pinned.model_extra["hilora"]["catalog_generation"] == 3
-            await stack.router._catalog.wait_beyond(2, timeout_seconds=5)
+            await stack.router._catalog.wait_beyond(2, timeout_seconds=patient(5))
             assert await _planned(stack, _CAPITALS) == ["capitals"]
 
     async def test_a_router_may_start_with_an_empty_catalogue(self):
@@ -54,7 +55,7 @@ class TestAdding:
             assert answer["is_out_of_distribution"] is True
             stack.add("capitals")
             stack.add("sums")
-            await stack.router._catalog.wait_beyond(1, timeout_seconds=5)
+            await stack.router._catalog.wait_beyond(1, timeout_seconds=patient(5))
             assert await _planned(stack, _CAPITALS) == ["capitals"]
 
 
@@ -124,7 +125,7 @@ class TestUnusableEntries:
                 setattr(entry, field, value)
             stack.registry.service.upsert(entry)
             stack.add("sums", revision="b" * 64)
-            await stack.router._catalog.wait_beyond(4, timeout_seconds=5)
+            await stack.router._catalog.wait_beyond(4, timeout_seconds=patient(5))
             assert "lying" in stack.router._catalog.view().ignored
             assert await _planned(stack, _CAPITALS) == ["capitals"]
 
@@ -134,7 +135,7 @@ class TestUnusableEntries:
                 registry_pb2.CatalogEntry(adapter_id="bare@1", adapter_name="bare", lora_rank=4)
             )
             stack.workers_catch_up()
-            await stack.router._catalog.wait_beyond(3, timeout_seconds=5)
+            await stack.router._catalog.wait_beyond(3, timeout_seconds=patient(5))
             assert "bare" in await _names(stack)
             assert (await _route(stack, "x", model="bare")).json()["plan"]["num_rocs"] == 4
             assert "bare" not in {c["name"] for c in (await _route(stack, "x")).json()["candidates"]}

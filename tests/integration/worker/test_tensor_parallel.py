@@ -23,6 +23,7 @@ from services.worker.models.loader import load_model
 from services.worker.models.tensor_parallel import EXIT_STATUS
 from tests.builders.engine import run_until_done, submit
 from tests.builders.logits import assert_close
+from tests.builders.patience import patient
 from tests.builders.tensor_parallel import (
     adapters_for,
     config,
@@ -159,7 +160,7 @@ async def _tokens(stub: worker_pb2_grpc.WorkerServiceStub, request: worker_pb2.G
 
 
 async def _until_ready(stub: worker_pb2_grpc.WorkerServiceStub, leader: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(_START_SECONDS):
+    async with asyncio.timeout(patient(_START_SECONDS)):
         while leader.poll() is None:
             try:
                 if (await stub.Stats(worker_pb2.StatsRequest())).catalog_generation > 0:

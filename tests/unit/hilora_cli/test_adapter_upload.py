@@ -93,6 +93,22 @@ class TestSubmit:
             "replace": False,
         }
 
+    @pytest.mark.parametrize(
+        ("source", "kind"),
+        [
+            ("s3://pool/sorter", "object"),
+            ("gs://pool/sorter.zip", "object"),
+            ("https://files.example/sorter.tar.gz", "url"),
+            ("http://files.example/sorter.zip?token=a", "url"),
+        ],
+    )
+    async def test_an_address_is_fetched_by_the_server(self, source, kind):
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=source))
+
+        assert json.loads(server.body)["source"] == {kind: source}
+
     async def test_a_folder_without_an_adapter_is_not_sent(self, tmp_path):
         server = Server()
         async with server.client() as client:

@@ -66,7 +66,7 @@ class TestWaiting:
 class TestRunning:
     @pytest.mark.parametrize(
         ("part", "method"),
-        [("encoder", "encode"), ("artifacts", "write"), ("base", "modules")],
+        [("encoder", "encode"), ("artifacts", "write"), ("profiles", "write"), ("base", "modules")],
     )
     async def test_it_stops_at_the_next_safe_point(self, stack, monkeypatch, part, method):
         job_id = await accepted(stack)
@@ -90,6 +90,23 @@ class TestRunning:
         assert (await stack.catalog.snapshot()).entries == {}
         assert stack.staging.accepted() == []
         assert [event.action for event in stack.audit.page(before=None, limit=1).events] == ["cancel_ingest"]
+
+    async def test_samples_that_are_called_off_change_nothing(self, stack, monkeypatch):
+        await stack.publish()
+        before = await stack.catalog.entry("a")
+        job = await stack.intake.submit_samples("a", ["one", "two"])
+        original = stack.jobs.is_cancel_requested
+
+        async def called_off_by_now(job_id):
+            await stack.jobs.request_cancel(job_id)
+            return await original(job_id)
+
+        monkeypatch.setattr(stack.jobs, "is_cancel_requested", called_off_by_now)
+        await stack.work()
+
+        assert (await stack.jobs.get(job.job_id)).state is IngestState.CANCELLED
+        assert await stack.catalog.entry("a") == before
+        assert stack.staging.accepted() == []
 
     async def test_a_process_that_died_before_it_noticed(self, stack):
         job_id = await accepted(stack)
@@ -165,10 +182,34 @@ class TestJoining:
                 await upload(client),
                 await upload(client, "other"),
                 await upload(client, form={"replace": "true"}),
+                await upload(client, form={"squeeze": '{"rank": 1}'}),
                 await upload(client, weights=weights_bytes(seed=7)),
             ]
 
-        assert len({answer.json()["job_id"] for answer in answers}) == 4
+        assert len({answer.json()["job_id"] for answer in answers}) == 5
+
+    async def test_a_reference_that_is_squeezed_is_another_job(self, stack):
+        body = {"name": "a", "source": {"hub": "owner/name"}, "samples": ["t"]}
+        async with stack.client() as client:
+            answers = [
+                await client.post("/v1/adapters", json=body),
+                await client.post("/v1/adapters", json=body),
+                await client.post("/v1/adapters", json={**body, "squeeze": {"energy": 0.9}}),
+                await client.post("/v1/adapters", json={**body, "squeeze": {"energy": 0.8}}),
+            ]
+
+        assert len({answer.json()["job_id"] for answer in answers}) == 3
+
+    async def test_equal_samples_are_one_job_and_others_another(self, stack):
+        await stack.publish()
+        async with stack.client() as client:
+            answers = [
+                await client.post("/v1/adapters/a/samples", json={"samples": texts})
+                for texts in (["one", "two"], ["one", "two"], ["one", "three"])
+            ]
+
+        assert [answer.status_code for answer in answers] == [202] * 3
+        assert len({answer.json()["job_id"] for answer in answers}) == len(stack.queue.job_ids) == 2
 
     async def test_nobody_joins_a_job_that_is_called_off_or_over(self, stack):
         first = await accepted(stack)
@@ -193,7 +234,15 @@ class TestIdempotencyKeys:
         assert second.json()["state"] == "READY"
         assert list((stack.data_dir / "incoming").iterdir()) == []
 
-    @pytest.mark.parametrize("changes", [{"name": "other"}, {"form": {"replace": "true"}}, {"weights": b"x"}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"name": "other"},
+            {"form": {"replace": "true"}},
+            {"form": {"squeeze": '{"rank": 1}'}},
+            {"weights": b"x"},
+        ],
+    )
     async def test_another_body_is_a_conflict(self, stack, changes):
         async with stack.client() as client:
             await upload(client, headers=KEY)
@@ -213,7 +262,10 @@ class TestIdempotencyKeys:
         async with stack.client() as client:
             first = await client.post("/v1/adapters", json=body, headers=KEY)
             second = await client.post("/v1/adapters", json=body, headers=KEY)
-            other = await client.post("/v1/adapters", json={**body, "name": "b"}, headers=KEY)
+            others = [
+                await client.post("/v1/adapters", json={**body, **change}, headers=KEY)
+                for change in ({"name": "b"}, {"squeeze": {"rank": 2}})
+            ]
 
         assert first.json()["job_id"] == second.json()["job_id"]
-        assert other.status_code == 409
+        assert [other.status_code for other in others] == [409] * 2

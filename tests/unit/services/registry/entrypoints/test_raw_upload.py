@@ -55,6 +55,27 @@ class TestArchives:
         assert (await send(stack, other)).status_code == 409
         assert (await send(stack, other, query="?name=sorter&replace=true")).status_code == 202
 
+    async def test_squeezing_is_asked_for_in_the_query(self, stack):
+        await send(stack, tar_bytes(adapter_files()), query="?name=sorter&squeeze=%7B%22rank%22%3A1%7D")
+        await stack.work()
+        async with stack.client() as client:
+            shown = (await client.get("/v1/adapters/sorter")).json()
+
+        assert shown["lora_rank"] == 1
+        assert shown["provenance"]["squeeze"] == {"rank": 1, "energy": None}
+
+    async def test_an_idempotency_key_counts_for_bodies_that_are_archives(self, stack):
+        archive = tar_bytes(adapter_files())
+        headers = {"content-type": "application/x-tar", "Idempotency-Key": "k"}
+        async with stack.client() as client:
+            first, second = [
+                await client.put("/v1/adapters?name=sorter", content=archive, headers=headers) for _ in range(2)
+            ]
+            other = await client.put("/v1/adapters?name=other", content=archive, headers=headers)
+
+        assert first.json()["job_id"] == second.json()["job_id"]
+        assert other.json()["error"]["code"] == "idempotency_conflict"
+
 
 class TestRefusals:
     async def refused(self, stack, content, *, status, code, **options):
@@ -80,6 +101,11 @@ class TestRefusals:
 
     async def test_a_body_that_is_no_archive(self, stack):
         await self.refused(stack, b"hello" * 1000, status=422, code="unreadable_archive")
+
+    async def test_a_squeeze_that_cannot_be_read(self, stack):
+        await self.refused(
+            stack, tar_bytes(adapter_files()), status=400, code="invalid_squeeze", query="?name=sorter&squeeze=small"
+        )
 
     async def test_an_archive_without_any_name(self, stack):
         await self.refused(stack, tar_bytes(adapter_files()), status=400, code="name_required", query="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import fsspec
 import pytest
 
 from tests.builders.archives import adapter_files, weights_bytes
@@ -46,6 +47,27 @@ class TestLoad:
         assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'sorter' added successfully.")
         assert answer.headers["content-type"].startswith("text/plain")
         assert "sorter" in (await stack.catalog.snapshot()).entries
+
+    async def test_from_an_object_store(self, stack):
+        store = fsspec.filesystem("memory")
+        for name, data in adapter_files().items():
+            store.pipe_file(f"/pool/vllm/sorter/{name}", data)
+        answer = await load(stack, lora_name="sorter", lora_path="memory://pool/vllm/sorter")
+        missing = await load(stack, lora_name="other", lora_path="memory://pool/vllm/nothing")
+
+        assert (answer.status_code, missing.status_code) == (200, 404)
+
+    async def test_a_web_server_nobody_allowed(self, stack):
+        answer = await load(stack, lora_name="sorter", lora_path="https://files.example/sorter.zip")
+
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "InvalidUserInput")
+
+    async def test_one_that_waits_for_approval_is_not_said_to_be_loaded(self, tmp_path, pool):
+        stack = RegistryStack(tmp_path / "guarded", allowed=(pool,), holds_new_versions=True)
+        answer = await load(stack, lora_name="sorter", lora_path=str(pool / "sorter"))
+
+        assert answer.status_code == 503
+        assert "is QUARANTINED" in answer.json()["error"]["message"]
 
     async def test_a_name_that_is_taken(self, stack, pool):
         await load(stack, lora_name="sorter", lora_path=str(pool / "sorter"))
