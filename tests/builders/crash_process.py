@@ -58,7 +58,8 @@ def _run(role: str, environment: Mapping[str, str], trap: Path, log: Path) -> No
     HeldEncoder.hold = trap.with_name("hold")
     process_setup.TransformersBaseModel = fake_base  # pyright: ignore[reportAttributeAccessIssue]
     ingest_process.SentenceTransformerEncoder = HeldEncoder  # pyright: ignore[reportAttributeAccessIssue]
-    redis_catalog._LOCK_LEASE_SECONDS = bootstrap._STORE_LEASE_SECONDS = LOCK_LEASE_SECONDS
+    redis_catalog._LOCK_LEASE_SECONDS = LOCK_LEASE_SECONDS  # pyright: ignore[reportPrivateUsage]
+    bootstrap._STORE_LEASE_SECONDS = LOCK_LEASE_SECONDS  # pyright: ignore[reportPrivateUsage]
     intake.PENDING_GRACE_SECONDS = recovery.PENDING_GRACE_SECONDS = PENDING_GRACE_SECONDS
     watch(trap)
     _MAINS[role]()

@@ -119,7 +119,7 @@ class CrashSystem:
         assert not self._redis.is_running
         shutil.rmtree(self._redis_dir)
 
-    def until(self, condition: Callable[[], _T], what: str) -> _T:
+    def until(self, condition: Callable[[], _T | None], what: str) -> _T:
         """The first true value of a condition."""
         deadline = time.monotonic() + patient(_WAIT_SECONDS)
         while not (value := condition()):
