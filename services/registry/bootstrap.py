@@ -36,8 +36,9 @@ from services.registry.settings import RegistrySettings
 
 _SECONDS_BETWEEN_REDIS_ATTEMPTS = 0.1
 _STORE_LOCK = f"{KEY_PREFIX}store:lock"
-_STORE_LEASE_SECONDS = 600.0
-"""Migrating a large store reads and writes each manifest once."""
+_STORE_LEASE_SECONDS = 15.0
+_STORE_WAIT_SECONDS = 600.0
+"""Migrating a large store reads and writes each manifest once; the other replicas wait for the one that does."""
 
 
 class RegistryService:
@@ -163,7 +164,7 @@ class RegistryService:
         await self._wait_for_redis()
         await asyncio.to_thread(self._shared.base.modules)
         preparing = RedisLock(self._shared.redis, key=_STORE_LOCK, lease_seconds=_STORE_LEASE_SECONDS)
-        async with held(preparing, wait_seconds=_STORE_LEASE_SECONDS):
+        async with held(preparing, wait_seconds=_STORE_WAIT_SECONDS):
             await asyncio.to_thread(self._shared.data.prepare)
         await self._shared.catalog.reconcile()
         await self._group.start()

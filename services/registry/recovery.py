@@ -74,8 +74,9 @@ class JobRecovery:
                 await self._take_up(job)
 
     async def look(self) -> None:
-        """While running: queue jobs whose process died, and those whose message was lost."""
+        """While running: queue jobs whose process died, and those whose message or record was lost."""
         unfinished = await self._jobs.unfinished()
+        unfinished += await self._forgotten({job.job_id for job in unfinished})
         if not unfinished:
             return
         is_queue_empty = await self._queue.waiting() == 0
@@ -86,6 +87,20 @@ class JobRecovery:
                 current = await self._jobs.get(job.job_id)
                 if current is not None and not current.state.is_terminal:
                     await self._take_up(current)
+
+    async def _forgotten(self, known: set[str]) -> list[IngestJob]:
+        """Jobs whose files wait although the store, having lost its data, knows nothing of them: noted anew."""
+        forgotten: list[IngestJob] = []
+        for request in await asyncio.to_thread(self._staging.accepted, besides=known):
+            # A request that was accepted a moment ago is about to be noted by the intake itself.
+            is_recent = time.time() - request.created_at < PENDING_GRACE_SECONDS
+            if is_recent or await self._jobs.get(request.job_id) is not None:
+                continue
+            job = pending_job(request, due_at=0.0)
+            await self._jobs.put(job)
+            _log.warning("job_forgotten", job_id=job.job_id, adapter=job.adapter_name)
+            forgotten.append(job)
+        return forgotten
 
     async def _take_up(self, job: IngestJob) -> None:
         if await asyncio.to_thread(self._staging.request, job.job_id) is None:

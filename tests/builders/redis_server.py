@@ -52,6 +52,16 @@ class RedisServer:
     def _socket(self) -> Path:
         return self._socket_folder / "redis.sock"
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs: others may kill it, too."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Return when it answers."""
         self._directory.mkdir(parents=True, exist_ok=True)

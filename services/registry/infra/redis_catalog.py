@@ -12,14 +12,13 @@ the publisher still holds the lock.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 
-from hilora.errors import Conflict, RegistryUnavailable
+from hilora.errors import Conflict
 from services.registry.catalog_entry import (
     CatalogChange,
     CatalogEntry,
@@ -115,13 +114,8 @@ class RedisCatalogIndex:
         """See `CatalogIndex.publishing`."""
         lock = RedisLock(self._redis, key=_LOCK, lease_seconds=_LOCK_LEASE_SECONDS)
         async with held(lock, wait_seconds=_LOCK_WAIT_SECONDS):
-            # A rebuild of a large catalogue reads thousands of files: longer than a lease may last.
-            keeping = asyncio.create_task(_keep(lock), name="catalog-lock")
-            try:
-                generation = await self.generation()
-                yield _RedisTransaction(self, self._redis, lock, generation, self._max_kept_changes)
-            finally:
-                keeping.cancel()
+            generation = await self.generation()
+            yield _RedisTransaction(self, self._redis, lock, generation, self._max_kept_changes)
 
     async def follow(self, after_generation: int, *, heartbeat_seconds: float) -> AsyncIterator[CatalogNews]:
         """See `CatalogIndex.follow`."""
@@ -215,14 +209,3 @@ class _RedisTransaction:
                 remedy="Try again.",
             )
         self._generation = generation
-
-
-async def _keep(lock: RedisLock) -> None:
-    """Extend a lock until it is lost or the task is cancelled."""
-    is_ours = True
-    while is_ours:
-        await asyncio.sleep(_LOCK_LEASE_SECONDS / 3)
-        try:
-            is_ours = await lock.extend()
-        except RegistryUnavailable:
-            return  # the commit will say so, too

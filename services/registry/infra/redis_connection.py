@@ -80,6 +80,7 @@ class RedisLock:
     def __init__(self, redis: Redis, *, key: str, lease_seconds: float) -> None:
         self._redis: Any = redis
         self.key = key
+        self.lease_seconds = lease_seconds
         self.token = uuid.uuid4().hex
         self._lease_milliseconds = max(1, round(lease_seconds * 1000))
 
@@ -101,7 +102,9 @@ class RedisLock:
 
 @asynccontextmanager
 async def held(lock: RedisLock, *, wait_seconds: float) -> AsyncGenerator[RedisLock]:
-    """Hold a lock for the time of a block.
+    """Hold a lock for the time of a block, however long that takes.
+
+    It is extended meanwhile: the lease only says how soon the lock of a dead holder is free again.
 
     Raises:
         RegistryUnavailable: `catalog_busy`, if others keep it for longer than `wait_seconds`.
@@ -115,7 +118,20 @@ async def held(lock: RedisLock, *, wait_seconds: float) -> AsyncGenerator[RedisL
                 remedy="Try again.",
             )
         await asyncio.sleep(_SECONDS_BETWEEN_LOCK_ATTEMPTS)
+    keeping = asyncio.create_task(_keep(lock), name="lock-keeping")
     try:
         yield lock
     finally:
+        keeping.cancel()
         await lock.release()
+
+
+async def _keep(lock: RedisLock) -> None:
+    """Extend a lock until it is lost or the task is cancelled."""
+    is_ours = True
+    while is_ours:
+        await asyncio.sleep(lock.lease_seconds / 3)
+        try:
+            is_ours = await lock.extend()
+        except RegistryUnavailable:
+            return  # whatever the lock is held for will say so, too

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from services.common.log import get_logger
@@ -68,9 +69,10 @@ class DiskStagingArea:
             raise ValueError(f"{job_id!r} is not a job's identity")
         return self._root / job_id
 
-    def accepted(self) -> list[IngestRequest]:
+    def accepted(self, *, besides: Collection[str] = ()) -> list[IngestRequest]:
         """See `StagingArea.accepted`."""
-        found = (self.request(folder.name) for folder in self._root.iterdir() if is_job_id(folder.name))
+        job_ids = (folder.name for folder in self._root.iterdir() if is_job_id(folder.name))
+        found = (self.request(job_id) for job_id in job_ids if job_id not in besides)
         return sorted((request for request in found if request), key=lambda request: request.created_at)
 
     def discard(self, job_id: str) -> None:

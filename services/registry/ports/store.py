@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -187,8 +187,8 @@ class StagingArea(Protocol):
         """The folder of a job, whether it exists or not."""
         ...
 
-    def accepted(self) -> list[IngestRequest]:
-        """All accepted requests, oldest first."""
+    def accepted(self, *, besides: Collection[str] = ()) -> list[IngestRequest]:
+        """All accepted requests, oldest first, without those of the jobs `besides`."""
         ...
 
     def discard(self, job_id: str) -> None:

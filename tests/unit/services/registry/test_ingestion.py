@@ -258,6 +258,20 @@ class TestRecoveryWhileRunning:
         await stack.recovery.look()
         assert list(stack.queue.job_ids) == [job_id]
 
+    async def test_a_job_that_redis_forgot_is_done_all_the_same(self, stack, monkeypatch):
+        job_id = await accepted(stack)
+        stack.queue.job_ids.clear()
+        stack.jobs._jobs.clear()
+        await stack.recovery.look()
+        assert await stack.jobs.get(job_id) is None, "the intake itself may be about to note it"
+
+        with monkeypatch.context() as later:
+            later.setattr("services.registry.recovery.time.time", lambda: 4e9)
+            await stack.recovery.look()
+        await stack.work()
+
+        assert (await stack.jobs.get(job_id)).state is IngestState.READY
+
     async def test_an_upload_is_accepted_while_the_broker_is_away(self, stack):
         stack.queue.is_away = True
         job_id = await accepted(stack)

@@ -32,6 +32,11 @@ class TestAcceptance:
         assert again.request(late.job_id) == late
         assert (again.files(late.job_id) / "adapter_config.json").read_text() == "{}"
 
+    def test_those_that_are_known_are_left_out(self, staging):
+        known, other = accepted(staging), accepted(staging)
+
+        assert staging.accepted(besides={known.job_id}) == [other]
+
     def test_a_folder_without_acceptance_is_no_job(self, staging):
         request = a_request()
         staging.create(request.job_id)
