@@ -64,7 +64,7 @@ class Trap:
         """Have processes killed at the moment; `ITSELF` is the one that watches, whichever that will be."""
         self._sprung.unlink(missing_ok=True)
         aside = self.path.with_suffix(".new")
-        aside.write_text(json.dumps({**asdict(moment), "kills": list(kills)}))
+        aside.write_text(json.dumps({**asdict(moment), "kills": list(kills), "set_at": time.time_ns()}))
         aside.replace(self.path)
 
     def clear(self) -> None:
