@@ -90,6 +90,9 @@ def not_begun(change: str, *falls: Fall, admission: str = "open") -> Row:
     return Row(change=change, falls=falls, is_made=False, admission=admission)
 
 
+# Messages that came twice are acknowledged at any time, too.
+_ACKNOWLEDGING = before(ACKNOWLEDGEMENT, since=state("READY"))
+
 _RECEIVING = (
     not_begun("upload in pieces"),
     not_begun("upload", registry(after(UPLOAD_FOLDER))),
@@ -120,7 +123,7 @@ _INGESTING = (
     made("upload", ingest(after(REQUEST_GONE))),
     made("upload", ingest(after(STAGING_GONE))),
     made("upload", ingest(after(state("READY")))),
-    made("upload", ingest(before(ACKNOWLEDGEMENT))),
+    made("upload", ingest(_ACKNOWLEDGING)),
 )
 
 _UPDATING = (
@@ -166,7 +169,7 @@ _WITHOUT_REDIS = (
     made("upload", registry(after(MESSAGE), "redis")),
     *(made("upload", ingest(after(state(name)), "redis")) for name in WORKING),
     *(made("upload", ingest(at, "redis")) for at in (before(COMMIT), after(COMMIT), after(STAGING_GONE))),
-    made("upload", ingest(before(ACKNOWLEDGEMENT), "redis")),
+    made("upload", ingest(_ACKNOWLEDGING, "redis")),
     made("replacement", ingest(before(COMMIT), "redis")),
     made("retirement", registry(before(COMMIT), "redis")),
     *(

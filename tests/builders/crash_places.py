@@ -45,9 +45,15 @@ def state(name: str) -> Place:
     return Place(f"{name} is noted", rf'redis EVAL .*hilora:jobs:outcomes.*"state": "{name}"')
 
 
-def before(place: Place, nth: int = 1) -> Moment:
-    """The moment at which all but the step is done."""
-    return Moment(what=_called("before", place, nth), operation=place.operation, is_before=True, nth=nth)
+def before(place: Place, nth: int = 1, *, since: Place | None = None) -> Moment:
+    """The moment at which all but the step is done; of several such steps, the `nth` after another one."""
+    return Moment(
+        what=_called("before", place, nth),
+        operation=place.operation,
+        is_before=True,
+        nth=nth,
+        since=since.operation if since else "",
+    )
 
 
 def after(place: Place, nth: int = 1) -> Moment:

@@ -141,8 +141,9 @@ class CrashSystem:
         whole = self.http.build_request("POST", "/v1/adapters", data={"name": name, **form}, files=files)
         if not cut:
             return self.http.send(whole)
-        headers = {"content-type": whole.headers["content-type"]}
-        return self.http.post("/v1/adapters", content=self._cut_body(whole.read()), headers=headers)
+        known = self._uploads()
+        body = self._cut_body(whole.read(), known=known)
+        return self.http.post("/v1/adapters", content=body, headers={"content-type": whole.headers["content-type"]})
 
     def add_samples(self, name: str) -> httpx.Response:
         """Offer two more sample texts."""
@@ -205,12 +206,13 @@ class CrashSystem:
         assert pid is not None
         return pid
 
-    def _cut_body(self, body: bytes) -> Iterator[bytes]:
+    def _uploads(self) -> set[Path]:
+        return set((self.data_dir / "incoming").iterdir())
+
+    def _cut_body(self, body: bytes, *, known: set[Path]) -> Iterator[bytes]:
         half = len(body) // 2
-        folders = self.data_dir / "incoming"
-        known = set(folders.iterdir())
         yield body[:half]
-        self.until(lambda: set(folders.iterdir()) - known, "the upload has a folder")
+        self.until(lambda: self._uploads() - known, "the upload has a folder")
         self.kill("registry")
         yield body[half:]
 

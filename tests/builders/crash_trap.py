@@ -44,7 +44,9 @@ class Moment:
     is_before: bool
     """Whether the process gets there before or after the operation is done."""
     nth: int = 1
-    """The how many-th such operation since the trap was set."""
+    """The how many-th such operation."""
+    since: str = ""
+    """Regular expression of an earlier operation: only what comes after it counts."""
 
 
 class Trap:
@@ -62,7 +64,7 @@ class Trap:
         """Have processes killed at the moment; `ITSELF` is the one that watches, whichever that will be."""
         self._sprung.unlink(missing_ok=True)
         aside = self.path.with_suffix(".new")
-        aside.write_text(json.dumps({**asdict(moment), "kills": list(kills)}))
+        aside.write_text(json.dumps({**asdict(moment), "kills": list(kills), "set_at": time.time_ns()}))
         aside.replace(self.path)
 
     def clear(self) -> None:
@@ -89,6 +91,7 @@ class Watch:
         self._lock = threading.Lock()
         self._text = b""
         self._num_seen = 0
+        self._counts = False
 
     def passes(self, operation: str, *, is_before: bool) -> None:
         """Say where the process is; does not return if the trap kills it."""
@@ -96,11 +99,14 @@ class Watch:
         if not text:
             return
         wanted: dict[str, Any] = json.loads(text)
-        if wanted["is_before"] is not is_before or not re.search(wanted["operation"], operation, re.DOTALL):
-            return
         with self._lock:
             if text != self._text:
-                self._text, self._num_seen = text, 0
+                self._text, self._num_seen, self._counts = text, 0, not wanted["since"]
+            if not self._counts:
+                self._counts = re.search(wanted["since"], operation, re.DOTALL) is not None
+                return
+            if wanted["is_before"] is not is_before or not re.search(wanted["operation"], operation, re.DOTALL):
+                return
             self._num_seen += 1
             if self._num_seen != wanted["nth"]:
                 return
