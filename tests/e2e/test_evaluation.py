@@ -74,6 +74,6 @@ class TestOtherCommands:
             check=False,
         )
 
-        assert done.returncode == 1
+        assert done.returncode == 3
         assert "hilora" in done.stderr
         assert "Traceback" not in done.stderr
