@@ -74,7 +74,7 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
 
 
 @lru_cache(maxsize=_MAX_REMEMBERED_RULES)
-def _access_of(tier: registry_pb2.TrustTier, visible_to: tuple[str, ...]) -> AdapterAccess:
+def _access_of(tier: registry_pb2.TrustTier.ValueType, visible_to: tuple[str, ...]) -> AdapterAccess:
     """One object for all adapters under the same rule: a large catalogue has few of them."""
     return AdapterAccess(trust_tier=TIERS_FROM_WIRE.get(tier, TrustTier.UNTRUSTED), visible_to=visible_to)
 
