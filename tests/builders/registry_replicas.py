@@ -46,6 +46,7 @@ class RegistryReplicas:
                 watch_heartbeat_seconds=0.3,
                 maintenance_interval_seconds=1.0,
                 keep_versions=50,
+                allow_anonymous_admin=True,
             )
             for _ in range(num_replicas)
         ]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from celery import Celery
 
 from hilora.errors import Exhausted, Unavailable
+from services.registry.entrypoints.tasks import STRICT_REQUEST
 
 REPROFILE_TASK = "registry.reprofile"
 
@@ -29,7 +30,7 @@ def register_reprofile_task(app: Celery, runner: ReprofileRunner, *, pause_secon
     longest_wait_seconds = float(app.conf.broker_transport_options["visibility_timeout"]) / 2
 
     # Not shared: every other application of the process would get the task, with this runner.
-    @app.task(name=REPROFILE_TASK, bind=True, max_retries=None, shared=False)
+    @app.task(name=REPROFILE_TASK, bind=True, max_retries=None, shared=False, Request=STRICT_REQUEST)
     def reprofile(task: Any) -> None:
         """Embed some versions again; see `Reprofiling.run`."""
         try:

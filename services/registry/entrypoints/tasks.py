@@ -19,6 +19,9 @@ _KEY_PREFIX = "hilora:celery:"
 INGEST_QUEUE_KEY = f"{_KEY_PREFIX}{INGEST_QUEUE}"
 """The Redis list of messages that no process has taken."""
 
+STRICT_REQUEST = "services.registry.entrypoints.celery_request:StrictRequest"
+"""Option `Request` of every task. By name: only the process that runs tasks needs the class."""
+
 MAX_RETRIES = 6
 _MAX_BACKOFF_SECONDS = 60.0
 
@@ -89,7 +92,7 @@ def register_ingest_task(app: Celery, runner: IngestRunner) -> None:
     visibility_seconds = float(app.conf.broker_transport_options["visibility_timeout"])
 
     # Not shared: every other application of the process would get the task, with this runner.
-    @app.task(name=INGEST_TASK, bind=True, max_retries=MAX_RETRIES, shared=False)
+    @app.task(name=INGEST_TASK, bind=True, max_retries=MAX_RETRIES, shared=False, Request=STRICT_REQUEST)
     def ingest(task: Any, job_id: str) -> None:
         """Run one job; see `Ingestion.run`."""
         try:

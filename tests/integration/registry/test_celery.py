@@ -107,6 +107,10 @@ class Processes:
         finally:
             client.close()
 
+    async def broker_is_missed(self):
+        log = self._log.read_text(errors="replace")
+        return any(text in log for text in ("Couldn't ack", "Couldn't reject", "Connection to broker lost"))
+
     async def all_acknowledged(self):
         return self.celery_keys() == (0, 0)
 
@@ -157,6 +161,24 @@ class TestKilled:
         assert await processes.jobs.outcomes() == {"READY": 1}
         # The first message is still in the hands of the dead: it would come back after the usual five minutes.
         assert processes.celery_keys()[1] >= 1
+
+
+class TestRedisAway:
+    @pytest.mark.parametrize(
+        "processes", [{"max_concurrent_ingests": 1}, {"max_concurrent_ingests": 2}], indirect=True, ids=["one", "two"]
+    )
+    async def test_a_message_that_could_not_be_acknowledged_does_not_make_the_process_deaf(self, processes):
+        processes.hold.touch()
+        processes.start_ingest()
+        await processes.start_service()
+        job_ids = [await processes.upload(f"adapter-{number}", seed=number) for number in range(2)]
+        await processes.in_state(IngestState.PROFILING, job_ids[0])
+        processes.redis.kill()
+        processes.hold.unlink()
+        await processes.until(processes.broker_is_missed)
+        processes.redis.start()
+
+        await processes.in_state(IngestState.READY, *job_ids)
 
 
 @pytest.mark.parametrize("processes", [{"max_concurrent_ingests": 2}], indirect=True)
