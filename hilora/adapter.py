@@ -118,7 +118,7 @@ def check_adapter_name(adapter_name: str) -> str:
     """
     if adapter_name in RESERVED_NAMES or not ADAPTER_NAME_PATTERN.fullmatch(adapter_name):
         raise InvalidInput(
-            f"{adapter_name!r} cannot be an adapter's name.",
+            f"{adapter_name[:160]!r} cannot be an adapter's name.",
             code="invalid_adapter_name",
             remedy=(
                 "Use 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit, "

@@ -55,10 +55,10 @@ class HiloraError(Exception):
         place: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = _encodable(message)
         self.code = code or self.default_code
         self.remedy = remedy
-        self.place = place
+        self.place = None if place is None else _encodable(place)
         self.details: Mapping[str, object] = {}
         """More about it, as JSON values: all findings of a refused adapter."""
 
@@ -69,6 +69,11 @@ class HiloraError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}" if self.remedy else self.message
+
+
+def _encodable(text: str) -> str:
+    """A stranger's name may hold halves of characters, and no answer and no record can be written with one."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class InvalidInput(HiloraError):

@@ -23,6 +23,9 @@ from hilora.peft_fields import (
     remedy_for_init,
 )
 
+_MAX_NUMBER = 10**9
+"""JSON's integers may have thousands of digits, more than any arithmetic takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PeftLoraConfig:
@@ -104,15 +107,15 @@ class ConfigFields:
         self._refuse = refuse
 
     def positive_int(self, field: str, value: object) -> int:
-        """A number of at least 1; 1 in place of anything else."""
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        """A number of at least 1, of ordinary size; 1 in place of anything else."""
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _MAX_NUMBER:
             self.refuse_value(field, value, "a positive integer")
             return 1
         return value
 
     def finite_number(self, field: str, value: object) -> float:
         """A number of ordinary size; 1.0 in place of anything else."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MAX_NUMBER:
             self.refuse_value(field, value, "a finite number")
             return 1.0
         return float(value)

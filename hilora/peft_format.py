@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from hilora.adapter import LoRAAdapter, LoRAFactors
-from hilora.errors import AdapterShapeMismatch, InvalidAdapter
+from hilora.errors import AdapterShapeMismatch, InvalidAdapter, UnsupportedAdapterFeature
 from hilora.finding import Refuse, raise_at_once
 from hilora.module_pattern import ModulePatterns, value_for
 from hilora.peft_config import PeftLoraConfig, parse_peft_config
@@ -28,6 +28,8 @@ __all__ = [
     "with_base_names",
 ]
 
+_MAX_MODULES = 65_536
+"""Of one adapter, each expert counted: a small file could stack millions, each with objects of its own in memory."""
 _OLD_EXPERT_NAME = re.compile(r"(?P<experts>.*\.experts\.\d+)\.w(?P<number>[123])")
 _OLD_EXPERT_LAYERS = {"1": "gate_proj", "2": "down_proj", "3": "up_proj"}
 
@@ -45,7 +47,7 @@ def read_peft_adapter(*, config: Mapping[str, object], tensors: Mapping[str, tor
 
     Raises:
         UnsupportedAdapterFeature: see `parse_peft_config`; or `unexpected_tensor`, a tensor that is no LoRA factor;
-            or `unsupported_dtype`; or `unsupported_target_parameter`.
+            or `unsupported_dtype`; or `unsupported_target_parameter`; or `too_many_modules`.
         AdapterShapeMismatch: factors that are no matrices (`factor_not_a_matrix`), or whose ranks disagree with each
             other or with the config (`rank_mismatch`).
         InvalidAdapter: a factor without its partner (`unpaired_factor`) or named twice (`duplicate_factor`), values
@@ -79,6 +81,9 @@ def pair_factors(
         rank = value_for(name, patterns=rank_patterns, values=parsed.rank_pattern, default=parsed.rank)
         alpha = value_for(name, patterns=alpha_patterns, values=parsed.alpha_pattern, default=parsed.alpha)
         scaling = parsed.scaling_of(rank=rank, alpha=alpha)
+        if len(modules) + (pair.lora_a.shape[0] // rank if pair.is_stacked else 1) > _MAX_MODULES:
+            refuse(_too_many_modules())
+            break
         factors = {pair.path: (pair.lora_a, pair.lora_b)}
         if pair.is_stacked:
             factors = split_experts(pair, rank=rank, refuse=refuse)
@@ -204,6 +209,15 @@ def _has_rank(path: str, lora_a: torch.Tensor, lora_b: torch.Tensor, *, rank: in
         )
     )
     return False
+
+
+def _too_many_modules() -> UnsupportedAdapterFeature:
+    return UnsupportedAdapterFeature(
+        f"The adapter has factors for more than {_MAX_MODULES} modules, each expert counted.",
+        code="too_many_modules",
+        remedy="Train on fewer layers or fewer experts.",
+        place="adapter_model.safetensors",
+    )
 
 
 def _has_effect(factors: LoRAFactors) -> bool:

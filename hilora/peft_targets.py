@@ -8,6 +8,7 @@ the one that PEFT would run, and that is said.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -19,6 +20,10 @@ _ALL_LINEAR = "all-linear"
 _ANY_LAYER = r".*?\.[^.]*\.(?P<layer>\d+)\."
 _PLAIN_NAME = re.compile(r"[\w.]{1,64}")
 _MAX_NAMED = 5
+_MAX_LAYER_PATTERNS = 16
+"""Each is tried with every module."""
+_MAX_SECONDS = 5.0
+"""Of one adapter's matching in all, as in `module_pattern`."""
 
 
 class TargetRule:
@@ -34,6 +39,7 @@ class TargetRule:
         self._layers = _numbers(config.get("layers_to_transform"))
         patterns = _strings(config.get("layers_pattern"))
         self._layer_expressions = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in patterns] or [_ANY_LAYER]
+        self._seconds_left = _MAX_SECONDS
         self._parameters = frozenset(_strings(config.get("target_parameters")))
         expressions = [item for item in (self._targets, self._excluded) if isinstance(item, str)]
         # What cannot be followed is not judged: an expression may be long, a wildcard needs the whole model.
@@ -41,6 +47,7 @@ class TargetRule:
             config.get("target_modules") is not None
             and self._targets != _ALL_LINEAR
             and all(is_simple(expression) for expression in expressions)
+            and len(patterns) <= _MAX_LAYER_PATTERNS
             and all(_PLAIN_NAME.fullmatch(pattern) for pattern in patterns)
         )
 
@@ -50,7 +57,15 @@ class TargetRule:
         Args:
             module_path: as PEFT sees it, or a parameter's path.
         """
-        if not self._can_judge or is_targeted(f"{module_path}.weight", self._parameters):
+        if not self._can_judge or self._seconds_left <= 0.0:
+            return False
+        started = time.thread_time()
+        is_left_out = self._is_left_out(module_path)
+        self._seconds_left -= time.thread_time() - started
+        return is_left_out
+
+    def _is_left_out(self, module_path: str) -> bool:
+        if is_targeted(f"{module_path}.weight", self._parameters):
             return False
         if _names(self._excluded, module_path):
             return True
@@ -103,7 +118,7 @@ def _names(choice: str | frozenset[str], module_path: str) -> bool:
 def _matched(expression: str, module_path: str, *, is_whole: bool) -> re.Match[str] | None:
     try:
         compiled = re.compile(expression)
-    except re.error:
+    except (re.error, OverflowError):
         return None
     return compiled.fullmatch(module_path) if is_whole else compiled.match(module_path)
 

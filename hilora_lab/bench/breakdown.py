@@ -40,7 +40,12 @@ _PART_BY_PATH = (
     ("services/worker/", _LOOP),
     ("hilora_lab/bench/", _LOOP),
 )
-_PART_BY_NAME = (("linear", _LINEAR), ("_native.Table", _ROCS), ("scaled_dot_product_attention", _ATTENTION))
+_PART_BY_NAME = (
+    ("linear", _LINEAR),
+    ("_native.Table", _ROCS),
+    ("scaled_dot_product_attention", _ATTENTION),
+    ("decode_attention", _ATTENTION),
+)
 
 
 def measure_breakdown(session: BenchSession, *, batch_size: int, has_plans: bool) -> dict[str, float]:

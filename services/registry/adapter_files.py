@@ -24,7 +24,7 @@ MAX_CARD_BYTES = 512 * 1024
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar", ".zip")
 """How the names of archives end; what an archive is, its content says."""
 
-_SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
+_SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"})
 # What trainers and the hub leave beside an adapter; passed over unread.
 _HARMLESS_SUFFIXES = frozenset({".md", ".txt", ".json", ".jinja", ".model", ".yaml", ".yml"})

@@ -5,7 +5,7 @@ Statistics are always computed here, from texts; nothing numerical is taken from
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hilora.errors import InvalidAdapter
 from services.registry.adapter_files import SAMPLES_FILE
 from services.registry.artifact import SampleProfile
 from services.registry.ports import TextEncoder
+from services.registry.strict_json import parse_strictly
 
 MAX_SAMPLES = 1000
 """More texts do not move a mean any more, and each costs an embedding."""
@@ -22,6 +23,11 @@ MAX_SAMPLE_CHARACTERS = 32_768
 
 MAX_SAMPLES_BYTES = 16 * 1024 * 1024
 """Looked at before anything is read: the file comes from a stranger."""
+
+_MAX_LINE_BYTES = 1024 * 1024
+"""A text of the largest size takes less, every character of it escaped."""
+_MAX_LINE_VALUES = 65_536
+"""Commas of the text included."""
 
 _EXAMPLE = 'One JSON object a line: {"text": "a prompt of the adapter\'s task"}; about 20 lines are enough.'
 
@@ -41,7 +47,8 @@ def read_samples(path: Path) -> tuple[str, ...]:
                 remedy="Send a random choice of the texts.",
                 place=SAMPLES_FILE,
             )
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as lines:
+            texts = _texts_of(lines)
     except FileNotFoundError as error:
         raise InvalidAdapter(
             "The adapter comes without sample texts, so nothing says which requests are meant for it.",
@@ -49,16 +56,8 @@ def read_samples(path: Path) -> tuple[str, ...]:
             remedy=f"Send a {SAMPLES_FILE} along. {_EXAMPLE}",
             place=SAMPLES_FILE,
         ) from error
-    texts = [_text_of(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not texts:
         raise InvalidAdapter(f"{SAMPLES_FILE} is empty.", code="empty_samples", remedy=_EXAMPLE, place=SAMPLES_FILE)
-    if len(texts) > MAX_SAMPLES:
-        raise InvalidAdapter(
-            f"{SAMPLES_FILE} has {len(texts)} texts; the limit is {MAX_SAMPLES}.",
-            code="too_many_samples",
-            remedy="Send a random choice of them.",
-            place=SAMPLES_FILE,
-        )
     return tuple(texts)
 
 
@@ -73,10 +72,29 @@ def profile(texts: tuple[str, ...], encoder: TextEncoder, *, source: str) -> Sam
     return SampleProfile(texts=texts, embeddings_mE=encoder.encode(texts), encoder_id=encoder.encoder_id, source=source)
 
 
+def _texts_of(lines: Iterable[bytes]) -> list[str]:
+    """The texts, one line at a time: what comes after too many is not looked at."""
+    texts: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if len(texts) == MAX_SAMPLES:
+            raise InvalidAdapter(
+                f"{SAMPLES_FILE} has more than {MAX_SAMPLES} texts.",
+                code="too_many_samples",
+                remedy="Send a random choice of them.",
+                place=SAMPLES_FILE,
+            )
+        texts.append(_text_of(line, number))
+    return texts
+
+
 def _text_of(line: bytes, number: int) -> str:
+    if len(line) > _MAX_LINE_BYTES:
+        raise _invalid(number, f"has more than {_MAX_LINE_BYTES} bytes")
     try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        fields: Any = parse_strictly(line, max_values=_MAX_LINE_VALUES, encoding="utf-8-sig")
+    except ValueError as error:
         raise _invalid(number, f"is not JSON ({error})") from error
     text = fields.get("text") if isinstance(fields, dict) else None
     if not isinstance(text, str):
@@ -85,10 +103,6 @@ def _text_of(line: bytes, number: int) -> str:
         raise _invalid(number, "has an empty text")
     if len(text) > MAX_SAMPLE_CHARACTERS:
         raise _invalid(number, f"has a text of more than {MAX_SAMPLE_CHARACTERS} characters")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _invalid(number, "has a text with half a character (a lone surrogate)") from error
     return text
 
 

@@ -7,7 +7,6 @@ the header claims no more than an adapter may cost.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,11 @@ from services.registry.adapter_files import CONFIG_FILE, SAMPLES_FILE, WEIGHTS_F
 from services.registry.artifact import source_digest
 from services.registry.ports import BaseModel, TensorFileReader
 from services.registry.profiling import read_samples
+from services.registry.strict_json import parse_strictly
 from services.registry.validation_report import ValidationReport, refusal_of, report_of
 
 _MAX_CONFIG_BYTES = 1024 * 1024
+_MAX_CONFIG_VALUES = 200_000
 _SQUEEZABLE = 8
 """An adapter that is to be compressed may have so many times the rank that is served."""
 _MALFORMED = "invalid_adapter_config"
@@ -162,7 +163,9 @@ class AdapterValidator:
         check_against_base(outline.adapter, base_modules=modules, refuse=found.log)
         found.imported = outline
         found.notes += [*outline.notes, *self._review(outline.adapter)]
-        if not (has_values and has_sound_ranks):
+        # What an expansion would make of the file is bounded by what the base could hold, before it is made.
+        is_bounded = _num_elements(outline.adapter) <= rank_limit * sum(map(sum, modules.values()))
+        if not (has_values and has_sound_ranks and is_bounded):
             return
         tensors = self._reader.tensors(folder / WEIGHTS_FILE)
         # Whatever is wrong with names and shapes was said about the header already.
@@ -207,6 +210,10 @@ def _named_like(imported: ImportedAdapter, base: BaseModel) -> ImportedAdapter:
     return replace(imported, adapter=with_base_names(imported.adapter, base_modules=base.modules()))
 
 
+def _num_elements(adapter: LoRAAdapter) -> int:
+    return sum(factors.lora_a.numel() + factors.lora_b.numel() for factors in adapter.modules.values())
+
+
 def _drop_consequences(log: RefusalLog) -> None:
     """Where the config's own rank cannot be read, what was found about ranks is not true."""
     if any(error.code == _MALFORMED for error in log.errors):
@@ -235,8 +242,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise _invalid_config("it is larger than any honest one")
     try:
-        config: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        config: Any = parse_strictly(path.read_bytes(), max_values=_MAX_CONFIG_VALUES, encoding="utf-8-sig")
+    except ValueError as error:
         raise _invalid_config(f"it is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise _invalid_config("it is not a JSON object")

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 import zstandard
 
@@ -27,8 +27,19 @@ from services.registry.adapter_files import CARD_FILE, is_wanted
 _COPY_BYTES = 1024 * 1024
 # An archive this small cannot hurt whatever its ratio; adapters hold many zeros before training and compress well.
 _RATIO_MATTERS_ABOVE_BYTES = 16 * 1024 * 1024
-# Between two members a tar stream holds a header of 512 bytes, with long names or attributes a few KB more.
-_MAX_TAR_HEADER_BYTES = 1024 * 1024
+# Between two members a tar stream holds a header of 512 bytes, with long names or attributes a few KB more. Each of
+# those is searched in quadratic time (CVE-2024-6232), and read by one more level of recursion.
+_MAX_TAR_HEADER_BYTES = 32 * 1024
+_MAX_TAR_EXTENSION_BYTES = 4096
+_TAR_EXTENSIONS = frozenset(
+    {
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    }
+)
 _ZIP_MAGIC = b"PK\x03\x04"
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -92,8 +103,19 @@ class _CountingReader(io.RawIOBase):
         data = self._stream.read(size)
         self._budget.count_bytes(len(data))
         if self._budget.num_bytes > self._member_limit:
-            raise _refusal("a member's header is larger than any honest one", "archive_too_large")
+            raise _oversized_header()
         return data
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """A member's header; the blocks that extend it are refused before they are read where no honest one is as long."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _TAR_EXTENSIONS and header.size > _MAX_TAR_EXTENSION_BYTES:
+            raise _oversized_header()
+        return header
 
 
 def unpack(archive: Path, folder: Path, limits: ArchiveLimits) -> str | None:
@@ -152,7 +174,8 @@ def _unpack_zip(stream: IO[bytes], folder: Path, budget: _Budget) -> str | None:
                 raise _link(member.filename)
             if mode and not member.is_dir() and stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
                 raise _special(member.filename)
-            path = _safe_path(member.filename)
+            # As it stands in the file: zipfile cuts its own copy at the first NUL.
+            path = _safe_path(member.orig_filename)
             if member.is_dir() or not _is_wanted(path):
                 continue
             if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
@@ -189,10 +212,12 @@ def _unpack_tar(stream: IO[bytes], folder: Path, budget: _Budget) -> str | None:
     parents: set[str] = set()
     counted = _CountingReader(stream, budget)
     # "r|": forward only; the archive cannot make us seek, and nothing is read that is not counted.
-    with tarfile.open(fileobj=counted, mode="r|") as archive:
+    with tarfile.open(fileobj=counted, mode="r|", tarinfo=_BoundedTarInfo) as archive:
         while (member := archive.next()) is not None:
             budget.count_member()
-            counted.expect_at_most(max(0, member.size))
+            if member.size < 0:
+                raise _refusal(f"{_short(member.name)} has a negative size", "unreadable_archive")
+            counted.expect_at_most(member.size)
             if member.issym() or member.islnk():
                 raise _link(member.name)
             if not (member.isreg() or member.isdir()) or member.issparse():
@@ -258,8 +283,12 @@ def _special(name: str) -> UnsafeArchive:
     return _refusal(f"{_short(name)} is neither a plain file nor a folder", "special_file_in_archive")
 
 
+def _oversized_header() -> UnsafeArchive:
+    return _refusal("a member's header is larger than any honest one", "archive_too_large")
+
+
 def _unreadable(error: Exception) -> UnsafeArchive:
-    return _refusal(f"it is not a readable zip, tar, tar.gz or tar.zst file ({error})", "unreadable_archive")
+    return _refusal(f"it is not a readable zip, tar, tar.gz or tar.zst file ({str(error)[:200]})", "unreadable_archive")
 
 
 def _unreadable_zstd(error: Exception) -> UnsafeArchive:

@@ -22,8 +22,10 @@ from services.registry.adapter_files import (
     is_shard,
 )
 from services.registry.infra.safetensors_reader import DTYPE_NAMES, TensorEntry, checked_entries
+from services.registry.strict_json import parse_strictly
 
 _MAX_INDEX_BYTES = 16 * 1024 * 1024
+_MAX_INDEX_VALUES = 500_000
 _COPY_BYTES = 1024 * 1024
 _JOINED_FILE = ".joined"
 
@@ -66,8 +68,8 @@ def _read_index(path: Path) -> dict[str, str]:
     if path.stat().st_size > _MAX_INDEX_BYTES:
         raise _refusal(f"{path.name} is larger than any honest one", "invalid_shard_index")
     try:
-        index: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        index: Any = parse_strictly(path.read_bytes(), max_values=_MAX_INDEX_VALUES)
+    except ValueError as error:
         raise _refusal(f"{path.name} is not JSON ({error})", "invalid_shard_index") from error
     weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

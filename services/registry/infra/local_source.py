@@ -69,7 +69,7 @@ class LocalFolderSource:
                 remedy="Upload the files, or have the operator add the folder to HILORA_REGISTRY_ALLOWED_LOCAL_DIRS.",
                 place=_PLACE,
             )
-        if not path.is_dir() and not (path.is_file() and archive_stem(path.name)):
+        if not _is_readable_kind(path):
             raise InvalidInput(
                 f"{reference[:200]!r} is neither a folder nor an archive.",
                 code="path_not_found",
@@ -77,6 +77,13 @@ class LocalFolderSource:
                 place=_PLACE,
             )
         return path
+
+
+def _is_readable_kind(path: Path) -> bool:
+    try:
+        return path.is_dir() or (path.is_file() and bool(archive_stem(path.name)))
+    except OSError:  # a name longer than any, or a folder that is closed to us
+        return False
 
 
 def _copy_folder(origin: Path, folder: Path, transfer: Transfer) -> None:

@@ -8,7 +8,6 @@ never handed to fsspec as a URL, whose chains and options would be the client's 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,11 +27,13 @@ from services.registry.adapter_files import (
 )
 from services.registry.infra.transfer import COPY_BYTES, FetchLimits, Transfer, oversize
 from services.registry.ports import ArchiveUnpacker, ProgressListener
+from services.registry.strict_json import parse_strictly
 
 _PLACE = "source.object"
 _ARCHIVE_FILE = ".archive"
 _PICKLED_WEIGHTS = "adapter_model.bin"
 _MAX_INDEX_BYTES = 16 * 1024 * 1024
+_MAX_INDEX_VALUES = 500_000
 _MAX_SHARDS = 64
 _REFERENCE = re.compile(r"(?P<scheme>[a-z0-9]+)://(?P<path>[A-Za-z0-9][\w.-]*(?:/[\w.@=+,!-]+)*)/?", re.ASCII)
 
@@ -144,9 +145,10 @@ class ObjectStoreSource:
         if _size(info, self._limits) > _MAX_INDEX_BYTES:
             raise _invalid_index("it is larger than any honest one")
         try:
-            index: Any = json.loads(store.cat_file(path, start=0, end=_MAX_INDEX_BYTES))
+            content = store.cat_file(path, start=0, end=_MAX_INDEX_BYTES)
+            index: Any = parse_strictly(content, max_values=_MAX_INDEX_VALUES)
             names = set(index["weight_map"].values())
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise _invalid_index("it has no weight_map") from error
         if not 0 < len(names) <= _MAX_SHARDS or not all(isinstance(name, str) and is_shard(name) for name in names):
             raise _invalid_index(f"it does not name 1 to {_MAX_SHARDS} shards")

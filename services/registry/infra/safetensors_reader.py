@@ -7,7 +7,6 @@ file is refused unless its tensors fill the data part exactly, one after the oth
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -17,11 +16,15 @@ from typing import Any
 import torch
 
 from hilora.errors import InvalidAdapter
+from services.registry.strict_json import parse_strictly
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A LoRA of a thousand modules has a header of about 200 KB."""
 
 _LENGTH_BYTES = 8
+_MAX_HEADER_VALUES = 1_000_000
+"""A matrix takes eight; the largest mixtures of experts have 50,000 pairs of them."""
+_METADATA = "__metadata__"
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**59
 _MAX_DIMENSION = 2**31
@@ -88,12 +91,12 @@ def checked_entries(path: Path) -> tuple[int, list[TensorEntry]]:
             raise _refusal(path, f"its header claims {header_bytes} bytes and the file is shorter", "truncated_header")
         header = _parsed(path, stream.read(header_bytes))
     data_start = _LENGTH_BYTES + header_bytes
-    entries = [_entry(path, name, fields) for name, fields in header.items() if name != "__metadata__"]
+    entries = [_entry(path, name, fields) for name, fields in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     position = 0
     for entry in entries:
         if entry.begin != position:
-            raise _refusal(path, f"tensor {entry.name!r} overlaps another or leaves a gap", "invalid_offsets")
+            raise _refusal(path, f"tensor {entry.name[:160]!r} overlaps another or leaves a gap", "invalid_offsets")
         position = entry.end
     if position != file_bytes - data_start:
         claimed = f"its header describes {position} bytes of data and there are {file_bytes - data_start}"
@@ -102,42 +105,37 @@ def checked_entries(path: Path) -> tuple[int, list[TensorEntry]]:
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            raise _refusal(path, "a key occurs twice in its header", "invalid_header")
-        return fields
-
-    def no_constant(text: str) -> Any:
-        raise ValueError(f"{text} is not JSON")
-
+    """The header's tensors; its free text is checked and left out."""
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates, parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
+        header = parse_strictly(text, max_values=_MAX_HEADER_VALUES)
+    except ValueError as error:
         raise _refusal(path, f"its header is not JSON ({error})", "invalid_header") from error
     if not isinstance(header, dict):
         raise _refusal(path, "its header is not a JSON object", "invalid_header")
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _refusal(path, f"{_METADATA} maps texts to other things than texts", "invalid_header")
     return header
 
 
 def _entry(path: Path, name: str, fields: Any) -> TensorEntry:
     """One tensor of the header; Python's integers cannot overflow, so products need only an upper bound."""
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise _refusal(path, f"tensor {name!r} lacks dtype, shape or data_offsets", "invalid_header")
+        raise _refusal(path, f"tensor {name[:160]!r} lacks dtype, shape or data_offsets", "invalid_header")
     dtype = _DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
     if dtype is None:
-        raise _refusal(path, f"tensor {name!r} has the dtype {str(fields['dtype'])[:20]!r}", "unsupported_dtype")
+        raise _refusal(path, f"tensor {name[:160]!r} has the dtype {str(fields['dtype'])[:20]!r}", "unsupported_dtype")
     shape = _integers(fields["shape"])
     if shape is None or len(shape) > _MAX_DIMENSIONS or any(size > _MAX_DIMENSION for size in shape):
-        raise _refusal(path, f"tensor {name!r} has an impossible shape", "invalid_shape")
+        raise _refusal(path, f"tensor {name[:160]!r} has an impossible shape", "invalid_shape")
     if math.prod(max(1, size) for size in shape) > _MAX_ELEMENTS:
         # Empty on paper, since one of its sizes is 0, and still too large for the strides that torch computes.
-        raise _refusal(path, f"tensor {name!r} has an impossible shape", "invalid_shape")
+        raise _refusal(path, f"tensor {name[:160]!r} has an impossible shape", "invalid_shape")
     offsets = _integers(fields["data_offsets"])
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _refusal(path, f"tensor {name!r} has impossible offsets", "invalid_offsets")
+        raise _refusal(path, f"tensor {name[:160]!r} has impossible offsets", "invalid_offsets")
     if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
-        raise _refusal(path, f"the shape of tensor {name!r} does not fit its offsets", "invalid_offsets")
+        raise _refusal(path, f"the shape of tensor {name[:160]!r} does not fit its offsets", "invalid_offsets")
     return TensorEntry(name=name, dtype=dtype, shape=shape, begin=offsets[0], end=offsets[1])
 
 

@@ -102,7 +102,10 @@ class UrlSource:
             target = self._guard.check(urljoin(url.full, location))
         except ValueError as error:  # of urljoin: brackets that hold no address
             raise InvalidInput(
-                f"{url.shown} is redirected to something that is no URL.", code="invalid_url", place=_PLACE
+                f"{url.shown} is redirected to something that is no URL.",
+                code="invalid_url",
+                remedy="Give the address at which the archive really is.",
+                place=_PLACE,
             ) from error
         if (url.scheme, target.scheme) == ("https", "http"):
             raise InvalidInput(

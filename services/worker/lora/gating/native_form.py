@@ -23,6 +23,10 @@ _ROWS_PER_BLOCK = 4
 _USERS_PER_BLOCK = 64
 
 
+_Shapes = tuple[tuple[int, int], tuple[int, int]]
+"""Of a layer's input and output."""
+
+
 class NativeSegment:
     """All rows of a step whose plans gate by components, decode tokens and prompt chunks alike."""
 
@@ -34,6 +38,10 @@ class NativeSegment:
         tokens = _TokenArrays(table, table.token_plans)
         modules = [self._plans.module(module_idx) for module_idx in table.targets_N.tolist()]
         self._kernel = _kernel_table(self._plans, tokens, modules)
+        self._layers = {
+            module_idx: (table.place_of[module_idx], self._shapes(module_idx, table.num_tokens))
+            for module_idx in table.targets_N.tolist()
+        }
         self._selection: tuple[torch.Tensor, _TokenArrays] | None = None
 
     def add(self, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor) -> None:
@@ -42,9 +50,9 @@ class NativeSegment:
         Raises:
             ValueError: rows, widths or types are not what the tables were made for: the kernel takes addresses.
         """
-        place = self._table.place_of.get(module_idx)
-        if place is not None:
-            self._apply(self._kernel, place, module_idx, x_TD, y_TO, self._table.num_tokens)
+        layer = self._layers.get(module_idx)
+        if layer is not None:
+            _apply(self._kernel, *layer, x_TD, y_TO)
 
     def add_selected(self, module_idx: int, x_KD: torch.Tensor, row_idx_K: torch.Tensor, y_KO: torch.Tensor) -> None:
         """See `Segment`. Indices beyond the segment are rows without ROCs."""
@@ -54,7 +62,7 @@ class NativeSegment:
         if self._selection is None or self._selection[0] is not row_idx_K:
             self._selection = (row_idx_K, _TokenArrays(self._table, self._chosen_plans(row_idx_K.numpy())))
         kernel = _kernel_table(self._plans, self._selection[1], [self._plans.module(module_idx)])
-        self._apply(kernel, 0, module_idx, x_KD, y_KO, len(row_idx_K))
+        _apply(kernel, 0, self._shapes(module_idx, len(row_idx_K)), x_KD, y_KO)
 
     def add_embedding(self, module_idx: int, token_ids_T: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See `Segment`."""
@@ -62,23 +70,26 @@ class NativeSegment:
             gates = TokenGates(self._table, self._pool, dtype=y_TO.dtype, device=y_TO.device)
             gates.add_embedding(module_idx, token_ids_T, y_TO)
 
-    def _apply(
-        self, kernel: Any, place: int, module_idx: int, x_TD: torch.Tensor, y_TO: torch.Tensor, num_rows: int
-    ) -> None:
+    def _shapes(self, module_idx: int, num_rows: int) -> _Shapes:
         arena = self._pool.arena(module_idx)
-        expected = ((num_rows, arena.a_ND.shape[1]), (num_rows, arena.b_NO.shape[1]))
-        if (x_TD.shape, y_TO.shape) != expected or x_TD.dtype is not torch.float32 or y_TO.dtype is not torch.float32:
-            raise ValueError(f"the step's tables are for float32 of {expected}, not {x_TD.shape} and {y_TO.shape}")
-        if x_TD.stride(1) != 1:
-            x_TD = x_TD.contiguous()
-        if y_TO.stride(1) != 1:
-            raise ValueError("the kernel adds to rows whose elements lie next to each other")
-        kernel.apply(place, x_TD.data_ptr(), x_TD.stride(0), y_TO.data_ptr(), y_TO.stride(0))
+        return ((num_rows, arena.a_ND.shape[1]), (num_rows, arena.b_NO.shape[1]))
 
     def _chosen_plans(self, row_idx_K: np.ndarray) -> np.ndarray:
         token_plans = self._table.token_plans
         is_own = row_idx_K < len(token_plans)
         return np.where(is_own, token_plans[np.where(is_own, row_idx_K, 0)], -1).astype(np.int32)
+
+
+def _apply(kernel: Any, place: int, expected: _Shapes, x_TD: torch.Tensor, y_TO: torch.Tensor) -> None:
+    if (x_TD.shape, y_TO.shape) != expected or x_TD.dtype is not torch.float32 or y_TO.dtype is not torch.float32:
+        raise ValueError(f"the step's tables are for float32 of {expected}, not {x_TD.shape} and {y_TO.shape}")
+    x_stride, y_stride = x_TD.stride(), y_TO.stride()
+    if x_stride[1] != 1:
+        x_TD = x_TD.contiguous()
+        x_stride = x_TD.stride()
+    if y_stride[1] != 1:
+        raise ValueError("the kernel adds to rows whose elements lie next to each other")
+    kernel.apply(place, x_TD.data_ptr(), x_stride[0], y_TO.data_ptr(), y_stride[0])
 
 
 class _PlanArrays:
