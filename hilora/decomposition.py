@@ -72,8 +72,10 @@ def delta_weight(rocs: RankOneComponents) -> torch.Tensor:
 
 
 def roc_energies(rocs: RankOneComponents) -> torch.Tensor:
-    """The Frobenius norm `||a_j|| ||b_j||` of each component, `[R]`; in the SVD basis the singular values."""
-    return torch.linalg.vector_norm(rocs.a_RD, dim=1) * torch.linalg.vector_norm(rocs.b_RO, dim=1)
+    """The Frobenius norm `||a_j|| ||b_j||` of each component, `[R]` in float64, where no finite component overflows; in
+    the SVD basis the singular values."""
+    a_R, b_R = (torch.linalg.vector_norm(factor, dim=1, dtype=torch.float64) for factor in (rocs.a_RD, rocs.b_RO))
+    return a_R * b_R
 
 
 def _trained_components(factors: LoRAFactors) -> RankOneComponents:

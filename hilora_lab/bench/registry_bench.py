@@ -154,14 +154,16 @@ class _PacedIngest:
         waiting = {f"task-{task}" for task in tasks}
         places = asyncio.Semaphore(_OUTSTANDING)
         submitting = asyncio.create_task(self._submit(tasks, places), name="submit")
-        feed = follow_catalog(self._registry.channel, peer="registry", without_samples=True)
+        feed = follow_catalog(
+            self._registry.channel, peer="registry", without_samples=True, read=lambda entry: entry.adapter_name
+        )
         try:
             async for news in feed:
                 match news:
                     case CatalogSnapshot():
-                        published = {entry.adapter_name for entry in news.entries} & waiting
+                        published = waiting.intersection(news.entries)
                     case CatalogUpsert():
-                        published = {news.entry.adapter_name} & waiting
+                        published = waiting.intersection({news.entry})
                     case _:
                         continue
                 for name in published:

@@ -37,6 +37,8 @@ from services.router.routing import RouteText
 _NUM_QUERIES = 512
 _ROUTES_PER_SECOND = 50.0
 _FOLLOW_SECONDS = 600.0
+_NUM_WARM_UP = 2500
+"""More than a fit takes at a time: BLAS keeps working memory as large as the largest product so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +173,12 @@ async def _read_commands(commands: asyncio.Queue[str]) -> None:
 
 def _warm_up(encoder: SentenceTransformerEncoder) -> None:
     """Have libraries set up what they set up once: it does not grow with a catalogue."""
-    samples = [encoder.encode(task_texts(task)) for task in range(400)]
+    encoder.encode(task_texts(0))
+    rng = np.random.default_rng(0)
+    samples = [
+        center_E + rng.standard_normal((NUM_SAMPLES, encoder.embedding_dim), dtype=np.float32)
+        for center_E in 3.0 * rng.standard_normal((_NUM_WARM_UP, encoder.embedding_dim), dtype=np.float32)
+    ]
     build_faiss_index(fit_pooled_eb(samples).gaussians, IndexKind.EXACT)
 
 

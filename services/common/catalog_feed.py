@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import grpc
 
@@ -23,24 +24,28 @@ _log = get_logger(__name__)
 _BACKOFF_SECONDS = (0.1, 5.0)
 _RESYNC_PAUSE_SECONDS = 0.1
 _SNAPSHOT_TIMEOUT_SECONDS = 60.0
+_ENTRIES_AT_A_TIME = 64
+
+EntryT = TypeVar("EntryT")
+"""What the follower makes of an entry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CatalogSnapshot:
+class CatalogSnapshot(Generic[EntryT]):
     """The whole catalogue at one generation; replaces whatever was known."""
 
     catalog_generation: int
-    entries: tuple[registry_pb2.CatalogEntry, ...]
+    entries: tuple[EntryT, ...]
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     """`name` or `name@version` by alias."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CatalogUpsert:
+class CatalogUpsert(Generic[EntryT]):
     """An adapter is new, or its name means another version now."""
 
     catalog_generation: int
-    entry: registry_pb2.CatalogEntry
+    entry: EntryT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,28 +69,36 @@ class CatalogLost:
     """The registry does not answer; what is known stays as it was until the next snapshot."""
 
 
-CatalogNews = CatalogSnapshot | CatalogUpsert | CatalogRemoval | CatalogAliases | CatalogLost
+CatalogNews = CatalogSnapshot[EntryT] | CatalogUpsert[EntryT] | CatalogRemoval | CatalogAliases | CatalogLost
 
 
-async def follow_catalog(channel: grpc.aio.Channel, *, peer: str, without_samples: bool) -> AsyncGenerator[CatalogNews]:
+async def follow_catalog(
+    channel: grpc.aio.Channel,
+    *,
+    peer: str,
+    without_samples: bool,
+    read: Callable[[registry_pb2.CatalogEntry], EntryT],
+) -> AsyncGenerator[CatalogNews[EntryT]]:
     """Yield the catalogue's news for as long as the caller listens; close the generator to end it.
 
     Args:
         channel: to the registry; the caller closes it.
         peer: the registry, for logs.
         without_samples: leave the sample embeddings out.
+        read: makes of an entry what is yielded, as soon as it arrives, and must not raise: messages that wait for the
+            end of a large snapshot would take its memory twice.
     """
     stub = registry_pb2_grpc.RegistryServiceStub(channel)
     backoff = _BACKOFF_SECONDS[0]
     while True:
         try:
-            snapshot = await _take_snapshot(stub, peer=peer, without_samples=without_samples)
+            snapshot = await _take_snapshot(stub, peer=peer, without_samples=without_samples, read=read)
             backoff = _BACKOFF_SECONDS[0]
             generation = snapshot.catalog_generation
             yield snapshot
             # What the caller keeps of it is the caller's: held here, a large catalogue would be in memory twice.
             del snapshot
-            async for change in _changes(stub, generation, peer=peer, without_samples=without_samples):
+            async for change in _changes(stub, generation, peer=peer, without_samples=without_samples, read=read):
                 yield change
             # A registry that asks for snapshot after snapshot must not get them at full speed.
             await asyncio.sleep(_RESYNC_PAUSE_SECONDS)
@@ -101,9 +114,13 @@ async def follow_catalog(channel: grpc.aio.Channel, *, peer: str, without_sample
 
 
 async def _take_snapshot(
-    stub: registry_pb2_grpc.RegistryServiceAsyncStub, *, peer: str, without_samples: bool
-) -> CatalogSnapshot:
-    entries: list[registry_pb2.CatalogEntry] = []
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub,
+    *,
+    peer: str,
+    without_samples: bool,
+    read: Callable[[registry_pb2.CatalogEntry], EntryT],
+) -> CatalogSnapshot[EntryT]:
+    entries: list[EntryT] = []
     aliases: dict[str, str] = {}
     generation: int | None = None
     num_expected = 0
@@ -114,7 +131,11 @@ async def _take_snapshot(
             raise RegistryUnavailable(f"The {peer} mixed two generations in one snapshot.")
         generation = chunk.catalog_generation
         num_expected = chunk.num_entries
-        entries.extend(chunk.entries)
+        for entry in chunk.entries:
+            entries.append(read(entry))
+            if len(entries) % _ENTRIES_AT_A_TIME == 0:
+                # A large snapshot must not keep the requests from the loop.
+                await asyncio.sleep(0)
         aliases.update(chunk.aliases)
     if generation is None or len(entries) != num_expected:
         raise RegistryUnavailable(
@@ -125,8 +146,13 @@ async def _take_snapshot(
 
 
 async def _changes(
-    stub: registry_pb2_grpc.RegistryServiceAsyncStub, generation: int, *, peer: str, without_samples: bool
-) -> AsyncGenerator[CatalogNews]:
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub,
+    generation: int,
+    *,
+    peer: str,
+    without_samples: bool,
+    read: Callable[[registry_pb2.CatalogEntry], EntryT],
+) -> AsyncGenerator[CatalogNews[EntryT]]:
     """Changes until a new snapshot is due (return) or the registry is lost (raise)."""
     request = registry_pb2.WatchRequest(after_generation=generation, without_samples=without_samples)
     call = stub.Watch(request)
@@ -135,7 +161,7 @@ async def _changes(
             match event.kind:
                 case registry_pb2.CatalogEvent.KIND_UPSERT:
                     generation = event.catalog_generation
-                    yield CatalogUpsert(catalog_generation=generation, entry=event.entry)
+                    yield CatalogUpsert(catalog_generation=generation, entry=read(event.entry))
                 case registry_pb2.CatalogEvent.KIND_REMOVE:
                     generation = event.catalog_generation
                     yield CatalogRemoval(catalog_generation=generation, adapter_name=event.adapter_name)

@@ -27,8 +27,9 @@ from services.registry.ports import JobStore
 
 SERVICE_NAME = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
-_CHUNK_TARGET_BYTES = 8 * 1024 * 1024
-"""A snapshot's chunk is sent once it is this large; one entry has 1,000 embeddings at most, far below the cap."""
+_CHUNK_TARGET_BYTES = 1024 * 1024
+"""A snapshot's chunk is sent once it is this large; one entry has 1,000 embeddings at most, far below the cap.
+Small, because the memory that a follower receives chunks in stays with it."""
 
 _log = get_logger(__name__)
 

@@ -7,30 +7,60 @@ use; a change is applied to the names at once and to the fitted model as soon as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import grpc
 
 from hilora.errors import InvalidInput, RegistryUnavailable
 from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
 from hilora.sequence_routing import SequenceRouter
 from hilora_rpc.v1 import registry_pb2
-from services.common.catalog_feed import CatalogAliases, CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
+from services.common.catalog_feed import (
+    CatalogAliases,
+    CatalogNews,
+    CatalogRemoval,
+    CatalogSnapshot,
+    CatalogUpsert,
+    follow_catalog,
+)
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
-from services.router.infra.pool_fitter import PoolFitter
+from services.router.infra.pool_fitter import PoolFitter, is_same_profile
 
 _log = get_logger(__name__)
 
 # Adapters often arrive in a row; one fit serves all that came in this time.
 _COALESCE_SECONDS = 0.05
 
-_ENTRIES_AT_A_TIME = 64
-
 EncoderIdentity = Callable[[], tuple[str, int]]
 """Gives `(encoder_id, embedding_dim)` of this router's encoder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Arrival:
+    """What an entry of the registry means here."""
+
+    adapter_name: str
+    entry: ReplicatedEntry | None
+    ignored: str | None
+    """Why it cannot be used, or not be chosen."""
+
+    def put_into(self, entries: dict[str, ReplicatedEntry], ignored: dict[str, str]) -> None:
+        """Replace what was known under this name."""
+        if self.entry is None:
+            # An older version under this name is superseded: serving it on would hide the fault.
+            entries.pop(self.adapter_name, None)
+        else:
+            # The key is the string that the entry holds anyway.
+            entries[self.entry.adapter.adapter_name] = self.entry
+        if self.ignored is None:
+            ignored.pop(self.adapter_name, None)
+        else:
+            ignored[self.adapter_name] = self.ignored
 
 
 class CatalogReplica:
@@ -105,19 +135,17 @@ class CatalogReplica:
     async def _follow_for_ever(self) -> None:
         channel = open_channel(self._address)
         try:
-            async for news in follow_catalog(channel, peer=f"registry at {self._address}", without_samples=False):
+            async for news in self._news(channel):
                 match news:
                     case CatalogSnapshot():
-                        await self._take_over(news)
+                        self._take_over(news)
                         _log.info(
                             "catalog_snapshot",
                             catalog_generation=news.catalog_generation,
                             num_adapters=len(self._entries),
                         )
                     case CatalogUpsert():
-                        self._keep(
-                            news.entry, self._entries, self._ignored, before=self._entries.get(news.entry.adapter_name)
-                        )
+                        news.entry.put_into(self._entries, self._ignored)
                     case CatalogRemoval():
                         self._entries.pop(news.adapter_name, None)
                         self._ignored.pop(news.adapter_name, None)
@@ -134,41 +162,34 @@ class CatalogReplica:
             self._is_following = False
             await channel.close()
 
-    async def _take_over(self, snapshot: CatalogSnapshot) -> None:
-        """Replace everything that is known, in one step, once all of it has been read."""
+    def _news(self, channel: grpc.aio.Channel) -> AsyncGenerator[CatalogNews[_Arrival]]:
+        return follow_catalog(channel, peer=f"registry at {self._address}", without_samples=False, read=self._read)
+
+    def _take_over(self, snapshot: CatalogSnapshot[_Arrival]) -> None:
+        """Replace everything that is known, in one step."""
         entries: dict[str, ReplicatedEntry] = {}
         ignored: dict[str, str] = {}
-        for place, entry in enumerate(snapshot.entries):
-            self._keep(entry, entries, ignored, before=self._entries.get(entry.adapter_name))
-            if place % _ENTRIES_AT_A_TIME == 0:
-                # A large snapshot must not keep the requests from the loop.
-                await asyncio.sleep(0)
+        for arrival in snapshot.entries:
+            arrival.put_into(entries, ignored)
         self._entries, self._ignored, self._aliases = entries, ignored, dict(snapshot.aliases)
 
-    def _keep(
-        self,
-        entry: registry_pb2.CatalogEntry,
-        entries: dict[str, ReplicatedEntry],
-        ignored: dict[str, str],
-        *,
-        before: ReplicatedEntry | None,
-    ) -> None:
-        name = entry.adapter_name
+    def _read(self, message: registry_pb2.CatalogEntry) -> _Arrival:
+        name = message.adapter_name
         try:
-            kept = read_entry(entry, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
-            ignored.pop(name, None)
-            if kept.encoder_id not in {"", self._encoder_id}:
-                # The registry went over to another encoder: what its old one said of the same version still holds.
-                if before is not None and before.adapter.adapter_id == kept.adapter.adapter_id:
-                    kept = replace(kept, profile=before.profile)
-                if kept.profile is None:
-                    ignored[name] = _unchoosable(name, kept.encoder_id, self._encoder_id)
-            entries[name] = kept
+            entry = read_entry(message, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
         except InvalidInput as error:
-            # An older version under this name is superseded: serving it on would hide the fault.
-            entries.pop(name, None)
-            ignored[name] = str(error)
             _log.warning("catalog_entry_ignored", adapter=name, code=error.code, message=error.message)
+            return _Arrival(adapter_name=name, entry=None, ignored=str(error))
+        before = self._entries.get(name)
+        is_other_encoder = entry.encoder_id not in {"", self._encoder_id}
+        is_known = before is not None and before.adapter.adapter_id == entry.adapter.adapter_id
+        # The registry went over to another encoder: what its old one said of the same version still holds. And equal
+        # samples are kept as the object that the fit has, or a second snapshot would hold them all twice.
+        if before is not None and is_known and (is_other_encoder or is_same_profile(entry.profile, before.profile)):
+            entry = replace(entry, profile=before.profile)
+        is_lost = is_other_encoder and entry.profile is None
+        ignored = _unchoosable(name, entry.encoder_id, self._encoder_id) if is_lost else None
+        return _Arrival(adapter_name=name, entry=entry, ignored=ignored)
 
     def _advance(self, generation: int) -> None:
         """Show new names and hide gone ones at once, and ask for a fit."""

@@ -130,14 +130,14 @@ class PoolFitter:
 def _newcomers(profiles: Sequence[AdapterProfile], fitted: Mapping[str, AdapterProfile]) -> list[AdapterProfile]:
     # Nearly all are the very objects of the fit, and the interpreter is not shared while this looks for the others.
     others = [profile for profile in profiles if fitted.get(profile.adapter_id) is not profile]
-    return [profile for profile in others if not _is_same(profile, fitted.get(profile.adapter_id))]
+    return [profile for profile in others if not is_same_profile(profile, fitted.get(profile.adapter_id))]
 
 
-def _is_same(profile: AdapterProfile, fitted: AdapterProfile | None) -> bool:
-    """Whether the fit holds for this profile; a new snapshot brings equal ones as new objects."""
-    if fitted is None or fitted.lora_rank != profile.lora_rank:
+def is_same_profile(profile: AdapterProfile | None, known: AdapterProfile | None) -> bool:
+    """Whether what was fitted to one profile holds for the other; a new snapshot brings equal ones as new objects."""
+    if profile is None or known is None or profile.lora_rank != known.lora_rank:
         return False
-    return np.array_equal(fitted.samples_ME, profile.samples_ME)
+    return np.array_equal(profile.samples_ME, known.samples_ME)
 
 
 def _step_back() -> None:

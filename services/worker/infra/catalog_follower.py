@@ -106,12 +106,12 @@ class CatalogFollower:
         return True
 
     async def _follow(self) -> None:
-        async for news in follow_catalog(self._channel, peer=self._peer, without_samples=True):
+        async for news in follow_catalog(self._channel, peer=self._peer, without_samples=True, read=_read):
             match news:
                 case CatalogSnapshot():
                     self._replace(news)
                 case CatalogUpsert():
-                    self._serve(news.entry.adapter_name, _ServedName.of(news.entry))
+                    self._serve(*news.entry)
                 case CatalogRemoval():
                     self._serve(news.adapter_name, None)
                 case CatalogAliases():
@@ -123,8 +123,8 @@ class CatalogFollower:
                 self._catalog_generation = news.catalog_generation
                 self._has_changed.notify_all()
 
-    def _replace(self, snapshot: CatalogSnapshot) -> None:
-        served = {entry.adapter_name: _ServedName.of(entry) for entry in snapshot.entries}
+    def _replace(self, snapshot: CatalogSnapshot[tuple[str, _ServedName]]) -> None:
+        served = dict(snapshot.entries)
         for adapter_name in self._names.keys() | served.keys():
             self._serve(adapter_name, served.get(adapter_name))
         self._has_snapshot = True
@@ -170,3 +170,7 @@ class _ServedName:
         """The versions of a catalogue entry."""
         checksums = {other.adapter_id: dict(other.component_sha256) for other in entry.other_versions}
         return cls(current_id=entry.adapter_id, checksums={**checksums, entry.adapter_id: dict(entry.component_sha256)})
+
+
+def _read(entry: registry_pb2.CatalogEntry) -> tuple[str, _ServedName]:
+    return entry.adapter_name, _ServedName.of(entry)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hilora.adapter import LoRAAdapter, LoRAFactors, RocBasis
+from hilora.adapter import DecomposedAdapter, LoRAAdapter, LoRAFactors, RankOneComponents, RocBasis
 from hilora.decomposition import decompose, delta_weight
 from hilora.update_statistics import UpdateStatistics, update_statistics
 from tests.builders.adapters import Q_PROJ, random_adapter
@@ -50,3 +50,9 @@ class TestBorders:
     def test_another_basis_has_no_singular_values(self):
         with pytest.raises(ValueError, match="basis"):
             update_statistics(decompose(random_adapter(), basis=RocBasis.TRAINED))
+
+    def test_the_largest_update_that_can_be_stored_has_finite_sizes(self):
+        rocs = RankOneComponents(a_RD=torch.full((2, 4), 3e38), b_RO=torch.full((2, 4), 3e38))
+        statistics = update_statistics(DecomposedAdapter(basis=RocBasis.SVD, modules={Q_PROJ: rocs}))
+        assert statistics.frobenius_norm == pytest.approx(2**0.5 * 3.6e77)
+        assert statistics.stable_rank == pytest.approx(2.0)
