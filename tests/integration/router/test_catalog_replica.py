@@ -114,6 +114,7 @@ class TestOutage:
     async def test_the_last_catalogue_stays_in_use_and_changes_are_caught_up(self, registry):
         async with following(registry) as replica:
             await eventually(lambda: registry.service.num_watchers == 1)
+            await eventually(lambda: _is_at(replica, 3))
             assert replica.is_following
             await registry.stop()
             await eventually(lambda: not replica.is_following)
