@@ -70,7 +70,7 @@ class CatalogFollower:
         self._task = asyncio.current_task()
         channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
         try:
-            async for news in follow_catalog(channel, peer="registry", without_samples=True):
+            async for news in follow_catalog(channel, peer="registry", without_samples=True, read=lambda entry: entry):
                 match news:
                     case CatalogSnapshot():
                         for entry in news.entries:
