@@ -70,7 +70,7 @@ class _NoWorkers:
         )
 
     def generate(self, order: object) -> object:
-        raise NotImplementedError(f"this router only routes: {order}")
+        raise AssertionError(f"this router only routes: {order}")
 
 
 async def _run(order: RouterOrder) -> None:
