@@ -31,8 +31,8 @@ from services.router.infra.faiss_index import build_faiss_index
 from services.router.models import ModelDirectory
 from services.router.pool_index import IndexKind, IndexRules, build_pool_index
 from services.router.ports import WorkerFleet
-from services.router.request import RoutingOptions
 from services.router.routing import RouteText
+from services.router.routing_options import RoutingOptions
 
 _NUM_QUERIES = 512
 _ROUTES_PER_SECOND = 50.0

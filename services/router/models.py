@@ -11,7 +11,7 @@ from hilora.errors import InvalidInput, UnknownAdapter
 from hilora.version_selector import split_reference
 from services.router.catalog import CatalogAdapter, CatalogView
 from services.router.ports import Catalog, Workers
-from services.router.request import AUTO_MODEL, BASE_MODEL, RoutingOptions
+from services.router.routing_options import AUTO_MODEL, BASE_MODEL, RoutingOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from hilora.access import TrustTier
-from hilora.routing_plan import RoutingMode, RoutingPlan
-
-AUTO_MODEL = "auto"
-"""`model` value that lets the router choose."""
-
-BASE_MODEL = "base"
-"""`model` value for the base model without adapters; its public name means the same."""
+from hilora.routing_plan import RoutingPlan
+from services.router.routing_options import RoutingOptions
 
 
 class ChatRole(StrEnum):
@@ -80,25 +74,6 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoutingOptions:
-    """How adapters are to be chosen. `None` leaves a value to the router's settings."""
-
-    model: str = AUTO_MODEL
-    mode: RoutingMode | None = None
-    gamma: float | None = None
-    """Share of the candidates' ranks that may be active, in (0, 1]."""
-    exclude_adapters: frozenset[str] = frozenset()
-    """Names that must not be chosen; names that nobody registered change nothing."""
-    max_candidates: int | None = None
-    seed: int = 0
-    """Seed of the paper mode's multinomial draw: the same request gets the same plan unless it asks for another."""
-    tenant: str | None = None
-    """On whose behalf; adapters that this tenant may not use do not exist for the request."""
-    min_trust_tier: TrustTier | None = None
-    """Adapters of a lower tier do not exist for the request; the router's setting is a floor either way."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationRequest:
     """One completion asked for."""
 
@@ -106,7 +81,7 @@ class GenerationRequest:
     """Unique among the requests in flight."""
     prompt: Prompt
     sampling: SamplingParams = SamplingParams()
-    options: RoutingOptions = RoutingOptions()
+    options: RoutingOptions = field(default_factory=RoutingOptions)
     timeout_seconds: float | None = None
     """What is left of the client's own deadline; the router's setting bounds it either way."""
 

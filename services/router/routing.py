@@ -14,7 +14,7 @@ from services.router.answer import RouteResult
 from services.router.catalog import CatalogView
 from services.router.models import ModelDirectory
 from services.router.ports import Catalog, TextEmbedder
-from services.router.request import AUTO_MODEL, RoutingOptions
+from services.router.routing_options import AUTO_MODEL, RoutingOptions
 
 
 class RouteText:

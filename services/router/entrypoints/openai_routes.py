@@ -29,8 +29,9 @@ from services.router.entrypoints.tenancy import TENANT_HEADER, tenant_of
 from services.router.generation import GenerateText
 from services.router.models import ModelDirectory
 from services.router.ports import Workers
-from services.router.request import GenerationRequest, Prompt, RoutingOptions, SamplingParams
+from services.router.request import GenerationRequest, Prompt, SamplingParams
 from services.router.routing import RouteText
+from services.router.routing_options import RoutingOptions
 from services.router.traffic import TrafficWatch
 
 _ROUTE_RUNNERS_UP = 10

@@ -8,80 +8,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from hilora.access import TrustTier
 from hilora.errors import InvalidInput
-from hilora.routing_plan import RoutingMode
-from services.router.request import ChatMessage, ChatPrompt, ChatRole, RoutingOptions, SamplingParams, TextPrompt
+from services.router.entrypoints.hilora_options import HiloraOptions
+from services.router.entrypoints.request_fields import UINT64, StopText, StrictRequest, Text
+from services.router.request import ChatMessage, ChatPrompt, ChatRole, SamplingParams, TextPrompt
 
 _UINT32_MAX = 2**32 - 1
-_UINT64 = 2**64
 _DEFAULT_COMPLETION_TOKENS = 16
 _MAX_STOPS = 16
 
 
-def _check_characters(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half of a surrogate pair, which is no character") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_check_characters)]
-"""JSON can spell halves of surrogate pairs, which no other layer can carry."""
-
-StopText = Annotated[Text, Field(min_length=1, max_length=1024)]
-"""One text that ends an answer."""
-
-
-class _Request(BaseModel):
-    """Unknown fields are errors: a misspelt parameter must not pass for a default."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class HiloraOptions(_Request):
-    """The `hilora` object of a request: how adapters are chosen."""
-
-    mode: Literal["paper", "calibrated"] | None = None
-    gamma: float | None = Field(default=None, gt=0, le=1)
-    exclude_adapters: list[Text] = Field(default_factory=list[Text], max_length=10_000)
-    max_candidates: int | None = Field(default=None, ge=1, le=1024)
-    seed: int = Field(default=0, ge=0, lt=_UINT64)
-    min_trust_tier: TrustTier | None = None
-    explain: bool = False
-
-    def routing_options(self, model: str, *, tenant: str | None = None) -> RoutingOptions:
-        """The options in the router's own terms."""
-        return RoutingOptions(
-            model=model,
-            mode=RoutingMode(self.mode) if self.mode else None,
-            gamma=self.gamma,
-            exclude_adapters=frozenset(self.exclude_adapters),
-            max_candidates=self.max_candidates,
-            seed=self.seed,
-            tenant=tenant,
-            min_trust_tier=self.min_trust_tier,
-        )
-
-
-class StreamOptions(_Request):
+class StreamOptions(StrictRequest):
     """OpenAI's `stream_options`."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class _GenerationBody(_Request):
+class _GenerationBody(StrictRequest):
     """What both completion routes share."""
 
     model: Text = Field(min_length=1, max_length=512)
     max_tokens: int | None = Field(default=None, ge=1, le=_UINT32_MAX)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=_UINT64)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=UINT64)
     stop: StopText | Annotated[list[StopText], Field(max_length=_MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -111,7 +64,7 @@ class _GenerationBody(_Request):
             temperature=self.temperature,
             top_p=self.top_p,
             # OpenAI's seed is signed, the worker's is not: the same number modulo 2^64.
-            seed=None if self.seed is None else self.seed % _UINT64,
+            seed=None if self.seed is None else self.seed % UINT64,
             stop=stop,
         )
 
@@ -148,14 +101,14 @@ class CompletionBody(_GenerationBody):
         return self.sampling_params(max_tokens=self.max_tokens or _DEFAULT_COMPLETION_TOKENS)
 
 
-class TextPart(_Request):
+class TextPart(StrictRequest):
     """One text part of a message's content."""
 
     type: Literal["text"]
     text: Text
 
 
-class MessageBody(_Request):
+class MessageBody(StrictRequest):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -204,7 +157,7 @@ class ChatBody(_GenerationBody):
         return self.sampling_params(max_tokens=self.max_completion_tokens or self.max_tokens or max_model_len)
 
 
-class RouteBody(_Request):
+class RouteBody(StrictRequest):
     """`POST /v1/route`: exactly one of `text`, `prompt` and `messages`."""
 
     text: Text | None = None

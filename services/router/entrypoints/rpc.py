@@ -19,23 +19,11 @@ from services.router.entrypoints.router_metrics import Outcome, RouterMetrics
 from services.router.entrypoints.tenancy import tenant_of
 from services.router.generation import GenerateText
 from services.router.infra.catalog_entry import TIERS_FROM_WIRE
-from services.router.infra.wire_format import (
-    MODES_FROM_WIRE,
-    ROLES_FROM_WIRE,
-    event_to_wire,
-    route_to_wire,
-    sampling_from_wire,
-)
-from services.router.request import (
-    AUTO_MODEL,
-    ChatMessage,
-    ChatPrompt,
-    GenerationRequest,
-    Prompt,
-    RoutingOptions,
-    TextPrompt,
-)
+from services.router.infra.wire_decisions import MODES_FROM_WIRE, route_to_wire
+from services.router.infra.wire_generation import ROLES_FROM_WIRE, event_to_wire, sampling_from_wire
+from services.router.request import ChatMessage, ChatPrompt, GenerationRequest, Prompt, TextPrompt
 from services.router.routing import RouteText
+from services.router.routing_options import AUTO_MODEL, RoutingOptions
 
 SERVICE_NAME = "hilora_rpc.v1.RouterService"
 

@@ -12,7 +12,7 @@ from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.errors import error_from_rpc
 from services.common.rpc_client import open_channel
 from services.router.answer import GenerationFinished, WorkerEvent
-from services.router.infra.wire_format import event_from_wire, order_to_wire
+from services.router.infra.wire_generation import event_from_wire, order_to_wire
 from services.router.request import WorkOrder
 
 _STATS_TIMEOUT_SECONDS = 2.0

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hilora_rpc.v1 import registry_pb2 as _registry_pb2
 from hilora_rpc.v1 import routing_pb2 as _routing_pb2
 from hilora_rpc.v1 import worker_pb2 as _worker_pb2
@@ -20,6 +21,99 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _LowConfidencePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LowConfidencePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LowConfidencePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOW_CONFIDENCE_POLICY_UNSPECIFIED: _LowConfidencePolicy.ValueType  # 0
+    """The router's setting."""
+    LOW_CONFIDENCE_POLICY_BASE: _LowConfidencePolicy.ValueType  # 1
+    """The base answers alone."""
+    LOW_CONFIDENCE_POLICY_TOP: _LowConfidencePolicy.ValueType  # 2
+    """The likeliest adapters answer all the same."""
+    LOW_CONFIDENCE_POLICY_REFUSE: _LowConfidencePolicy.ValueType  # 3
+    """The request is refused."""
+
+class LowConfidencePolicy(_LowConfidencePolicy, metaclass=_LowConfidencePolicyEnumTypeWrapper):
+    """What happens when no adapter explains the text."""
+
+LOW_CONFIDENCE_POLICY_UNSPECIFIED: LowConfidencePolicy.ValueType  # 0
+"""The router's setting."""
+LOW_CONFIDENCE_POLICY_BASE: LowConfidencePolicy.ValueType  # 1
+"""The base answers alone."""
+LOW_CONFIDENCE_POLICY_TOP: LowConfidencePolicy.ValueType  # 2
+"""The likeliest adapters answer all the same."""
+LOW_CONFIDENCE_POLICY_REFUSE: LowConfidencePolicy.ValueType  # 3
+"""The request is refused."""
+Global___LowConfidencePolicy: _TypeAlias = LowConfidencePolicy  # noqa: Y015
+
+class _RoutedPart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoutedPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoutedPart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUTED_PART_UNSPECIFIED: _RoutedPart.ValueType  # 0
+    """The router's setting."""
+    ROUTED_PART_LAST_USER: _RoutedPart.ValueType  # 1
+    """The last message of the user."""
+    ROUTED_PART_CONVERSATION: _RoutedPart.ValueType  # 2
+    """All messages of the user and the assistant."""
+    ROUTED_PART_WINDOW: _RoutedPart.ValueType  # 3
+    """The last messages of the user, as many as the router's setting says."""
+
+class RoutedPart(_RoutedPart, metaclass=_RoutedPartEnumTypeWrapper):
+    """Which part of a conversation adapters are chosen by."""
+
+ROUTED_PART_UNSPECIFIED: RoutedPart.ValueType  # 0
+"""The router's setting."""
+ROUTED_PART_LAST_USER: RoutedPart.ValueType  # 1
+"""The last message of the user."""
+ROUTED_PART_CONVERSATION: RoutedPart.ValueType  # 2
+"""All messages of the user and the assistant."""
+ROUTED_PART_WINDOW: RoutedPart.ValueType  # 3
+"""The last messages of the user, as many as the router's setting says."""
+Global___RoutedPart: _TypeAlias = RoutedPart  # noqa: Y015
+
+@_typing.final
+class ComposedAdapter(_message.Message):
+    """An adapter that the client chose itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    NUM_ROCS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`name`, `name@version` or an alias."""
+    scale: _builtins.float
+    """Factor of its output; left out: 1."""
+    num_rocs: _builtins.int
+    """ROCs a token may switch on; left out: all."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        scale: _builtins.float | None = ...,
+        num_rocs: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_rocs", b"_num_rocs", "_scale", b"_scale", "num_rocs", b"num_rocs", "scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_rocs", b"_num_rocs", "_scale", b"_scale", "model", b"model", "num_rocs", b"num_rocs", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_rocs: _TypeAlias = _typing.Literal["num_rocs"]  # noqa: Y015
+    _WhichOneofArgType__num_rocs: _TypeAlias = _typing.Literal["_num_rocs", b"_num_rocs"]  # noqa: Y015
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_rocs) -> _WhichOneofReturnType__num_rocs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+
+Global___ComposedAdapter: _TypeAlias = ComposedAdapter  # noqa: Y015
 
 @_typing.final
 class RoutingOptions(_message.Message):
@@ -35,6 +129,15 @@ class RoutingOptions(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     MIN_TRUST_TIER_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    MIN_CANDIDATES_FIELD_NUMBER: _builtins.int
+    ROC_SCORE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    LOW_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    ROUTED_PART_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"auto" (also when empty), the base's name, or an adapter's name. Unknown names are NOT_FOUND."""
     mode: _routing_pb2.RoutingMode.ValueType
@@ -49,9 +152,31 @@ class RoutingOptions(_message.Message):
     """On whose behalf the request comes; refused unless the router trusts its callers to say so."""
     min_trust_tier: _registry_pb2.TrustTier.ValueType
     """Adapters of a lower tier do not exist for the request; left out: the router's setting, which is a floor."""
+    strategy: _builtins.str
+    """Name of a strategy; empty: the router's setting."""
+    min_candidates: _builtins.int
+    """At least this many candidates; left out: the mode's own."""
+    roc_score: _routing_pb2.RocScore.ValueType
+    """By what ROCs compete; left out: the mode's own."""
+    plan_id: _builtins.str
+    """The plan of an earlier answer, to be used again as it was."""
+    session_id: _builtins.str
+    """Requests of one session share a plan as long as their topic stays."""
+    low_confidence: Global___LowConfidencePolicy.ValueType
+    """What happens when no adapter explains the text."""
+    routed_part: Global___RoutedPart.ValueType
+    """Which part of a conversation is looked at."""
     @_builtins.property
     def exclude_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters (by name) that must not be chosen."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComposedAdapter]:
+        """Exactly these adapters, with their factors, instead of a choice."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only adapters that bear all of these tags."""
 
     def __init__(
         self,
@@ -64,21 +189,34 @@ class RoutingOptions(_message.Message):
         seed: _builtins.int | None = ...,
         tenant: _builtins.str = ...,
         min_trust_tier: _registry_pb2.TrustTier.ValueType = ...,
+        strategy: _builtins.str = ...,
+        adapters: _abc.Iterable[Global___ComposedAdapter] | None = ...,
+        min_candidates: _builtins.int | None = ...,
+        roc_score: _routing_pb2.RocScore.ValueType = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        plan_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        low_confidence: Global___LowConfidencePolicy.ValueType = ...,
+        routed_part: Global___RoutedPart.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_seed", b"_seed", "gamma", b"gamma", "max_candidates", b"max_candidates", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "gamma", b"gamma", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_seed", b"_seed", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "max_candidates", b"max_candidates", "min_trust_tier", b"min_trust_tier", "mode", b"mode", "model", b"model", "seed", b"seed", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "adapters", b"adapters", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "low_confidence", b"low_confidence", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "min_trust_tier", b"min_trust_tier", "mode", b"mode", "model", b"model", "plan_id", b"plan_id", "roc_score", b"roc_score", "routed_part", b"routed_part", "seed", b"seed", "session_id", b"session_id", "strategy", b"strategy", "tags", b"tags", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
     _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
     _WhichOneofReturnType__max_candidates: _TypeAlias = _typing.Literal["max_candidates"]  # noqa: Y015
     _WhichOneofArgType__max_candidates: _TypeAlias = _typing.Literal["_max_candidates", b"_max_candidates"]  # noqa: Y015
+    _WhichOneofReturnType__min_candidates: _TypeAlias = _typing.Literal["min_candidates"]  # noqa: Y015
+    _WhichOneofArgType__min_candidates: _TypeAlias = _typing.Literal["_min_candidates", b"_min_candidates"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gamma) -> _WhichOneofReturnType__gamma | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_candidates) -> _WhichOneofReturnType__max_candidates | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_candidates) -> _WhichOneofReturnType__min_candidates | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
@@ -123,6 +261,9 @@ class RouteResponse(_message.Message):
     ENCODER_ID_FIELD_NUMBER: _builtins.int
     ENCODE_SECONDS_FIELD_NUMBER: _builtins.int
     DECIDE_SECONDS_FIELD_NUMBER: _builtins.int
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    IS_STICKY_FIELD_NUMBER: _builtins.int
+    SESSION_REASON_FIELD_NUMBER: _builtins.int
     catalog_generation: _builtins.int
     """The catalogue the decision was made from."""
     encoder_id: _builtins.str
@@ -131,6 +272,12 @@ class RouteResponse(_message.Message):
     """Seconds spent on the embedding and on the decision."""
     decide_seconds: _builtins.float
     """Seconds spent on the decision alone."""
+    plan_id: _builtins.str
+    """By which the plan can be asked for again; empty if nobody keeps it."""
+    is_sticky: _builtins.bool
+    """Whether an earlier plan of the session was kept."""
+    session_reason: _builtins.str
+    """Why the session's plan was kept or replaced; empty without a session."""
     @_builtins.property
     def decision(self) -> _routing_pb2.RoutingDecision:
         """The plan and its reasons."""
@@ -143,10 +290,13 @@ class RouteResponse(_message.Message):
         encoder_id: _builtins.str = ...,
         encode_seconds: _builtins.float = ...,
         decide_seconds: _builtins.float = ...,
+        plan_id: _builtins.str = ...,
+        is_sticky: _builtins.bool = ...,
+        session_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "decide_seconds", b"decide_seconds", "decision", b"decision", "encode_seconds", b"encode_seconds", "encoder_id", b"encoder_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "decide_seconds", b"decide_seconds", "decision", b"decision", "encode_seconds", b"encode_seconds", "encoder_id", b"encoder_id", "is_sticky", b"is_sticky", "plan_id", b"plan_id", "session_reason", b"session_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,10 +313,16 @@ class RoutedGenerateRequest(_message.Message):
     CHAT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    EXPLAINS_GATING_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among the requests in flight; made by the router if empty."""
     prompt: _builtins.str
     """Text to complete."""
+    explains_gating: _builtins.bool
+    """Whether the end tells which ROCs fired."""
+    priority: _builtins.int
+    """Lower runs first; 0 is ordinary."""
     @_builtins.property
     def chat(self) -> _worker_pb2.ChatInput:
         """Conversation to continue; the last user message is routed on."""
@@ -187,10 +343,12 @@ class RoutedGenerateRequest(_message.Message):
         chat: _worker_pb2.ChatInput | None = ...,
         sampling: _worker_pb2.SamplingParams | None = ...,
         options: Global___RoutingOptions | None = ...,
+        explains_gating: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "options", b"options", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "options", b"options", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "explains_gating", b"explains_gating", "input", b"input", "options", b"options", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -229,3 +387,165 @@ class RoutedGenerateEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___RoutedGenerateEvent: _TypeAlias = RoutedGenerateEvent  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """Asks for embeddings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 2,048 texts."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    """Embeddings, in the order of the texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODER_ID_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    encoder_id: _builtins.str
+    """Name and fingerprint of the sentence encoder."""
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One for each text."""
+
+    def __init__(
+        self,
+        *,
+        encoder_id: _builtins.str = ...,
+        embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "encoder_id", b"encoder_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class Embedding(_message.Message):
+    """A vector of norm 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its coordinates."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class ListModelsRequest(_message.Message):
+    """Asks for the models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """On whose behalf; refused unless the router trusts its callers to say so."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsResponse(_message.Message):
+    """Every value of `model`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """auto, the base, each adapter, each alias."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___Model] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class Model(_message.Message):
+    """One value of `model`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The value itself."""
+    root: _builtins.str
+    """Identity of what it stands for."""
+    parent: _builtins.str
+    """The base's name; empty for the base."""
+    created_at: _builtins.float
+    """Unix seconds."""
+    max_model_len: _builtins.int
+    """Tokens of the longest sequence; left out before a worker was reached."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        root: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        created_at: _builtins.float = ...,
+        max_model_len: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_model_len", b"_max_model_len", "max_model_len", b"max_model_len"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_model_len", b"_max_model_len", "created_at", b"created_at", "id", b"id", "max_model_len", b"max_model_len", "parent", b"parent", "root", b"root"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_model_len: _TypeAlias = _typing.Literal["max_model_len"]  # noqa: Y015
+    _WhichOneofArgType__max_model_len: _TypeAlias = _typing.Literal["_max_model_len", b"_max_model_len"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_model_len) -> _WhichOneofReturnType__max_model_len | None: ...
+
+Global___Model: _TypeAlias = Model  # noqa: Y015

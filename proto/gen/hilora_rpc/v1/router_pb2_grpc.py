@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from hilora_rpc.v1 import router_pb2 as hilora__rpc_dot_v1_dot_router__pb2
+from hilora_rpc.v1 import worker_pb2 as hilora__rpc_dot_v1_dot_worker__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -45,6 +46,26 @@ class RouterServiceStub:
                 request_serializer=hilora__rpc_dot_v1_dot_router__pb2.RoutedGenerateRequest.SerializeToString,
                 response_deserializer=hilora__rpc_dot_v1_dot_router__pb2.RoutedGenerateEvent.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/hilora_rpc.v1.RouterService/Embed',
+                request_serializer=hilora__rpc_dot_v1_dot_router__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_router__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/hilora_rpc.v1.RouterService/ListModels',
+                request_serializer=hilora__rpc_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_router__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/hilora_rpc.v1.RouterService/Tokenize',
+                request_serializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/hilora_rpc.v1.RouterService/Detokenize',
+                request_serializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -65,6 +86,34 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Sentence embeddings, by the router's own encoder: the space that adapters are chosen in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """The values that `model` may have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """The tokens that a prompt would become, without running it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """The text of tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +126,26 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=hilora__rpc_dot_v1_dot_router__pb2.RoutedGenerateRequest.FromString,
                     response_serializer=hilora__rpc_dot_v1_dot_router__pb2.RoutedGenerateEvent.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=hilora__rpc_dot_v1_dot_router__pb2.EmbedRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_router__pb2.EmbedResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=hilora__rpc_dot_v1_dot_router__pb2.ListModelsRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_router__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +203,114 @@ class RouterService:
             '/hilora_rpc.v1.RouterService/Generate',
             hilora__rpc_dot_v1_dot_router__pb2.RoutedGenerateRequest.SerializeToString,
             hilora__rpc_dot_v1_dot_router__pb2.RoutedGenerateEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.RouterService/Embed',
+            hilora__rpc_dot_v1_dot_router__pb2.EmbedRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_router__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.RouterService/ListModels',
+            hilora__rpc_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_router__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.RouterService/Tokenize',
+            hilora__rpc_dot_v1_dot_worker__pb2.TokenizeRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_worker__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.RouterService/Detokenize',
+            hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

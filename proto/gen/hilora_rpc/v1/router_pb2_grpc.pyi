@@ -6,6 +6,7 @@ The router: chooses adapters and budgets for a text, and has a worker answer."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from hilora_rpc.v1 import router_pb2 as _router_pb2
+from hilora_rpc.v1 import worker_pb2 as _worker_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -37,6 +38,14 @@ class RouterServiceStub:
     """Decides without generating."""
     Generate: _grpc.UnaryStreamMultiCallable[_router_pb2.RoutedGenerateRequest, _router_pb2.RoutedGenerateEvent]
     """Decides and generates. The first event is the decision, then the worker's events as they come."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]
+    """Sentence embeddings, by the router's own encoder: the space that adapters are chosen in."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
+    """The values that `model` may have."""
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_worker_pb2.TokenizeRequest, _worker_pb2.TokenizeResponse]
+    """The tokens that a prompt would become, without running it."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DetokenizeRequest, _worker_pb2.DetokenizeResponse]
+    """The text of tokens."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -47,6 +56,14 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Decides without generating."""
     Generate: _aio.UnaryStreamMultiCallable[_router_pb2.RoutedGenerateRequest, _router_pb2.RoutedGenerateEvent]  # type: ignore[assignment]
     """Decides and generates. The first event is the decision, then the worker's events as they come."""
+    Embed: _aio.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Sentence embeddings, by the router's own encoder: the space that adapters are chosen in."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """The values that `model` may have."""
+    Tokenize: _aio.UnaryUnaryMultiCallable[_worker_pb2.TokenizeRequest, _worker_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """The tokens that a prompt would become, without running it."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_worker_pb2.DetokenizeRequest, _worker_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """The text of tokens."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the router offers beside its REST API, with the same abilities."""
@@ -66,5 +83,37 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.RoutedGenerateEvent], _abc.AsyncIterator[_router_pb2.RoutedGenerateEvent]]:
         """Decides and generates. The first event is the decision, then the worker's events as they come."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _router_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.EmbedResponse, _abc.Awaitable[_router_pb2.EmbedResponse]]:
+        """Sentence embeddings, by the router's own encoder: the space that adapters are chosen in."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _router_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListModelsResponse, _abc.Awaitable[_router_pb2.ListModelsResponse]]:
+        """The values that `model` may have."""
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _worker_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.TokenizeResponse, _abc.Awaitable[_worker_pb2.TokenizeResponse]]:
+        """The tokens that a prompt would become, without running it."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _worker_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.DetokenizeResponse, _abc.Awaitable[_worker_pb2.DetokenizeResponse]]:
+        """The text of tokens."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

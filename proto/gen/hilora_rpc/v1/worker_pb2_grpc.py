@@ -50,6 +50,16 @@ class WorkerServiceStub:
                 request_serializer=hilora__rpc_dot_v1_dot_worker__pb2.StatsRequest.SerializeToString,
                 response_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/hilora_rpc.v1.WorkerService/Tokenize',
+                request_serializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/hilora_rpc.v1.WorkerService/Detokenize',
+                request_serializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -81,6 +91,20 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """The tokens that a prompt would become, without running it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """The text of tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +122,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.StatsRequest.FromString,
                     response_serializer=hilora__rpc_dot_v1_dot_worker__pb2.StatsResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_worker__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +216,60 @@ class WorkerService:
             '/hilora_rpc.v1.WorkerService/Stats',
             hilora__rpc_dot_v1_dot_worker__pb2.StatsRequest.SerializeToString,
             hilora__rpc_dot_v1_dot_worker__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.WorkerService/Tokenize',
+            hilora__rpc_dot_v1_dot_worker__pb2.TokenizeRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_worker__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.WorkerService/Detokenize',
+            hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_worker__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

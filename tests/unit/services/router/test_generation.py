@@ -7,8 +7,9 @@ from hilora.routing_plan import RoutingMode
 from services.router.answer import GenerationFinished, GenerationStarted, RouteResult, TextDelta
 from services.router.generation import GenerateText
 from services.router.models import ModelDirectory
-from services.router.request import ChatMessage, ChatPrompt, ChatRole, GenerationRequest, RoutingOptions, TextPrompt
+from services.router.request import ChatMessage, ChatPrompt, ChatRole, GenerationRequest, TextPrompt
 from services.router.routing import RouteText
+from services.router.routing_options import RoutingOptions
 from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, traffic_watch
 
 _TEXTS = {"capitals": ["country capital a", "country capital b"], "sums": ["add numbers a", "add numbers b"]}

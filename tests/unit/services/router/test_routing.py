@@ -5,8 +5,8 @@ import pytest
 from hilora.errors import InvalidInput, RegistryUnavailable, Unavailable, UnknownAdapter
 from hilora.routing_plan import RoutingMode
 from services.router.models import ModelDirectory
-from services.router.request import RoutingOptions
 from services.router.routing import RouteText
+from services.router.routing_options import RoutingOptions
 from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
 
 _TEXTS = {

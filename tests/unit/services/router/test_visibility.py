@@ -17,8 +17,8 @@ from services.router.catalog import CatalogAdapter
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.models import ModelDirectory
 from services.router.pool_index import IndexKind
-from services.router.request import RoutingOptions
 from services.router.routing import RouteText
+from services.router.routing_options import RoutingOptions
 from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
 
 _WORDS = {

@@ -9,7 +9,7 @@ from hilora.errors import Unavailable
 from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingMode, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
 from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta
-from services.router.infra import wire_format
+from services.router.infra import wire_decisions, wire_generation
 from services.router.request import (
     ChatMessage,
     ChatPrompt,
@@ -45,11 +45,11 @@ _SAMPLING = st.builds(
 class TestRoundTrips:
     @given(_BUDGETS)
     def test_a_budget(self, budget):
-        assert wire_format.budget_from_wire(wire_format.budget_to_wire(budget)) == budget
+        assert wire_decisions.budget_from_wire(wire_decisions.budget_to_wire(budget)) == budget
 
     @given(_SAMPLING)
     def test_sampling_parameters_with_what_is_left_out(self, sampling):
-        assert wire_format.sampling_from_wire(wire_format.sampling_to_wire(sampling)) == sampling
+        assert wire_generation.sampling_from_wire(wire_generation.sampling_to_wire(sampling)) == sampling
 
     @pytest.mark.parametrize(
         "event",
@@ -67,7 +67,7 @@ class TestRoundTrips:
         ],
     )
     def test_an_event(self, event):
-        assert wire_format.event_from_wire(wire_format.event_to_wire(event)) == event
+        assert wire_generation.event_from_wire(wire_generation.event_to_wire(event)) == event
 
 
 class TestPlan:
@@ -77,7 +77,7 @@ class TestPlan:
             gate=GateParameters(score=RocScore.CONTRIBUTION, scope=GateScope.GLOBAL, basis=RocBasis.TRAINED, eta=0.75),
             catalog_generation=12,
         )
-        message = wire_format.plan_to_wire(plan)
+        message = wire_decisions.plan_to_wire(plan)
         assert message.catalog_generation == 12
         assert message.gate == routing_pb2.GateParameters(
             score=routing_pb2.ROC_SCORE_CONTRIBUTION,
@@ -95,7 +95,7 @@ class TestPlan:
     @pytest.mark.parametrize("scope", GateScope)
     @pytest.mark.parametrize("basis", RocBasis)
     def test_every_rule_has_a_wire_value(self, score, scope, basis):
-        gate = wire_format.plan_to_wire(RoutingPlan(gate=GateParameters(score=score, scope=scope, basis=basis))).gate
+        gate = wire_decisions.plan_to_wire(RoutingPlan(gate=GateParameters(score=score, scope=scope, basis=basis))).gate
         assert routing_pb2.RocScore.Name(gate.score) == f"ROC_SCORE_{score.name}"
         assert routing_pb2.GateScope.Name(gate.scope) == f"GATE_SCOPE_{scope.name}"
         assert routing_pb2.RocBasis.Name(gate.basis) == f"ROC_BASIS_{basis.name}"
@@ -106,26 +106,26 @@ class TestPlan:
         gate = GateParameters(
             rule=rule, basis=rule.required_basis or RocBasis.SVD, top_k=2, temperature=0.5, gate_id=gate_id
         )
-        message = wire_format.plan_to_wire(RoutingPlan(gate=gate)).gate
+        message = wire_decisions.plan_to_wire(RoutingPlan(gate=gate)).gate
         assert routing_pb2.GateRule.Name(message.rule) == f"GATE_RULE_{rule.name}"
         assert (message.top_k, message.temperature) == (2, 0.5)
         assert message.HasField("gate_id") == rule.is_learned
 
     def test_every_mode_has_a_wire_value(self):
-        assert set(wire_format.MODES_FROM_WIRE.values()) == set(RoutingMode)
+        assert set(wire_decisions.MODES_FROM_WIRE.values()) == set(RoutingMode)
 
 
 class TestOrders:
     def test_a_text(self):
         request = GenerationRequest(request_id="r", prompt=TextPrompt(text="x"))
-        message = wire_format.order_to_wire(WorkOrder(request=request, plan=RoutingPlan()))
+        message = wire_generation.order_to_wire(WorkOrder(request=request, plan=RoutingPlan()))
         assert (message.request_id, message.prompt, message.WhichOneof("input")) == ("r", "x", "prompt")
         assert message.HasField("plan")
 
     def test_a_conversation(self):
         turns = tuple(ChatMessage(role=role, content=role.value) for role in ChatRole)
         request = GenerationRequest(request_id="r", prompt=ChatPrompt(messages=turns))
-        message = wire_format.order_to_wire(WorkOrder(request=request, plan=RoutingPlan()))
+        message = wire_generation.order_to_wire(WorkOrder(request=request, plan=RoutingPlan()))
         assert [worker_pb2.ChatRole.Name(turn.role) for turn in message.chat.messages] == [
             f"CHAT_ROLE_{role.name}" for role in ChatRole
         ]
@@ -134,11 +134,11 @@ class TestOrders:
 class TestStrangeEvents:
     def test_an_event_of_a_newer_worker_is_said(self):
         with pytest.raises(Unavailable) as raised:
-            wire_format.event_from_wire(worker_pb2.GenerateEvent())
+            wire_generation.event_from_wire(worker_pb2.GenerateEvent())
         assert raised.value.code == "incompatible_worker"
 
     def test_an_abort_that_nobody_asked_for_is_no_answer(self):
         finished = worker_pb2.Finished(finish_reason=worker_pb2.FINISH_REASON_ABORT)
         with pytest.raises(Unavailable) as raised:
-            wire_format.event_from_wire(worker_pb2.GenerateEvent(finished=finished))
+            wire_generation.event_from_wire(worker_pb2.GenerateEvent(finished=finished))
         assert raised.value.code == "generation_aborted"

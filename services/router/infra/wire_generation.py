@@ -1,44 +1,13 @@
-"""The router's values as protobuf messages and back: the one place where both are seen."""
+"""Requests and the events of their answers as protobuf messages and back. Decisions: `wire_decisions`."""
 
 from __future__ import annotations
 
-from hilora.adapter import RocBasis
 from hilora.errors import Unavailable
-from hilora.routing_plan import GateRule, GateScope, RocBudget, RocScore, RoutingDecision, RoutingMode, RoutingPlan
-from hilora_rpc.v1 import router_pb2, routing_pb2, worker_pb2
-from services.router.answer import (
-    FinishReason,
-    GenerationFinished,
-    GenerationStarted,
-    RouteResult,
-    TextDelta,
-    WorkerEvent,
-)
+from hilora_rpc.v1 import worker_pb2
+from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta, WorkerEvent
+from services.router.infra.wire_decisions import budget_from_wire, budget_to_wire, plan_to_wire
 from services.router.request import ChatPrompt, ChatRole, SamplingParams, TextPrompt, WorkOrder
 
-_SCORES = {
-    RocScore.ACTIVATION: routing_pb2.ROC_SCORE_ACTIVATION,
-    RocScore.CONTRIBUTION: routing_pb2.ROC_SCORE_CONTRIBUTION,
-}
-_SCOPES = {
-    GateScope.PER_ADAPTER: routing_pb2.GATE_SCOPE_PER_ADAPTER,
-    GateScope.GLOBAL: routing_pb2.GATE_SCOPE_GLOBAL,
-}
-_RULES = {
-    GateRule.ROCS: routing_pb2.GATE_RULE_ROCS,
-    GateRule.ARROW: routing_pb2.GATE_RULE_ARROW,
-    GateRule.SPECTR: routing_pb2.GATE_RULE_SPECTR,
-    GateRule.SEQR: routing_pb2.GATE_RULE_SEQR,
-    GateRule.PHATGOOSE: routing_pb2.GATE_RULE_PHATGOOSE,
-    GateRule.RAMOLE: routing_pb2.GATE_RULE_RAMOLE,
-    GateRule.SMORA: routing_pb2.GATE_RULE_SMORA,
-}
-_BASES = {RocBasis.SVD: routing_pb2.ROC_BASIS_SVD, RocBasis.TRAINED: routing_pb2.ROC_BASIS_TRAINED}
-_MODES = {
-    RoutingMode.PAPER: routing_pb2.ROUTING_MODE_PAPER,
-    RoutingMode.CALIBRATED: routing_pb2.ROUTING_MODE_CALIBRATED,
-    RoutingMode.EXPLICIT: routing_pb2.ROUTING_MODE_EXPLICIT,
-}
 _ROLES = {
     ChatRole.SYSTEM: worker_pb2.CHAT_ROLE_SYSTEM,
     ChatRole.USER: worker_pb2.CHAT_ROLE_USER,
@@ -50,84 +19,8 @@ _FINISH_REASONS = {
 }
 _FINISH_REASONS_TO_WIRE = {value: key for key, value in _FINISH_REASONS.items()}
 
-MODES_FROM_WIRE = {value: key for key, value in _MODES.items()}
-"""Routing modes by their wire value, without UNSPECIFIED."""
-
 ROLES_FROM_WIRE = {value: key for key, value in _ROLES.items()}
 """Chat roles by their wire value, without UNSPECIFIED."""
-
-
-def budget_to_wire(budget: RocBudget) -> routing_pb2.RocBudget:
-    """One adapter's share."""
-    return routing_pb2.RocBudget(
-        adapter_id=budget.adapter_id,
-        adapter_name=budget.adapter_name,
-        lora_rank=budget.lora_rank,
-        num_rocs=budget.num_rocs,
-        weight=budget.weight,
-    )
-
-
-def budget_from_wire(message: routing_pb2.RocBudget) -> RocBudget:
-    """One adapter's share. A worker never grants more ROCs than the adapter has, so misuse raises ValueError."""
-    return RocBudget(
-        adapter_id=message.adapter_id,
-        adapter_name=message.adapter_name,
-        lora_rank=message.lora_rank,
-        num_rocs=message.num_rocs,
-        weight=message.weight,
-    )
-
-
-def plan_to_wire(plan: RoutingPlan) -> routing_pb2.RoutingPlan:
-    """A plan as the worker reads it."""
-    return routing_pb2.RoutingPlan(
-        budgets=[budget_to_wire(budget) for budget in plan.budgets],
-        gate=routing_pb2.GateParameters(
-            score=_SCORES[plan.gate.score],
-            scope=_SCOPES[plan.gate.scope],
-            basis=_BASES[plan.gate.basis],
-            eta=plan.gate.eta,
-            rule=_RULES[plan.gate.rule],
-            top_k=plan.gate.top_k,
-            temperature=plan.gate.temperature,
-            gate_id=plan.gate.gate_id,
-        ),
-        catalog_generation=plan.catalog_generation,
-    )
-
-
-def decision_to_wire(decision: RoutingDecision) -> routing_pb2.RoutingDecision:
-    """A plan with its reasons."""
-    return routing_pb2.RoutingDecision(
-        plan=plan_to_wire(decision.plan),
-        mode=_MODES[decision.mode],
-        candidates=[
-            routing_pb2.CandidateScore(
-                adapter_id=candidate.adapter_id,
-                adapter_name=candidate.adapter_name,
-                log_likelihood=candidate.log_likelihood,
-                log_likelihood_ratio=candidate.log_likelihood_ratio,
-                posterior=candidate.posterior,
-                num_rocs=candidate.num_rocs,
-                weight=candidate.weight,
-            )
-            for candidate in decision.candidates
-        ],
-        is_out_of_distribution=decision.is_out_of_distribution,
-        reason=decision.reason,
-    )
-
-
-def route_to_wire(route: RouteResult) -> router_pb2.RouteResponse:
-    """A decision and what it took."""
-    return router_pb2.RouteResponse(
-        decision=decision_to_wire(route.decision),
-        catalog_generation=route.catalog_generation,
-        encoder_id=route.encoder_id,
-        encode_seconds=route.encode_seconds,
-        decide_seconds=route.decide_seconds,
-    )
 
 
 def order_to_wire(order: WorkOrder) -> worker_pb2.GenerateRequest:
