@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
 from hilora.gaussian_index import DenseGaussianIndex, GaussianIndex
@@ -42,8 +43,13 @@ class SearchFigure:
 def measure_search(
     num_adapters: int, *, kinds: tuple[IndexKind, ...], num_texts: int = 200, seed: int = 0
 ) -> list[SearchFigure]:
-    """Search a synthetic pool of a size in several ways, one thread, one text at a time."""
+    """Search a synthetic pool of a size in several ways, one thread, one text at a time, as the router does."""
     faiss.omp_set_num_threads(1)
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _measured(num_adapters, kinds=kinds, num_texts=num_texts, seed=seed)
+
+
+def _measured(num_adapters: int, *, kinds: tuple[IndexKind, ...], num_texts: int, seed: int) -> list[SearchFigure]:
     model = synthetic_pool_model(num_adapters, seed=seed)
     texts = _texts_of(model, num_texts=num_texts, seed=seed + 1)
     dense = DenseGaussianIndex(model.gaussians)

@@ -66,10 +66,17 @@ class PartitionEstimate:
         """
         along_S = (self._slopes_SK @ y_K.astype(np.float32)).astype(np.float64)
         scores_S = along_S + self._constant_S + self._gaussians.shared_terms(y_K, rest)[self._group_S]
-        is_other_S = ~(np.isin(self._places_S, best) | np.isin(self._places_S, excluded))
+        is_other_S = np.ones(self.num_sampled, dtype=np.bool_)
+        is_other_S[self._sampled_among(best)] = False
+        is_other_S[self._sampled_among(excluded)] = False
         of_best = log_sum_exp(best_scores / temperature)
         num_others = self._gaussians.num_adapters - len(best) - len(excluded)
         if not is_other_S.any() or num_others <= 0:
             return of_best
         of_others = log_sum_exp(scores_S[is_other_S] / temperature) + np.log(num_others / is_other_S.sum())
         return float(np.logaddexp(of_best, of_others))
+
+    def _sampled_among(self, places: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Where in the part some places of the pool stand; those that are not in it are left out."""
+        at = np.searchsorted(self._places_S, places)
+        return at[self._places_S[np.minimum(at, self.num_sampled - 1)] == places]

@@ -9,6 +9,7 @@ worked.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from hilora.gaussian_index import IndexBuilder
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
@@ -55,6 +57,7 @@ class PoolFitter:
         self._wanted: tuple[list[AdapterProfile], int] = ([], 0)
         self._background: asyncio.Task[None] | None = None
         self._rests_until = 0.0
+        self._is_settled = False
         self.last_fit_seconds = 0.0
         """How long the last fit took; 0 before the first."""
 
@@ -70,7 +73,11 @@ class PoolFitter:
         newcomers = await asyncio.to_thread(_newcomers, profiles, fitted)
         if base is None or len(fitted) < _EXTENDED_FROM or len(newcomers) > _MAX_NEWCOMERS:
             await self._stop_background()
-            return await self._fit(*self._wanted)
+            router = await self._fit(*self._wanted)
+            if not self._is_settled and len(self._fitted) >= _EXTENDED_FROM:
+                self._is_settled = True
+                await asyncio.to_thread(_settle)
+            return router
         router = await asyncio.to_thread(base.extended, newcomers, catalog_generation=catalog_generation)
         is_stale = bool(newcomers) or len(profiles) != len(fitted)
         if is_stale and (self._background is None or self._background.done()):
@@ -145,3 +152,15 @@ def _step_back() -> None:
     with suppress(OSError):
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+
+
+def _settle() -> None:
+    """What makes later fits unnoticed, once requests come.
+
+    OpenBLAS runs one product at a time on its threads: the small one of a request would wait behind the large one of a
+    fit, for half a second with ten thousand adapters. On one thread each, neither waits. The collector need not look
+    through the catalogue again either: what is replaced in it goes by its reference count.
+    """
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+    gc.collect()
+    gc.freeze()

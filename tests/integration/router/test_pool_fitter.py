@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController
 
 from hilora.gaussian_index import DenseGaussianIndex
 from hilora.routing_settings import RoutingSettings
@@ -31,6 +33,22 @@ async def fitter(large_from_ten):
     it.fitted = fitted
     yield it
     await it.stop()
+
+
+@pytest.fixture
+def blas():
+    """The library behind numpy's products, on two threads."""
+    controller = ThreadpoolController().select(internal_api="openblas")
+    assert controller.lib_controllers, "numpy's products come from OpenBLAS"
+    # In a thread that ends: as long as it lives, the one that set the number last is the only one that may.
+    setting = threading.Thread(target=lambda: controller.limit(limits=2))
+    setting.start()
+    setting.join()
+    return controller
+
+
+def threads_of(blas) -> set[int]:
+    return {library["num_threads"] for library in blas.info()}
 
 
 def routed(router, profile) -> str:
@@ -83,6 +101,12 @@ class TestLargePools:
         await fitter.current(PROFILES[:12], catalog_generation=1)
         router = await fitter.current(PROFILES[:24], catalog_generation=2)
         assert (router.num_newcomers, router.num_adapters) == (0, 24)
+
+    async def test_products_of_requests_do_not_wait_behind_those_of_a_fit(self, fitter, blas):
+        await fitter.current(PROFILES[:9], catalog_generation=1)
+        assert threads_of(blas) == {2}
+        await fitter.current(PROFILES[:20], catalog_generation=2)
+        assert threads_of(blas) == {1}
 
 
 class TestSmallPools:
