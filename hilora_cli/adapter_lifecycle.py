@@ -1,4 +1,4 @@
-"""`hilora adapters ...`: what happens to an adapter after its ingest. Versions, reviews, access, samples, aliases."""
+"""`hilora adapters ...`: what happens to an adapter after its ingest: versions, reviews, access, profiles, aliases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ReviewerOption = Annotated[str | None, typer.Option("--reviewer", help="Who deci
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the group `adapters`."""
-    for command in (versions, rollback, quarantine, approve, reject, access, samples, alias):
+    for command in (versions, rollback, quarantine, approve, reject, access, samples, profile, alias):
         app.command(command.__name__)(command)
 
 
@@ -140,6 +140,27 @@ def samples(
         return await wait_for_job(client, job) if wait else job
 
     job = with_client(url, api_key, added)
+    print_answer(job, f"{name} {job['state']} (job {job['job_id']})", as_json=as_json)
+
+
+def profile(
+    name: NameArgument,
+    source: Annotated[
+        str, typer.Option("--source", help="auto, dataset, card or self_portrait: what the texts come from.")
+    ] = "auto",
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until it is in use.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    api_key: AdminKeyOption = None,
+) -> None:
+    """Have an adapter described anew from what can be found of its task."""
+    from hilora_cli.adapter_upload import wait_for_job
+
+    async def ordered(client: ApiClient) -> dict[str, Any]:
+        job = await client.post(f"/v1/adapters/{name}/profile", {"source": source})
+        return await wait_for_job(client, job) if wait else job
+
+    job = with_client(url, api_key, ordered)
     print_answer(job, f"{name} {job['state']} (job {job['job_id']})", as_json=as_json)
 
 

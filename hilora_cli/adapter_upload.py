@@ -17,6 +17,9 @@ from hilora_cli.api_client import ApiClient, JsonObject, UploadFile
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_INDEX = "adapter_model.safetensors.index.json"
+WEIGHT_SHARDS = "adapter_model-*-of-*.safetensors"
+CARD = "README.md"
 SAMPLES = "samples.jsonl"
 
 _SECONDS_BEFORE_RECONNECTING = 0.5
@@ -42,6 +45,8 @@ class AdapterUpload:
     """The content of a `samples.jsonl`; by default the one beside the adapter's files."""
     replaces: bool = False
     """Whether another version of the same name may be replaced."""
+    squeeze: JsonObject | None = None
+    """How to compress it when it is ingested: `{"rank": n}` or `{"energy": x}`; by default not at all."""
 
 
 Part = tuple[str, str, Path | bytes]
@@ -88,6 +93,8 @@ async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes 
         fields: JsonObject = {"replace": str(upload.replaces).lower()}
         if name := upload.name or _folder_name(upload):
             fields["name"] = name
+        if upload.squeeze:
+            fields["squeeze"] = json.dumps(upload.squeeze)
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         with ExitStack() as stack:
             files = _opened(parts, stack, on_bytes or _ignore)
@@ -97,6 +104,7 @@ async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes 
         "source": {_kind_of(upload.source): upload.source},
         "samples": texts_of(upload.samples or b""),
         "replace": upload.replaces,
+        "squeeze": upload.squeeze,
     }
     return await client.post("/v1/adapters", body)
 
@@ -188,17 +196,23 @@ def _folder_name(upload: AdapterUpload) -> str | None:
 
 
 def _folder_parts(folder: Path, samples: bytes | None) -> list[Part]:
+    weights = [folder / ADAPTER_WEIGHTS]
+    shards = sorted(folder.glob(WEIGHT_SHARDS))
+    if shards and not weights[0].is_file():
+        # One file of weights wins over shards, as in PEFT.
+        weights = [folder / WEIGHTS_INDEX, *shards]
     parts: list[Part] = []
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        file = folder / name
+    for file in (folder / ADAPTER_CONFIG, *weights):
         if not file.is_file():
             raise InvalidInput(
-                f"{folder} has no {name}.",
+                f"{folder} has no {file.name}.",
                 code="no_adapter_files",
                 remedy="Give a folder that PEFT's save_pretrained wrote.",
                 place=str(folder),
             )
-        parts.append(("files", name, file))
+        parts.append(("files", file.name, file))
+    if (folder / CARD).is_file():
+        parts.append(("files", CARD, folder / CARD))
     if samples is not None:
         parts.append(("samples", SAMPLES, samples))
     elif (folder / SAMPLES).is_file():

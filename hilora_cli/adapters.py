@@ -43,6 +43,13 @@ def add(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until it is READY or FAILED.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a version of the same name.")] = False,
+    squeeze_rank: Annotated[
+        int | None, typer.Option("--squeeze-rank", min=1, help="Compress it to this rank in every module.")
+    ] = None,
+    squeeze_energy: Annotated[
+        float | None,
+        typer.Option("--squeeze-energy", min=0, max=1, help="Compress it to this share of each module's energy."),
+    ] = None,
     as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     api_key: AdminKeyOption = None,
@@ -50,8 +57,15 @@ def add(
     """Register an adapter."""
     from hilora_cli.adapter_upload import AdapterUpload
 
+    if squeeze_rank is not None and squeeze_energy is not None:
+        raise typer.BadParameter("--squeeze-rank and --squeeze-energy exclude each other.")
+    squeeze = {"rank": squeeze_rank} if squeeze_rank is not None else {"energy": squeeze_energy}
     upload = AdapterUpload(
-        source=source, name=name, samples=samples.read_bytes() if samples else None, replaces=replace
+        source=source,
+        name=name,
+        samples=samples.read_bytes() if samples else None,
+        replaces=replace,
+        squeeze=squeeze if any(squeeze.values()) else None,
     )
     job = with_client(url, api_key, lambda client: _register(client, upload, wait=wait))
     print_answer(job, f"{job['adapter_name']} {job['state']} (job {job['job_id']})", as_json=as_json)

@@ -76,6 +76,7 @@ class RegistryService:
             jobs=shared.jobs,
             intake=intake,
             cancellation=cancellation,
+            orders=shared.orders,
             access=access,
             heartbeat_seconds=settings.watch_heartbeat_seconds,
         )

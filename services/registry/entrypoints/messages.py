@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 
 from hilora.access import TrustTier
 from hilora.adapter import RocBasis, adapter_id_of
+from hilora.compression import Squeeze
 from hilora.errors import InvalidInput
+from hilora.finding import Severity
 from hilora_rpc.v1 import registry_pb2, routing_pb2
 from services.registry.catalog_entry import CatalogEntry, VersionEntry
 from services.registry.job import IngestJob, IngestState
+from services.registry.validation_report import ValidationReport
 
 _STATES = {
     IngestState.PENDING: registry_pb2.INGEST_STATE_PENDING,
@@ -28,6 +31,11 @@ _TIERS = {
     TrustTier.UNTRUSTED: registry_pb2.TRUST_TIER_UNTRUSTED,
     TrustTier.COMMUNITY: registry_pb2.TRUST_TIER_COMMUNITY,
     TrustTier.TRUSTED: registry_pb2.TRUST_TIER_TRUSTED,
+}
+_SEVERITIES = {
+    Severity.INFO: registry_pb2.FINDING_SEVERITY_INFO,
+    Severity.WARNING: registry_pb2.FINDING_SEVERITY_WARNING,
+    Severity.ERROR: registry_pb2.FINDING_SEVERITY_ERROR,
 }
 _BASES = {routing_pb2.ROC_BASIS_SVD: RocBasis.SVD, routing_pb2.ROC_BASIS_TRAINED: RocBasis.TRAINED}
 
@@ -105,3 +113,32 @@ def basis_of(basis: int) -> RocBasis:
             remedy="Ask for ROC_BASIS_SVD or ROC_BASIS_TRAINED.",
             place="basis",
         ) from error
+
+
+def report_message(adapter_id: str, report: ValidationReport | None) -> registry_pb2.ValidationReport:
+    """What validation found in a version; nothing for versions older than such reports."""
+    return registry_pb2.ValidationReport(
+        adapter_id=adapter_id,
+        findings=[
+            registry_pb2.ValidationFinding(
+                code=finding.code,
+                severity=_SEVERITIES[finding.severity],
+                place=finding.place,
+                message=finding.message,
+                remedy=finding.remedy,
+            )
+            for finding in (report.findings if report else ())
+        ],
+    )
+
+
+def squeeze_of(message: registry_pb2.Squeeze) -> Squeeze | None:
+    """The compression that a request asks for; none if it names neither rank nor energy.
+
+    Raises:
+        InvalidInput: `invalid_squeeze`.
+    """
+    by = message.WhichOneof("by")
+    if by is None:
+        return None
+    return Squeeze(rank=message.rank) if by == "rank" else Squeeze(energy=message.energy)

@@ -19,11 +19,18 @@ from services.registry.cancellation import JobCancellation, known_job
 from services.registry.catalog import Catalog
 from services.registry.catalog_entry import CatalogChange, CatalogEntry, CatalogHeartbeat, CatalogNews, CatalogSnapshot
 from services.registry.entrypoints.event_stream import until
-from services.registry.entrypoints.messages import basis_of, entry_message, job_message
+from services.registry.entrypoints.messages import (
+    basis_of,
+    entry_message,
+    job_message,
+    report_message,
+    squeeze_of,
+)
 from services.registry.entrypoints.rpc_access import RpcAccess
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
 from services.registry.ports import JobStore
+from services.registry.profile_orders import ProfileOrders, ProfileSource
 
 SERVICE_NAME = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
@@ -44,6 +51,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         jobs: the ingests.
         intake: the way in.
         cancellation: the way out of an ingest.
+        orders: the way to a new profile.
         access: who may call what; followers' calls are open.
         heartbeat_seconds: time between two signs of life on a watch stream.
     """
@@ -55,11 +63,13 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         jobs: JobStore,
         intake: Intake,
         cancellation: JobCancellation,
+        orders: ProfileOrders,
         access: RpcAccess,
         heartbeat_seconds: float,
     ) -> None:
         self._access = access
         self._cancellation = cancellation
+        self._orders = orders
         self._catalog = catalog
         self._jobs = jobs
         self._intake = intake
@@ -135,7 +145,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 kind=kind,
                 adapter_name=request.adapter_name or None,
                 texts=tuple(request.sample_texts),
-                is_replacement=False,
+                is_replacement=request.replaces,
+                how=squeeze_of(request.squeeze),
                 origin=change.origin,
             )
             change.concerns(adapter=job.adapter_name, job_id=job.job_id, is_accepted=True)
@@ -181,6 +192,25 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             catalog_generation=snapshot.catalog_generation,
             entries=[entry_message(entry) for entry in snapshot.entries.values()],
         )
+
+    async def GetValidationReport(
+        self, request: registry_pb2.GetValidationReportRequest, context: _Context
+    ) -> registry_pb2.ValidationReport:
+        """See registry.proto."""
+        self._access.require(context, Scope.READ)
+        entry = await self._catalog.entry(request.adapter_name)
+        return report_message(entry.adapter_id, await self._catalog.validation_report(entry))
+
+    async def ProfileAdapter(
+        self, request: registry_pb2.ProfileAdapterRequest, context: _Context
+    ) -> registry_pb2.IngestJob:
+        """See registry.proto."""
+        async with self._access.change(context, Scope.WRITE, action="make_profile") as change:
+            change.concerns(adapter=request.adapter_name)
+            wanted = _profile_source(request.source)
+            job = await self._orders.order(request.adapter_name, wanted, origin=change.origin)
+            change.concerns(job_id=job.job_id, is_accepted=True)
+            return job_message(job)
 
     async def RetireAdapter(
         self, request: registry_pb2.RetireAdapterRequest, context: _Context
@@ -232,6 +262,18 @@ def _empty_chunk(snapshot: CatalogSnapshot) -> registry_pb2.CatalogSnapshotChunk
     return registry_pb2.CatalogSnapshotChunk(
         catalog_generation=snapshot.catalog_generation, num_entries=len(snapshot.entries)
     )
+
+
+def _profile_source(text: str) -> ProfileSource:
+    try:
+        return ProfileSource(text or ProfileSource.AUTO)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{text[:80]!r} is nothing that a profile is made of.",
+            code="invalid_request",
+            remedy=f"Name one of {', '.join(ProfileSource)}.",
+            place="source",
+        ) from error
 
 
 def register_with(servicer: RegistryServicer, server: grpc.aio.Server) -> None:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from hilora.errors import Conflict, PermissionDenied, Unauthenticated
+from hilora.errors import Conflict, InvalidInput, PermissionDenied, Unauthenticated
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc, routing_pb2
 from services.common.auth import AccessKey, Scope
 from services.common.rpc_client import open_channel, translated_errors
@@ -28,6 +28,8 @@ CALLS = {
     "WatchJob": (registry_pb2.WatchJobRequest(job_id="a"), Scope.READ),
     "GetAdapter": (registry_pb2.GetAdapterRequest(adapter_name="a"), Scope.READ),
     "ListAdapters": (registry_pb2.ListAdaptersRequest(), Scope.READ),
+    "GetValidationReport": (registry_pb2.GetValidationReportRequest(adapter_name="a"), Scope.READ),
+    "ProfileAdapter": (registry_pb2.ProfileAdapterRequest(adapter_name="a"), Scope.WRITE),
 }
 FOLLOWERS = {
     "GetSnapshot": registry_pb2.GetSnapshotRequest(),
@@ -52,6 +54,7 @@ async def stub(stack):
         jobs=stack.jobs,
         intake=stack.intake,
         cancellation=stack.cancellation,
+        orders=stack.orders,
         access=RpcAccess(keys=stack.keys, audit=stack.audit),
         heartbeat_seconds=0.2,
     )
@@ -121,6 +124,60 @@ class TestJobs:
         return await stub.Ingest(
             registry_pb2.IngestRequest(local_path=path), metadata=bearer("write", x_request_id="call-1")
         )
+
+    async def test_the_report_says_how_an_adapter_was_compressed(self, stub, stack):
+        request = registry_pb2.IngestRequest(local_path=str(stack.data_dir.parent / "pool" / "sorter"))
+        request.squeeze.rank = 1
+        await stub.Ingest(request, metadata=bearer("write"))
+        await stack.work()
+
+        report = await stub.GetValidationReport(
+            registry_pb2.GetValidationReportRequest(adapter_name="sorter"), metadata=bearer("read")
+        )
+
+        entry = await stub.GetAdapter(registry_pb2.GetAdapterRequest(adapter_name="sorter"), metadata=bearer("read"))
+        assert entry.lora_rank == 1
+        assert report.adapter_id == entry.adapter_id
+        squeezed = [finding for finding in report.findings if finding.code == "squeezed"]
+        assert [finding.severity for finding in squeezed] == [registry_pb2.FINDING_SEVERITY_INFO]
+        assert "to 1" in squeezed[0].message
+
+    async def test_a_squeeze_to_nothing_is_refused(self, stub, stack):
+        request = registry_pb2.IngestRequest(local_path=str(stack.data_dir.parent / "pool" / "sorter"))
+        request.squeeze.energy = 1.5
+
+        with pytest.raises(InvalidInput) as refusal, translated_errors("registry"):
+            await stub.Ingest(request, metadata=bearer("write"))
+
+        assert refusal.value.code == "invalid_squeeze"
+
+    async def test_another_version_replaces_the_first_only_if_asked(self, stub, stack):
+        await self.ingest(stub, stack)
+        await stack.work()
+        request = registry_pb2.IngestRequest(local_path=str(stack.data_dir.parent / "pool" / "sorter"))
+        request.squeeze.rank = 1
+
+        jobs = []
+        for request.replaces in (False, True):
+            jobs.append(await stub.Ingest(request, metadata=bearer("write")))
+            await stack.work()
+        kept, replaced = [
+            await stub.GetJob(registry_pb2.GetJobRequest(job_id=job.job_id), metadata=bearer("read")) for job in jobs
+        ]
+
+        assert (kept.state, kept.error.code) == (registry_pb2.INGEST_STATE_FAILED, "adapter_already_registered")
+        assert replaced.state == registry_pb2.INGEST_STATE_READY
+
+    async def test_a_profile_is_made_of_what_exists_or_refused(self, stub, stack):
+        await self.ingest(stub, stack)
+        await stack.work()
+
+        with pytest.raises(InvalidInput) as refusal, translated_errors("registry"):
+            await stub.ProfileAdapter(
+                registry_pb2.ProfileAdapterRequest(adapter_name="sorter", source="hearsay"), metadata=bearer("write")
+            )
+
+        assert (refusal.value.code, refusal.value.place) == ("invalid_request", "source")
 
     async def test_a_job_is_watched_to_its_end(self, stub, stack):
         job = await self.ingest(stub, stack)

@@ -131,6 +131,20 @@ class TestSamples:
         assert [item["state"] for item in answer("jobs")] == ["READY"]
 
 
+class TestProfiles:
+    def test_one_is_ordered(self, stack):
+        job = answer("profile", "sorter")
+
+        assert (job["adapter_name"], job["state"]) == ("sorter", "PENDING")
+        assert "sorter PENDING (job " in run("profile", "sorter", "--source", "auto").stdout
+
+    def test_a_source_that_is_off_is_refused_with_the_way_out(self, stack):
+        refusal = run("profile", "sorter", "--source", "self_portrait").exception
+
+        assert isinstance(refusal, Conflict)
+        assert refusal.code == "profile_source_off"
+
+
 class TestAliases:
     def test_one_comes_and_goes(self, stack):
         assert run("alias", "nightly", "sorter@1").stdout == "nightly stands for sorter@1\n"

@@ -71,6 +71,48 @@ class TestSubmit:
         assert b"GIVEN" in server.body
         assert b"BESIDE" not in server.body
 
+    async def test_shards_go_with_their_index_and_the_card_with_all(self, folder):
+        (folder / "adapter_model.safetensors").unlink()
+        (folder / "adapter_model.safetensors.index.json").write_bytes(b"INDEX")
+        for number in (1, 2):
+            (folder / f"adapter_model-0000{number}-of-00002.safetensors").write_bytes(b"SHARD%d" % number)
+        (folder / "README.md").write_bytes(b"CARD")
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(folder)))
+
+        for content in (
+            b"INDEX",
+            b"SHARD1",
+            b"SHARD2",
+            b"CARD",
+            b'filename="adapter_model-00002-of-00002.safetensors"',
+        ):
+            assert content in server.body
+
+    async def test_one_file_of_weights_wins_over_shards(self, folder):
+        (folder / "adapter_model-00001-of-00001.safetensors").write_bytes(b"SHARD")
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(folder)))
+
+        assert b"SHARD" not in server.body
+
+    async def test_shards_without_an_index_are_not_sent(self, folder):
+        (folder / "adapter_model.safetensors").rename(folder / "adapter_model-00001-of-00001.safetensors")
+        server = Server()
+        async with server.client() as client:
+            with pytest.raises(InvalidInput, match=r"index\.json"):
+                await submit(client, AdapterUpload(source=str(folder)))
+
+    @pytest.mark.parametrize("squeeze", [{"rank": 4}, {"energy": 0.9}])
+    async def test_a_compression_is_asked_for(self, folder, squeeze):
+        server = Server()
+        async with server.client() as client:
+            await submit(client, AdapterUpload(source=str(folder), squeeze=squeeze))
+
+        assert json.dumps(squeeze).encode() in server.body
+
     async def test_an_archive_leaves_its_name_to_the_server(self, tmp_path):
         (tmp_path / "a.tar.gz").write_bytes(b"ARCHIVE")
         server = Server()
@@ -91,6 +133,7 @@ class TestSubmit:
             "source": {"hub": "owner/name@main"},
             "samples": ["t", "u"],
             "replace": False,
+            "squeeze": None,
         }
 
     @pytest.mark.parametrize(

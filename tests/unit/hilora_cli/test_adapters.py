@@ -69,6 +69,16 @@ class TestCommands:
             "add_adapter",
         ]
 
+    def test_one_is_compressed_when_it_is_added(self, stack, folder):
+        answer("add", str(folder), "--squeeze-rank", "1")
+        asyncio.run(stack.work())
+
+        shown = answer("show", "sorter")
+        assert (shown["lora_rank"], shown["provenance"]["squeeze"]) == (1, {"rank": 1, "energy": None})
+
+    def test_two_ways_to_compress_exclude_each_other(self, stack, folder):
+        assert run("add", str(folder), "--squeeze-rank", "1", "--squeeze-energy", "0.9").exit_code == 2
+
     def test_a_job_is_called_off(self, stack, folder):
         job = answer("add", str(folder))
 

@@ -102,6 +102,32 @@ TRUST_TIER_TRUSTED: TrustTier.ValueType  # 3
 """Somebody of the operator's answers for it."""
 Global___TrustTier: _TypeAlias = TrustTier  # noqa: Y015
 
+class _FindingSeverity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingSeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingSeverity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_SEVERITY_UNSPECIFIED: _FindingSeverity.ValueType  # 0
+    FINDING_SEVERITY_INFO: _FindingSeverity.ValueType  # 1
+    """Worth knowing."""
+    FINDING_SEVERITY_WARNING: _FindingSeverity.ValueType  # 2
+    """Probably a mistake; served all the same."""
+    FINDING_SEVERITY_ERROR: _FindingSeverity.ValueType  # 3
+    """Refused."""
+
+class FindingSeverity(_FindingSeverity, metaclass=_FindingSeverityEnumTypeWrapper):
+    """How bad a finding is."""
+
+FINDING_SEVERITY_UNSPECIFIED: FindingSeverity.ValueType  # 0
+FINDING_SEVERITY_INFO: FindingSeverity.ValueType  # 1
+"""Worth knowing."""
+FINDING_SEVERITY_WARNING: FindingSeverity.ValueType  # 2
+"""Probably a mistake; served all the same."""
+FINDING_SEVERITY_ERROR: FindingSeverity.ValueType  # 3
+"""Refused."""
+Global___FindingSeverity: _TypeAlias = FindingSeverity  # noqa: Y015
+
 @_typing.final
 class GetSnapshotRequest(_message.Message):
     """Asks for the whole catalogue."""
@@ -567,6 +593,8 @@ class IngestRequest(_message.Message):
     OBJECT_URL_FIELD_NUMBER: _builtins.int
     ARCHIVE_URL_FIELD_NUMBER: _builtins.int
     SAMPLE_TEXTS_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    SQUEEZE_FIELD_NUMBER: _builtins.int
     adapter_name: _builtins.str
     """Optional; the reference's last path segment otherwise."""
     local_path: _builtins.str
@@ -577,9 +605,15 @@ class IngestRequest(_message.Message):
     """"s3://bucket/folder", or an archive there, below a prefix the operator allows."""
     archive_url: _builtins.str
     """"https://host/adapter.tar.gz" on a host the operator allows."""
+    replaces: _builtins.bool
+    """Whether another version of the name may be replaced."""
     @_builtins.property
     def sample_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts of the adapter's task; may be empty if the source folder has a samples.jsonl."""
+
+    @_builtins.property
+    def squeeze(self) -> Global___Squeeze:
+        """How to compress the adapter; left out: not at all."""
 
     def __init__(
         self,
@@ -590,16 +624,160 @@ class IngestRequest(_message.Message):
         object_url: _builtins.str = ...,
         archive_url: _builtins.str = ...,
         sample_texts: _abc.Iterable[_builtins.str] | None = ...,
+        replaces: _builtins.bool = ...,
+        squeeze: Global___Squeeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_url", b"archive_url", "hub_repo", b"hub_repo", "local_path", b"local_path", "object_url", b"object_url", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_url", b"archive_url", "hub_repo", b"hub_repo", "local_path", b"local_path", "object_url", b"object_url", "source", b"source", "squeeze", b"squeeze"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "archive_url", b"archive_url", "hub_repo", b"hub_repo", "local_path", b"local_path", "object_url", b"object_url", "sample_texts", b"sample_texts", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "archive_url", b"archive_url", "hub_repo", b"hub_repo", "local_path", b"local_path", "object_url", b"object_url", "replaces", b"replaces", "sample_texts", b"sample_texts", "source", b"source", "squeeze", b"squeeze"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["local_path", "hub_repo", "object_url", "archive_url"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___IngestRequest: _TypeAlias = IngestRequest  # noqa: Y015
+
+@_typing.final
+class Squeeze(_message.Message):
+    """A compression to fewer ROCs, module by module."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ENERGY_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Largest rank of a module."""
+    energy: _builtins.float
+    """Share of each module's energy that is kept, in (0, 1]."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        energy: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "energy", b"energy", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "energy", b"energy", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_by: _TypeAlias = _typing.Literal["rank", "energy"]  # noqa: Y015
+    _WhichOneofArgType_by: _TypeAlias = _typing.Literal["by", b"by"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_by) -> _WhichOneofReturnType_by | None: ...
+
+Global___Squeeze: _TypeAlias = Squeeze  # noqa: Y015
+
+@_typing.final
+class GetValidationReportRequest(_message.Message):
+    """Asks for one report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_NAME_FIELD_NUMBER: _builtins.int
+    adapter_name: _builtins.str
+    """Name of the adapter."""
+    def __init__(
+        self,
+        *,
+        adapter_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetValidationReportRequest: _TypeAlias = GetValidationReportRequest  # noqa: Y015
+
+@_typing.final
+class ValidationReport(_message.Message):
+    """What validation found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    adapter_id: _builtins.str
+    """Identity of the version it is about."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidationFinding]:
+        """In the order they were found."""
+
+    def __init__(
+        self,
+        *,
+        adapter_id: _builtins.str = ...,
+        findings: _abc.Iterable[Global___ValidationFinding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "findings", b"findings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidationReport: _TypeAlias = ValidationReport  # noqa: Y015
+
+@_typing.final
+class ValidationFinding(_message.Message):
+    """One thing that validation found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """Stable code."""
+    severity: Global___FindingSeverity.ValueType
+    """How bad it is."""
+    place: _builtins.str
+    """File, tensor or field."""
+    message: _builtins.str
+    """What was found."""
+    remedy: _builtins.str
+    """What to do about it; may be empty."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        severity: Global___FindingSeverity.ValueType = ...,
+        place: _builtins.str = ...,
+        message: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "place", b"place", "remedy", b"remedy", "severity", b"severity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidationFinding: _TypeAlias = ValidationFinding  # noqa: Y015
+
+@_typing.final
+class ProfileAdapterRequest(_message.Message):
+    """Asks for a new description of an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_NAME_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    adapter_name: _builtins.str
+    """Its name."""
+    source: _builtins.str
+    """"auto", "dataset", "card" or "self_portrait"; empty: "auto"."""
+    def __init__(
+        self,
+        *,
+        adapter_name: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileAdapterRequest: _TypeAlias = ProfileAdapterRequest  # noqa: Y015
 
 @_typing.final
 class IngestJob(_message.Message):

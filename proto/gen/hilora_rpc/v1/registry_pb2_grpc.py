@@ -83,6 +83,16 @@ class RegistryServiceStub:
                 request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.GetValidationReport = channel.unary_unary(
+                '/hilora_rpc.v1.RegistryService/GetValidationReport',
+                request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.GetValidationReportRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.ValidationReport.FromString,
+                _registered_method=True)
+        self.ProfileAdapter = channel.unary_unary(
+                '/hilora_rpc.v1.RegistryService/ProfileAdapter',
+                request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.ProfileAdapterRequest.SerializeToString,
+                response_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
+                _registered_method=True)
         self.RetireAdapter = channel.unary_unary(
                 '/hilora_rpc.v1.RegistryService/RetireAdapter',
                 request_serializer=hilora__rpc_dot_v1_dot_registry__pb2.RetireAdapterRequest.SerializeToString,
@@ -166,6 +176,20 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetValidationReport(self, request, context):
+        """What validation found in a registered adapter, everything at once. NOT_FOUND if unknown. Scope: read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProfileAdapter(self, request, context):
+        """Has a registered adapter described anew, by a job like any other. Scope: write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RetireAdapter(self, request, context):
         """Takes an adapter out of the catalogue. Requests that already run with it finish. Scope: write.
         """
@@ -220,6 +244,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListAdapters,
                     request_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.ListAdaptersRequest.FromString,
                     response_serializer=hilora__rpc_dot_v1_dot_registry__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'GetValidationReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetValidationReport,
+                    request_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.GetValidationReportRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_registry__pb2.ValidationReport.SerializeToString,
+            ),
+            'ProfileAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProfileAdapter,
+                    request_deserializer=hilora__rpc_dot_v1_dot_registry__pb2.ProfileAdapterRequest.FromString,
+                    response_serializer=hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.SerializeToString,
             ),
             'RetireAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.RetireAdapter,
@@ -474,6 +508,60 @@ class RegistryService:
             '/hilora_rpc.v1.RegistryService/ListAdapters',
             hilora__rpc_dot_v1_dot_registry__pb2.ListAdaptersRequest.SerializeToString,
             hilora__rpc_dot_v1_dot_registry__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetValidationReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.RegistryService/GetValidationReport',
+            hilora__rpc_dot_v1_dot_registry__pb2.GetValidationReportRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_registry__pb2.ValidationReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProfileAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hilora_rpc.v1.RegistryService/ProfileAdapter',
+            hilora__rpc_dot_v1_dot_registry__pb2.ProfileAdapterRequest.SerializeToString,
+            hilora__rpc_dot_v1_dot_registry__pb2.IngestJob.FromString,
             options,
             channel_credentials,
             insecure,

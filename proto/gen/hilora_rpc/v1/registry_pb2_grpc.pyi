@@ -66,6 +66,10 @@ class RegistryServiceStub:
     """One registered adapter by name. NOT_FOUND if unknown. Scope: read."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]
     """All registered adapters without their sample embeddings, by name. Scope: read."""
+    GetValidationReport: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetValidationReportRequest, _registry_pb2.ValidationReport]
+    """What validation found in a registered adapter, everything at once. NOT_FOUND if unknown. Scope: read."""
+    ProfileAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ProfileAdapterRequest, _registry_pb2.IngestJob]
+    """Has a registered adapter described anew, by a job like any other. Scope: write."""
     RetireAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.RetireAdapterResponse]
     """Takes an adapter out of the catalogue. Requests that already run with it finish. Scope: write."""
 
@@ -107,6 +111,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """One registered adapter by name. NOT_FOUND if unknown. Scope: read."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """All registered adapters without their sample embeddings, by name. Scope: read."""
+    GetValidationReport: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetValidationReportRequest, _registry_pb2.ValidationReport]  # type: ignore[assignment]
+    """What validation found in a registered adapter, everything at once. NOT_FOUND if unknown. Scope: read."""
+    ProfileAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.ProfileAdapterRequest, _registry_pb2.IngestJob]  # type: ignore[assignment]
+    """Has a registered adapter described anew, by a job like any other. Scope: write."""
     RetireAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.RetireAdapterResponse]  # type: ignore[assignment]
     """Takes an adapter out of the catalogue. Requests that already run with it finish. Scope: write."""
 
@@ -199,6 +207,22 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListAdaptersResponse, _abc.Awaitable[_registry_pb2.ListAdaptersResponse]]:
         """All registered adapters without their sample embeddings, by name. Scope: read."""
+
+    @_abc_1.abstractmethod
+    def GetValidationReport(
+        self,
+        request: _registry_pb2.GetValidationReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ValidationReport, _abc.Awaitable[_registry_pb2.ValidationReport]]:
+        """What validation found in a registered adapter, everything at once. NOT_FOUND if unknown. Scope: read."""
+
+    @_abc_1.abstractmethod
+    def ProfileAdapter(
+        self,
+        request: _registry_pb2.ProfileAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.IngestJob, _abc.Awaitable[_registry_pb2.IngestJob]]:
+        """Has a registered adapter described anew, by a job like any other. Scope: write."""
 
     @_abc_1.abstractmethod
     def RetireAdapter(
