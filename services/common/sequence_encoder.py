@@ -40,6 +40,10 @@ class SequenceEncoder(Protocol):
         """Embeddings `[len(texts), E]`, each of Euclidean norm 1. Thread-safe. Blocks for milliseconds."""
         ...
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that it reads of some texts together, special ones included. Thread-safe."""
+        ...
+
 
 class SentenceTransformerEncoder:
     """Any sentence-transformers or transformers encoder, by path or hub name.
@@ -92,6 +96,16 @@ class SentenceTransformerEncoder:
                 convert_to_numpy=True,
             )
         return np.ascontiguousarray(embeddings, dtype=np.float32)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """See `SequenceEncoder.count_tokens`."""
+        if not texts:
+            return 0
+        with self._lock:
+            tokenized = self._model.tokenizer(
+                [self._instruction + text for text in texts], truncation=True, max_length=self._model.max_seq_length
+            )
+        return sum(len(token_ids) for token_ids in tokenized["input_ids"])
 
 
 def _locate(model: str) -> str:

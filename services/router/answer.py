@@ -38,16 +38,42 @@ class GenerationStarted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprob:
+    """A token and its probability under the model."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm."""
+    token_bytes: bytes
+    """What the token adds to a text; need not be whole characters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PositionLogprobs:
+    """What the model thought at one position."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+    """The likeliest tokens, likeliest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
-    """More of the answer: whole characters."""
+    """More of an answer: whole characters."""
 
     text: str
     token_ids: tuple[int, ...]
+    choice_idx: int = 0
+    """Which of the answers this belongs to."""
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    """One for each of the tokens, if they were asked for."""
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+    """One for each token of the prompt but the first, with the first delta of the first answer, if asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationFinished:
-    """The end of the answer."""
+    """The end of an answer."""
 
     finish_reason: FinishReason
     num_prompt_tokens: int
@@ -57,19 +83,51 @@ class GenerationFinished:
     ttft_seconds: float
     """Seconds from the worker's receipt to its first token."""
     e2e_latency_seconds: float
+    choice_idx: int = 0
+    """Which of the answers ended."""
+    num_cached_tokens: int = 0
+    """Leading tokens of the prompt that were in the worker's prefix cache."""
+    stop_reason: str | int | None = None
+    """The stop text or stop token that ended the answer, where one did."""
 
 
 WorkerEvent = GenerationStarted | TextDelta | GenerationFinished
-"""A worker's stream: one `GenerationStarted`, any number of `TextDelta`, one `GenerationFinished`."""
+"""A worker's stream: one `GenerationStarted`, any number of `TextDelta`, one `GenerationFinished` for each answer."""
 
 GenerationEvent = RouteResult | WorkerEvent
 """The router's stream: one `RouteResult`, then the worker's events."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CompletedChoice:
+    """One whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: GenerationFinished
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CompletedGeneration:
-    """A whole answer."""
+    """All answers to a prompt, by their index."""
 
     route: RouteResult
-    text: str
-    finished: GenerationFinished
+    choices: tuple[CompletedChoice, ...]
+
+    @property
+    def budgets_used(self) -> tuple[RocBudget, ...]:
+        """Adapters whose rank-one components really ran: the same for every answer, for all follow one plan."""
+        return self.choices[0].finished.budgets_used
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizedPrompt:
+    """A prompt as tokens of the base."""
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    """As the tokenizer spells them."""
+    max_model_len: int
+    """Tokens of the longest sequence."""

@@ -15,7 +15,9 @@ from services.common.lifecycle import ComponentGroup
 from services.common.log import get_logger
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
-from services.router.entrypoints.openai_routes import OpenAIRoutes
+from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
+from services.router.entrypoints.openai.routes import OpenAIRoutes
+from services.router.entrypoints.openai.token_routes import TokenRoutes
 from services.router.entrypoints.rest import build_rest_app
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
@@ -29,6 +31,7 @@ from services.router.pool_index import IndexRules, build_pool_index
 from services.router.readiness import Readiness, check_readiness
 from services.router.routing import RouteText
 from services.router.settings import RouterSettings
+from services.router.tool_calls import ToolCallFormat
 from services.router.traffic import TrafficRules, TrafficWatch
 
 _log = get_logger(__name__)
@@ -102,14 +105,22 @@ class Router:
             workers=self._workers,
             metrics=metrics,
             traffic=traffic,
+            tool_call_format=ToolCallFormat(settings.tool_call_format),
             trusts_tenants=settings.trust_tenant_header,
         )
+        doors = (routes, EncoderRoutes(embedder=self._embedder), TokenRoutes(workers=self._workers))
         self.rest_app: ASGIApp = build_rest_app(
-            routes=routes, metrics=metrics, readiness=self.readiness, max_body_bytes=settings.max_body_bytes
+            routes=[door.api_router() for door in doors],
+            metrics=metrics,
+            readiness=self.readiness,
+            max_body_bytes=settings.max_body_bytes,
         )
         servicer = RouterServicer(
             route_text=route_text,
             generate_text=generate_text,
+            models=models,
+            embedder=self._embedder,
+            workers=self._workers,
             metrics=metrics,
             trusts_tenants=settings.trust_tenant_header,
         )

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
 from hilora.errors import StaleCatalogGeneration
-from services.router.answer import CompletedGeneration, GenerationEvent, GenerationFinished, RouteResult, TextDelta
+from services.router.answer import (
+    CompletedChoice,
+    CompletedGeneration,
+    GenerationEvent,
+    GenerationFinished,
+    PositionLogprobs,
+    RouteResult,
+    TextDelta,
+)
 from services.router.ports import Catalog, Workers
 from services.router.request import GenerationRequest, WorkOrder
 from services.router.routing import RouteText
@@ -64,18 +73,43 @@ class GenerateText:
                 )
 
     async def complete(self, request: GenerationRequest) -> CompletedGeneration:
-        """The whole answer at once. Raises as `stream`."""
+        """All answers as wholes. Raises as `stream`."""
         route: RouteResult | None = None
-        finished: GenerationFinished | None = None
-        pieces: list[str] = []
+        drafts = [_Draft() for _ in range(request.sampling.num_choices)]
         async with aclosing(self.stream(request)) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
-                    pieces.append(event.text)
+                    drafts[event.choice_idx].add(event)
                 elif isinstance(event, RouteResult):
                     route = event
                 elif isinstance(event, GenerationFinished):
-                    finished = event
+                    drafts[event.choice_idx].finished = event
         assert route is not None, "a stream that ends without an error began with its decision"
-        assert finished is not None, "a stream that ends without an error ends with GenerationFinished"
-        return CompletedGeneration(route=route, text="".join(pieces), finished=finished)
+        return CompletedGeneration(route=route, choices=tuple(draft.completed() for draft in drafts))
+
+
+@dataclass(slots=True)
+class _Draft:
+    """One answer while its pieces come in."""
+
+    pieces: list[str] = field(default_factory=list[str])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[PositionLogprobs] = field(default_factory=list[PositionLogprobs])
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+    finished: GenerationFinished | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        self.pieces.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+
+    def completed(self) -> CompletedChoice:
+        assert self.finished is not None, "a stream that ends without an error finished every answer"
+        return CompletedChoice(
+            text="".join(self.pieces),
+            token_ids=tuple(self.token_ids),
+            finished=self.finished,
+            logprobs=tuple(self.logprobs),
+            prompt_logprobs=self.prompt_logprobs,
+        )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.answer import WorkerEvent
+from services.router.answer import TokenizedPrompt, WorkerEvent
 from services.router.catalog import CatalogView
-from services.router.request import WorkOrder
+from services.router.request import Prompt, WorkOrder
 
 
 class TextEmbedder(Protocol):
@@ -28,6 +28,10 @@ class TextEmbedder(Protocol):
         Raises:
             Unavailable: `encoder_loading`, until the encoder is there.
         """
+        ...
+
+    async def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that the encoder reads of some texts together. Raises as `embed`."""
         ...
 
 
@@ -85,4 +89,17 @@ class Workers(Protocol):
             Unavailable: the worker went away (`worker_lost`) or the time was over (`request_timeout`).
             HiloraError: whatever the worker itself raised.
         """
+        ...
+
+    async def tokenize(self, prompt: Prompt, *, omits_special_tokens: bool = False) -> TokenizedPrompt:
+        """The tokens that a prompt would become.
+
+        Raises:
+            NoWorkerAvailable: no live worker.
+            HiloraError: whatever the worker itself raised.
+        """
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens. Raises as `tokenize`."""
         ...

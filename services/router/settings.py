@@ -67,6 +67,8 @@ class RouterSettings(ServiceSettings):
     """Adapters up to which the index looks at all of them; beyond, at a part, if that finds enough."""
     index_min_recall: float = Field(default=0.99, ge=0, le=1)
     """Share of the ten nearest adapters that a look at a part must find, as measured when the index is built."""
+    tool_call_format: Literal["auto", "hermes", "llama", "mistral"] = "auto"
+    """How the base writes calls of tools; `auto` takes whichever of the three it meets."""
     request_timeout_seconds: float = Field(default=600.0, gt=0)
     """Longest time one generation may take."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)

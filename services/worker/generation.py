@@ -20,7 +20,8 @@ from services.worker.engine.sampling.grammar import GrammarCompiler, TokenMatche
 from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogprob
 from services.worker.engine.sampling.sampling_params import SamplingParams
 from services.worker.engine.scheduling.request import EngineRequest
-from services.worker.models.prompt_encoder import ChatTurn, PromptEncoder
+from services.worker.models.chat_turns import ChatTurn
+from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.models.token_vocabulary import TokenVocabulary
 from services.worker.ports import CatalogView
 
@@ -36,6 +37,8 @@ class TextPrompt:
     """A prompt to be tokenised as it is."""
 
     text: str
+    adds_special_tokens: bool = True
+    """Whether the special tokens come along that the tokenizer adds by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +46,10 @@ class ChatPrompt:
     """A conversation for the model's chat template."""
 
     turns: Sequence[ChatTurn]
+    tools: str = ""
+    """What the model may call: a JSON list of OpenAI's tool objects; empty for nothing."""
+    continues_final_message: bool = False
+    """Whether the last turn is to be continued instead of answered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +142,23 @@ class Generation:
             async for event in events:
                 yield await self._with_token_bytes(event)
 
+    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The tokens that a prompt would become: their ids, and how the tokenizer spells them.
+
+        Raises:
+            InvalidInput: see `PromptEncoder.encode_chat`.
+        """
+
+        def both() -> tuple[tuple[int, ...], tuple[str, ...]]:
+            token_ids = self._encode(prompt)
+            return token_ids, self._encoder.spell(token_ids)
+
+        return await asyncio.to_thread(both)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included. Raises InvalidInput (`invalid_token_id`)."""
+        return await asyncio.to_thread(self._encoder.decode, token_ids)
+
     def abort(self, request_id: str) -> bool:
         """End a request, all its choices, at the next step; False if it is not in flight."""
         was_running = [self._engine.abort(choice_id) for choice_id in self._choice_ids.get(request_id, [request_id])]
@@ -217,9 +241,11 @@ class Generation:
 
     def _encode(self, prompt: TextPrompt | ChatPrompt | TokenPrompt) -> tuple[int, ...]:
         if isinstance(prompt, TextPrompt):
-            return self._encoder.encode(prompt.text)
+            return self._encoder.encode(prompt.text, adds_special_tokens=prompt.adds_special_tokens)
         if isinstance(prompt, ChatPrompt):
-            return self._encoder.encode_chat(prompt.turns)
+            return self._encoder.encode_chat(
+                prompt.turns, tools=prompt.tools, continues_final_message=prompt.continues_final_message
+            )
         return prompt.token_ids
 
     async def _await_catalog(self, plan: RoutingPlan) -> None:

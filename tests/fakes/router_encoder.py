@@ -33,6 +33,9 @@ class HashEncoder:
         sums_ME = np.stack([sum(map(self._direction, text.split() or [""])) for text in texts])
         return (sums_ME / np.linalg.norm(sums_ME, axis=1, keepdims=True)).astype(np.float32)
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return sum(len(text.split()) for text in texts)
+
     def _direction(self, word: str) -> NDArray[np.float64]:
         seed = int.from_bytes(hashlib.sha256(word.encode(errors="surrogatepass")).digest()[:8], "big")
         return np.random.default_rng(seed).normal(size=self._embedding_dim)

@@ -13,10 +13,17 @@ from hilora.access import AdapterAccess
 from hilora.errors import RegistryUnavailable, Unavailable
 from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
-from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta, WorkerEvent
+from services.router.answer import (
+    FinishReason,
+    GenerationFinished,
+    GenerationStarted,
+    TextDelta,
+    TokenizedPrompt,
+    WorkerEvent,
+)
 from services.router.catalog import CatalogAdapter, CatalogView
 from services.router.ports import WorkerFleet
-from services.router.request import WorkOrder
+from services.router.request import ChatPrompt, Prompt, WorkOrder
 from services.router.traffic import TrafficRules, TrafficWatch
 from tests.fakes.router_encoder import HashEncoder
 
@@ -112,6 +119,9 @@ class FakeEmbedder:
         self.texts.append(text)
         return HashEncoder().encode([text])[0]
 
+    async def count_tokens(self, texts: Sequence[str]) -> int:
+        return HashEncoder().count_tokens(texts)
+
 
 class FakeWorkers:
     """Answers each order with the same words, or with the errors it was given, in turn."""
@@ -141,20 +151,33 @@ class FakeWorkers:
         if self.errors_before:
             raise self.errors_before.pop(0)
         try:
+            choices = range(order.request.sampling.num_choices)
             yield GenerationStarted(num_prompt_tokens=3)
             for position, word in enumerate(self.words):
-                await asyncio.sleep(0)
-                yield TextDelta(text=word, token_ids=(position,))
+                for choice_idx in choices:
+                    await asyncio.sleep(0)
+                    yield TextDelta(text=word, token_ids=(position,), choice_idx=choice_idx)
             if self.error_in_the_middle is not None:
                 raise self.error_in_the_middle
-            yield GenerationFinished(
-                finish_reason=FinishReason.STOP,
-                num_prompt_tokens=3,
-                num_completion_tokens=len(self.words),
-                budgets_used=order.plan.budgets,
-                ttft_seconds=0.1,
-                e2e_latency_seconds=0.2,
-            )
+            for choice_idx in choices:
+                yield GenerationFinished(
+                    finish_reason=FinishReason.STOP,
+                    num_prompt_tokens=3,
+                    num_completion_tokens=len(self.words),
+                    budgets_used=order.plan.budgets,
+                    ttft_seconds=0.1,
+                    e2e_latency_seconds=0.2,
+                    choice_idx=choice_idx,
+                )
         except GeneratorExit:
             self.num_closed_early += 1
             raise
+
+    async def tokenize(self, prompt: Prompt, *, omits_special_tokens: bool = False) -> TokenizedPrompt:
+        words = () if isinstance(prompt, ChatPrompt) else tuple(prompt.text.split())
+        if not omits_special_tokens:
+            words = ("<s>", *words)
+        return TokenizedPrompt(token_ids=tuple(range(len(words))), tokens=words, max_model_len=512)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return " ".join(f"t{token_id}" for token_id in token_ids)

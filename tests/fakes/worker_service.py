@@ -40,6 +40,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.requests: list[worker_pb2.GenerateRequest] = []
         self.aborted: list[str] = []
         self.finished: list[str] = []
+        self.num_cached_tokens = 0
         self.num_running = 0
         self.num_stats_calls = 0
         self.seconds_per_stats = 0.0
@@ -62,29 +63,54 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         for budget in request.plan.budgets:
             if budget.adapter_id in self.dropped_adapter_ids:
                 raise StaleCatalogGeneration(f"{budget.adapter_id} is gone")
-        num_prompt_tokens = len(request.prompt.split()) or sum(
-            len(message.content.split()) for message in request.chat.messages
+        num_prompt_tokens = (
+            len(request.prompt.split())
+            or len(request.tokens.token_ids)
+            or sum(len(message.content.split()) for message in request.chat.messages)
         )
         yield worker_pb2.GenerateEvent(started=worker_pb2.Started(num_prompt_tokens=num_prompt_tokens))
         words = self.words[: request.sampling.max_tokens or 16]
+        choices = range(max(1, request.sampling.n))
         for position, word in enumerate(words):
             if self.fails_with is not None and position == self.fails_after_tokens:
                 raise self.fails_with
             await asyncio.sleep(self.seconds_per_token)
-            yield worker_pb2.GenerateEvent(delta=worker_pb2.TextDelta(text=word, token_ids=[position]))
+            for choice_idx in choices:
+                yield worker_pb2.GenerateEvent(delta=self._delta(request.sampling, position, word, choice_idx))
         if self.ends_without_finish:
             return
         is_cut = len(words) < len(self.words)
-        yield worker_pb2.GenerateEvent(
-            finished=worker_pb2.Finished(
+        for choice_idx in choices:
+            finished = worker_pb2.Finished(
                 finish_reason=worker_pb2.FINISH_REASON_LENGTH if is_cut else worker_pb2.FINISH_REASON_STOP,
                 num_prompt_tokens=num_prompt_tokens,
                 num_completion_tokens=len(words),
                 budgets_used=request.plan.budgets,
                 ttft_seconds=0.01,
                 e2e_latency_seconds=0.02,
+                choice_idx=choice_idx,
+                num_cached_tokens=self.num_cached_tokens,
             )
-        )
+            yield worker_pb2.GenerateEvent(finished=finished)
+
+    def _delta(self, sampling, position, word, choice_idx) -> worker_pb2.TextDelta:
+        delta = worker_pb2.TextDelta(text=word, token_ids=[position], choice_idx=choice_idx)
+        if sampling.HasField("logprobs"):
+            delta.logprobs.append(_position(position, word, num_top=sampling.logprobs))
+        if position == choice_idx == 0 and sampling.HasField("prompt_logprobs"):
+            delta.prompt_logprobs.append(_position(99, " prompt", num_top=sampling.prompt_logprobs))
+        return delta
+
+    async def Tokenize(self, request, context) -> worker_pb2.TokenizeResponse:
+        words = request.prompt.split() or [
+            word for message in request.chat.messages for word in message.content.split()
+        ]
+        if not request.omits_special_tokens:
+            words = ["<s>", *words]
+        return worker_pb2.TokenizeResponse(token_ids=range(len(words)), tokens=words, max_model_len=self.max_model_len)
+
+    async def Detokenize(self, request, context) -> worker_pb2.DetokenizeResponse:
+        return worker_pb2.DetokenizeResponse(text=" ".join(f"t{token_id}" for token_id in request.token_ids))
 
     async def Abort(self, request, context) -> worker_pb2.AbortResponse:
         return worker_pb2.AbortResponse(was_running=False)
@@ -103,6 +129,16 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
             is_stuck=self.is_stuck,
             is_device_lost=self.is_device_lost,
         )
+
+
+def _position(token_id, word, *, num_top) -> worker_pb2.PositionLogprobs:
+    """A token of probability one half, and others of falling probability."""
+    top = [
+        worker_pb2.TokenLogprob(token_id=token_id + place, logprob=-0.5 - place, token_bytes=f"{word}{place}".encode())
+        for place in range(num_top)
+    ]
+    chosen = worker_pb2.TokenLogprob(token_id=token_id, logprob=-0.5, token_bytes=word.encode())
+    return worker_pb2.PositionLogprobs(chosen=chosen, top=top)
 
 
 class FakeWorker:

@@ -21,7 +21,10 @@ _log = get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID_HEADER = "X-Request-Id"
-_ENDPOINTS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/route"})
+_ENDPOINTS = frozenset(
+    {"/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/route", "/v1/embeddings", "/tokenize", "/detokenize"}
+)
+_SAME = {"/v1/tokenize": "/tokenize", "/v1/detokenize": "/detokenize"}
 
 
 class HttpEdge:
@@ -97,6 +100,7 @@ def endpoint_of(scope: Scope) -> str | None:
     path = str(scope["path"])
     if path.startswith("/v1/models/"):
         return "/v1/models"
+    path = _SAME.get(path, path)
     return path if path in _ENDPOINTS else None
 
 

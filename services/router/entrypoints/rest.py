@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
@@ -11,14 +11,17 @@ from starlette.types import ASGIApp
 
 from services.router.entrypoints.error_answers import install_error_handlers
 from services.router.entrypoints.http_edge import HttpEdge
-from services.router.entrypoints.openai_answers import JsonObject
-from services.router.entrypoints.openai_routes import OpenAIRoutes
+from services.router.entrypoints.openai.descriptions import JsonObject
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.readiness import Readiness
 
 
 def build_rest_app(
-    *, routes: OpenAIRoutes, metrics: RouterMetrics, readiness: Callable[[], Readiness], max_body_bytes: int
+    *,
+    routes: Sequence[APIRouter],
+    metrics: RouterMetrics,
+    readiness: Callable[[], Readiness],
+    max_body_bytes: int,
 ) -> ASGIApp:
     """The ASGI application.
 
@@ -37,7 +40,8 @@ def build_rest_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(routes.api_router())
+    for some in routes:
+        app.include_router(some)
     app.include_router(_operations(metrics, readiness))
     install_error_handlers(app)
     return HttpEdge(app, metrics=metrics, max_body_bytes=max_body_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -20,13 +21,21 @@ from services.router.entrypoints.tenancy import tenant_of
 from services.router.generation import GenerateText
 from services.router.infra.catalog_entry import TIERS_FROM_WIRE
 from services.router.infra.wire_decisions import MODES_FROM_WIRE, route_to_wire
-from services.router.infra.wire_generation import ROLES_FROM_WIRE, event_to_wire, sampling_from_wire
+from services.router.infra.wire_generation import (
+    event_to_wire,
+    message_from_wire,
+    sampling_from_wire,
+    tokenized_to_wire,
+)
+from services.router.models import ModelDirectory
+from services.router.ports import TextEmbedder, Workers
 from services.router.request import ChatMessage, ChatPrompt, GenerationRequest, Prompt, TextPrompt
 from services.router.routing import RouteText
 from services.router.routing_options import AUTO_MODEL, RoutingOptions
 
 SERVICE_NAME = "hilora_rpc.v1.RouterService"
 
+_MAX_EMBEDDED = 2048
 _MODES_CLIENTS_MAY_ASK = (routing_pb2.ROUTING_MODE_PAPER, routing_pb2.ROUTING_MODE_CALIBRATED)
 
 
@@ -38,10 +47,16 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         *,
         route_text: RouteText,
         generate_text: GenerateText,
+        models: ModelDirectory,
+        embedder: TextEmbedder,
+        workers: Workers,
         metrics: RouterMetrics,
         trusts_tenants: bool = False,
     ) -> None:
         self._trusts_tenants = trusts_tenants
+        self._models = models
+        self._embedder = embedder
+        self._workers = workers
         self._route_text = route_text
         self._generate_text = generate_text
         self._metrics = metrics
@@ -69,6 +84,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                 sampling=sampling_from_wire(request.sampling),
                 options=self._options(request.options),
                 timeout_seconds=context.time_remaining(),
+                priority=request.priority,
             )
             events: AsyncGenerator[GenerationEvent] = self._generate_text.stream(order)
             async with aclosing(events):
@@ -78,6 +94,53 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                         yield router_pb2.RoutedGenerateEvent(route=route_to_wire(event))
                     else:
                         yield router_pb2.RoutedGenerateEvent(generated=event_to_wire(event))
+
+    async def Embed(self, request: router_pb2.EmbedRequest, context: Any) -> router_pb2.EmbedResponse:
+        """Embed texts as adapters' samples are."""
+        del context
+        with _Counted(self._metrics, "grpc/Embed"):
+            if not 1 <= len(request.texts) <= _MAX_EMBEDDED:
+                raise InvalidInput(
+                    f"{len(request.texts)} texts are asked for.", remedy=f"Send 1 to {_MAX_EMBEDDED}.", place="texts"
+                )
+            vectors = await asyncio.gather(*(self._embedder.embed(text) for text in request.texts))
+            return router_pb2.EmbedResponse(
+                encoder_id=self._embedder.encoder_id or "",
+                embeddings=[router_pb2.Embedding(values=vector_E) for vector_E in vectors],
+            )
+
+    async def ListModels(self, request: router_pb2.ListModelsRequest, context: Any) -> router_pb2.ListModelsResponse:
+        """Every value of `model`."""
+        del context
+        with _Counted(self._metrics, "grpc/ListModels"):
+            tenant = tenant_of(request.tenant, is_trusted=self._trusts_tenants)
+            return router_pb2.ListModelsResponse(
+                models=[
+                    router_pb2.Model(
+                        id=model.model_id,
+                        root=model.root,
+                        parent=model.parent or "",
+                        created_at=model.created_at,
+                        max_model_len=model.max_model_len,
+                    )
+                    for model in self._models.all_models(tenant)
+                ]
+            )
+
+    async def Tokenize(self, request: worker_pb2.TokenizeRequest, context: Any) -> worker_pb2.TokenizeResponse:
+        """The tokens that a prompt would become."""
+        del context
+        with _Counted(self._metrics, "grpc/Tokenize"):
+            tokenized = await self._workers.tokenize(
+                _prompt(request), omits_special_tokens=request.omits_special_tokens
+            )
+            return tokenized_to_wire(tokenized)
+
+    async def Detokenize(self, request: worker_pb2.DetokenizeRequest, context: Any) -> worker_pb2.DetokenizeResponse:
+        """The text of tokens."""
+        del context
+        with _Counted(self._metrics, "grpc/Detokenize"):
+            return worker_pb2.DetokenizeResponse(text=await self._workers.detokenize(request.token_ids))
 
     def _options(self, options: router_pb2.RoutingOptions) -> RoutingOptions:
         tenant = tenant_of(options.tenant, is_trusted=self._trusts_tenants)
@@ -117,21 +180,25 @@ def _outcome(error: BaseException | None) -> Outcome:
             return Outcome.ABORTED
 
 
-def _prompt(request: router_pb2.RoutedGenerateRequest) -> Prompt:
+def _prompt(request: router_pb2.RoutedGenerateRequest | worker_pb2.TokenizeRequest) -> Prompt:
     match request.WhichOneof("input"):
         case "prompt":
             return TextPrompt(text=request.prompt)
         case "chat" if request.chat.messages:
-            return ChatPrompt(messages=tuple(_message(message) for message in request.chat.messages))
+            return ChatPrompt(
+                messages=tuple(_message(message) for message in request.chat.messages),
+                tools=request.chat.tools,
+                continues_final_message=request.chat.continues_final_message,
+            )
         case _:
             raise InvalidInput("The request has no input.", remedy="Set prompt, or chat with messages.", place="input")
 
 
-def _message(message: worker_pb2.ChatMessage) -> ChatMessage:
-    role = ROLES_FROM_WIRE.get(message.role)
-    if role is None:
+def _message(wire: worker_pb2.ChatMessage) -> ChatMessage:
+    message = message_from_wire(wire)
+    if message is None:
         raise InvalidInput("A message has no role.", place="chat.messages.role")
-    return ChatMessage(role=role, content=message.content)
+    return message
 
 
 def _options(options: router_pb2.RoutingOptions) -> RoutingOptions:

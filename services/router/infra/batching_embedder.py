@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -75,6 +75,13 @@ class BatchingEmbedder:
         future: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((text, future))
         return await future
+
+    async def count_tokens(self, texts: Sequence[str]) -> int:
+        """See `TextEmbedder.count_tokens`."""
+        encoder = self._encoder
+        if encoder is None:
+            raise _not_loaded()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, encoder.count_tokens, texts)
 
     async def _work(self, encoder: SequenceEncoder) -> None:
         loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -11,9 +11,9 @@ from hilora.errors import Unavailable
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.errors import error_from_rpc
 from services.common.rpc_client import open_channel
-from services.router.answer import GenerationFinished, WorkerEvent
-from services.router.infra.wire_generation import event_from_wire, order_to_wire
-from services.router.request import WorkOrder
+from services.router.answer import GenerationFinished, TokenizedPrompt, WorkerEvent
+from services.router.infra.wire_generation import event_from_wire, order_to_wire, tokenize_to_wire, tokenized_from_wire
+from services.router.request import Prompt, WorkOrder
 
 _STATS_TIMEOUT_SECONDS = 2.0
 # A worker that loads an adapter or is short of CPU may answer late; one that is gone refuses at once.
@@ -49,6 +49,10 @@ class WorkerClient:
         self._num_late_polls = 0
         self._channel = open_channel(address)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+
+    @property
+    def _peer(self) -> str:
+        return f"worker at {self.address}"
 
     @property
     def is_live(self) -> bool:
@@ -87,22 +91,38 @@ class WorkerClient:
             Unavailable: `request_timeout`; `worker_lost`, if the connection broke or the stream ended too early.
             HiloraError: what the worker raised.
         """
-        peer = f"worker at {self.address}"
+        peer = self._peer
         self._num_in_flight += 1
         call = self._stub.Generate(order_to_wire(order), timeout=timeout_seconds)
-        is_finished = False
+        num_open = order.request.sampling.num_choices
         try:
             async for message in call:
                 event = event_from_wire(message)
-                is_finished = isinstance(event, GenerationFinished)
+                num_open -= isinstance(event, GenerationFinished)
                 yield event
         except grpc.aio.AioRpcError as error:
             raise self._translated(error, peer=peer, timeout_seconds=timeout_seconds) from error
         finally:
             self._num_in_flight -= 1
             call.cancel()
-        if not is_finished:
+        if num_open > 0:
             raise _lost(f"The {peer} ended its stream before the answer was finished.")
+
+    async def tokenize(self, prompt: Prompt, *, omits_special_tokens: bool, timeout_seconds: float) -> TokenizedPrompt:
+        """The tokens that a prompt would become. Raises as `generate`."""
+        request = tokenize_to_wire(prompt, omits_special_tokens=omits_special_tokens)
+        try:
+            return tokenized_from_wire(await self._stub.Tokenize(request, timeout=timeout_seconds))
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error, peer=self._peer, timeout_seconds=timeout_seconds) from error
+
+    async def detokenize(self, token_ids: Sequence[int], *, timeout_seconds: float) -> str:
+        """The text of tokens. Raises as `generate`."""
+        request = worker_pb2.DetokenizeRequest(token_ids=token_ids)
+        try:
+            return (await self._stub.Detokenize(request, timeout=timeout_seconds)).text
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error, peer=self._peer, timeout_seconds=timeout_seconds) from error
 
     async def close(self) -> None:
         """Let go of the connection; calls in flight are cancelled."""

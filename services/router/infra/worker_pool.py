@@ -9,16 +9,17 @@ from contextlib import aclosing
 
 from hilora.errors import NoWorkerAvailable, Unavailable
 from services.common.log import get_logger
-from services.router.answer import WorkerEvent
+from services.router.answer import TokenizedPrompt, WorkerEvent
 from services.router.infra.worker_client import WorkerClient
 from services.router.ports import WorkerFleet
-from services.router.request import WorkOrder
+from services.router.request import Prompt, WorkOrder
 
 _log = get_logger(__name__)
 
 _LOST_CODES = frozenset({"worker_lost", "worker_draining", "worker_starting", "engine_stuck", "device_lost"})
 """What a worker that cannot serve anybody now answers, or leaves behind."""
 _POLL_SECONDS = 1.0
+_TOKENIZE_SECONDS = 30.0
 # While a request waits for a worker to catch up, a second of polling would be a second of its latency.
 _POLL_SECONDS_WHILE_WAITED_FOR = 0.05
 
@@ -97,6 +98,18 @@ class StaticWorkerPool:
                 if has_begun or tried or not any(other.is_live for other in self._clients):
                     raise
                 tried = frozenset({client.address})
+
+    async def tokenize(self, prompt: Prompt, *, omits_special_tokens: bool = False) -> TokenizedPrompt:
+        """See `Workers.tokenize`."""
+        client = await self._pick(0, tried=frozenset())
+        return await client.tokenize(
+            prompt, omits_special_tokens=omits_special_tokens, timeout_seconds=_TOKENIZE_SECONDS
+        )
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See `Workers.detokenize`."""
+        client = await self._pick(0, tried=frozenset())
+        return await client.detokenize(token_ids, timeout_seconds=_TOKENIZE_SECONDS)
 
     def _suspect(self, client: WorkerClient, error: Unavailable) -> None:
         """Use a worker again only after it answered a poll, which is made at once."""

@@ -11,7 +11,7 @@ from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogp
 from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.engine.stats import EngineStats
 from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
-from services.worker.models.prompt_encoder import ChatTurn
+from services.worker.models.chat_turns import ChatTurn, TurnToolCall
 from services.worker.ports import ComponentTierStats
 
 _SCORES = {
@@ -39,6 +39,7 @@ _ROLES = {
     worker_pb2.ChatRole.CHAT_ROLE_SYSTEM: "system",
     worker_pb2.ChatRole.CHAT_ROLE_USER: "user",
     worker_pb2.ChatRole.CHAT_ROLE_ASSISTANT: "assistant",
+    worker_pb2.ChatRole.CHAT_ROLE_TOOL: "tool",
 }
 _FINISH_REASONS = {
     FinishReason.STOP: worker_pb2.FinishReason.FINISH_REASON_STOP,
@@ -79,6 +80,20 @@ def generation_request(message: worker_pb2.GenerateRequest) -> GenerationRequest
         plan=_plan(message.plan),
         priority=message.priority,
     )
+
+
+def prompt_to_tokenize(message: worker_pb2.TokenizeRequest) -> TextPrompt | ChatPrompt:
+    """What a Tokenize call asks about.
+
+    Raises:
+        InvalidInput: no input, or an unknown role.
+    """
+    kind = message.WhichOneof("input")
+    if kind == "prompt":
+        return TextPrompt(text=message.prompt, adds_special_tokens=not message.omits_special_tokens)
+    if kind == "chat":
+        return _chat(message.chat)
+    raise _no_input("Set prompt or chat.")
 
 
 def generate_event(event: EngineEvent) -> worker_pb2.GenerateEvent:
@@ -155,10 +170,20 @@ def _prompt(message: worker_pb2.GenerateRequest) -> TextPrompt | ChatPrompt | To
     if kind == "tokens":
         return TokenPrompt(token_ids=tuple(message.tokens.token_ids))
     if kind == "chat":
-        return ChatPrompt(turns=tuple(_turn(turn) for turn in message.chat.messages))
-    raise InvalidInput(
-        "The request has no input.", code="missing_input", remedy="Set prompt, chat or tokens.", place="input"
+        return _chat(message.chat)
+    raise _no_input("Set prompt, chat or tokens.")
+
+
+def _chat(message: worker_pb2.ChatInput) -> ChatPrompt:
+    return ChatPrompt(
+        turns=tuple(_turn(turn) for turn in message.messages),
+        tools=message.tools,
+        continues_final_message=message.continues_final_message,
     )
+
+
+def _no_input(remedy: str) -> InvalidInput:
+    return InvalidInput("The request has no input.", code="missing_input", remedy=remedy, place="input")
 
 
 def _turn(message: worker_pb2.ChatMessage) -> ChatTurn:
@@ -166,10 +191,18 @@ def _turn(message: worker_pb2.ChatMessage) -> ChatTurn:
         raise InvalidInput(
             f"A message has the unknown role {message.role}.",
             code="invalid_chat",
-            remedy="Use system, user or assistant.",
+            remedy="Use system, user, assistant or tool.",
             place="messages.role",
         )
-    return ChatTurn(role=_ROLES[message.role], content=message.content)
+    return ChatTurn(
+        role=_ROLES[message.role],
+        content=message.content,
+        tool_calls=tuple(
+            TurnToolCall(call_id=call.id, name=call.name, arguments=call.arguments) for call in message.tool_calls
+        ),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+    )
 
 
 def _sampling(message: worker_pb2.SamplingParams) -> SamplingParams:

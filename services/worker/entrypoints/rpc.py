@@ -11,7 +11,12 @@ import grpc
 from hilora.errors import Unavailable
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.worker.engine.stats import EngineStats
-from services.worker.entrypoints.messages import generate_event, generation_request, stats_response
+from services.worker.entrypoints.messages import (
+    generate_event,
+    generation_request,
+    prompt_to_tokenize,
+    stats_response,
+)
 from services.worker.generation import Generation
 from services.worker.ports import CatalogView, ComponentTierStats
 
@@ -77,6 +82,28 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """See worker.proto."""
         was_running = self._generation is not None and self._generation.abort(request.request_id)
         return worker_pb2.AbortResponse(was_running=was_running)
+
+    async def Tokenize(
+        self,
+        request: worker_pb2.TokenizeRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.TokenizeRequest, worker_pb2.TokenizeResponse],  # noqa: ARG002
+    ) -> worker_pb2.TokenizeResponse:
+        """See worker.proto."""
+        if self._generation is None or self._stats is None:
+            raise _starting()
+        token_ids, tokens = await self._generation.tokenize(prompt_to_tokenize(request))
+        max_model_len = self._stats().max_model_len
+        return worker_pb2.TokenizeResponse(token_ids=token_ids, tokens=tokens, max_model_len=max_model_len)
+
+    async def Detokenize(
+        self,
+        request: worker_pb2.DetokenizeRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.DetokenizeRequest, worker_pb2.DetokenizeResponse],  # noqa: ARG002
+    ) -> worker_pb2.DetokenizeResponse:
+        """See worker.proto."""
+        if self._generation is None:
+            raise _starting()
+        return worker_pb2.DetokenizeResponse(text=await self._generation.detokenize(request.token_ids))
 
     async def Stats(
         self,

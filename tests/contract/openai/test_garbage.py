@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.router.entrypoints.openai_schemas import ChatBody, CompletionBody, RouteBody
+from services.router.entrypoints.openai.chat_request import ChatBody
+from services.router.entrypoints.openai.completion_request import CompletionBody
+from services.router.entrypoints.openai.route_request import RouteBody
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

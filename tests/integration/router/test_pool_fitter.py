@@ -48,7 +48,8 @@ def blas():
 
 
 def threads_of(blas) -> set[int]:
-    return {library["num_threads"] for library in blas.info()}
+    # Libraries on OpenMP count for each thread apart, and do not wait for one another.
+    return {library["num_threads"] for library in blas.info() if library["threading_layer"] == "pthreads"}
 
 
 def routed(router, profile) -> str:

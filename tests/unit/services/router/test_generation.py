@@ -61,7 +61,7 @@ class TestStream:
         prompt = ChatPrompt(messages=tuple(ChatMessage(role=role, content=content) for role, content in turns))
         done = await case.use_case.complete(case.request(prompt))
         assert case.embedder.texts == ["add numbers"]
-        assert done.finished.budgets_used[0].adapter_name == "sums"
+        assert done.budgets_used[0].adapter_name == "sums"
         assert case.workers.orders[0].request.prompt is prompt
 
     async def test_closing_it_closes_the_worker_s_stream(self):
@@ -82,9 +82,9 @@ class TestStream:
 class TestComplete:
     async def test_it_joins_the_pieces(self):
         done = await Case().use_case.complete(Case.request())
-        assert done.text == "one two"
-        assert done.finished.num_completion_tokens == 2
-        assert done.route.decision.plan.budgets == done.finished.budgets_used
+        assert done.choices[0].text == "one two"
+        assert done.choices[0].finished.num_completion_tokens == 2
+        assert done.route.decision.plan.budgets == done.choices[0].finished.budgets_used
 
     async def test_half_an_answer_is_an_error(self):
         case = Case()

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from hilora.errors import InvalidInput
+from services.worker.models.chat_turns import ChatTurn
 from services.worker.models.loader import load_model, public_name_of
-from services.worker.models.prompt_encoder import ChatTurn, PromptEncoder
+from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.models.tensor_parallel import ParallelGroup
 from tests.builders.models import load_tiny, save_base
 from tests.builders.seq2seq import save_seq2seq_base
@@ -132,6 +133,24 @@ class TestPromptEncoder:
         with pytest.raises(InvalidInput) as caught:
             encoder.encode_chat(turns)
         assert caught.value.code == code
+
+    def test_tokens_become_their_text_and_their_spelling(self, encoder) -> None:
+        token_ids = encoder.encode("hi")
+        assert encoder.decode(token_ids) == "hi"
+        assert len(encoder.spell(token_ids)) == len(token_ids)
+
+    @pytest.mark.parametrize("token_id", [-1, 10**9])
+    def test_what_is_no_token_is_refused(self, encoder, token_id) -> None:
+        for read in (encoder.decode, encoder.spell):
+            with pytest.raises(InvalidInput) as caught:
+                read([token_id])
+            assert caught.value.code == "invalid_token_id"
+
+    def test_the_last_message_can_be_continued(self, encoder) -> None:
+        turns = [ChatTurn(role="user", content="hi"), ChatTurn(role="assistant", content="hey yo")]
+        answered, continued = encoder.encode_chat(turns), encoder.encode_chat(turns, continues_final_message=True)
+        assert encoder.decode(continued).endswith("hey yo")
+        assert answered != continued
 
     def test_a_base_without_a_template(self, encoder) -> None:
         encoder._tokenizer.chat_template = None

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hilora.access import TrustTier
 from hilora.routing_plan import RoutingMode
-from services.router.entrypoints.request_fields import UINT64, StrictRequest, Text
+from services.router.entrypoints.openai.request_fields import UINT64, StrictRequest, Text
 from services.router.routing_options import RoutingOptions
 
 

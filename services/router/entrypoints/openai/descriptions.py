@@ -1,113 +1,17 @@
-"""Answers in OpenAI's shape, each with a `hilora` object that says which adapters ran."""
+"""What the router decided and knows, as JSON for a person: plans, candidates, models, traffic."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from hilora.routing_plan import RocBudget, RoutingDecision
-from services.router.answer import CompletedGeneration, GenerationFinished, RouteResult
+from services.router.answer import RouteResult
 from services.router.models import PublicModel
 from services.router.traffic import TrafficReport
 
 JsonObject = dict[str, Any]
-
-
-class AnswerKind(StrEnum):
-    """Which of OpenAI's two shapes an answer takes."""
-
-    COMPLETION = "completion"
-    CHAT = "chat"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerShape:
-    """What all parts of one answer have in common."""
-
-    kind: AnswerKind
-    answer_id: str
-    model: str
-    """As the client wrote it."""
-    explains: bool
-    """Whether the client asked for the candidates."""
-    created_at: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(self, done: CompletedGeneration) -> JsonObject:
-        """The answer of a request that does not stream."""
-        choice: JsonObject = {
-            "index": 0,
-            "logprobs": None,
-            "finish_reason": done.finished.finish_reason.value,
-        }
-        if self.kind is AnswerKind.CHAT:
-            choice["message"] = {"role": "assistant", "content": done.text, "refusal": None}
-        else:
-            choice["text"] = done.text
-        return {
-            **self._head("chat.completion" if self.kind is AnswerKind.CHAT else "text_completion"),
-            "choices": [choice],
-            "usage": usage(done.finished),
-            "hilora": self.hilora(done.route, done.finished.budgets_used),
-        }
-
-    def opening(self, route: RouteResult) -> JsonObject:
-        """The first chunk: for chat the role, for both the plan."""
-        chunk = self.piece("", is_opening=True)
-        chunk["hilora"] = self.hilora(route, route.decision.plan.budgets)
-        return chunk
-
-    def piece(self, text: str, *, is_opening: bool = False) -> JsonObject:
-        """A chunk with more text."""
-        if self.kind is AnswerKind.CHAT:
-            delta = {"role": "assistant", "content": text} if is_opening else {"content": text}
-            return self._chunk({"index": 0, "delta": delta, "logprobs": None, "finish_reason": None})
-        return self._chunk({"index": 0, "text": text, "logprobs": None, "finish_reason": None})
-
-    def closing(self, route: RouteResult, finished: GenerationFinished) -> JsonObject:
-        """The chunk that says why the text ended, and what really ran."""
-        reason = finished.finish_reason.value
-        if self.kind is AnswerKind.CHAT:
-            chunk = self._chunk({"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason})
-        else:
-            chunk = self._chunk({"index": 0, "text": "", "logprobs": None, "finish_reason": reason})
-        chunk["hilora"] = self.hilora(route, finished.budgets_used)
-        return chunk
-
-    def usage_chunk(self, route: RouteResult, finished: GenerationFinished) -> JsonObject:
-        """The chunk without choices that `stream_options.include_usage` asks for."""
-        return {
-            **self._chunk(None),
-            "usage": usage(finished),
-            "hilora": self.hilora(route, finished.budgets_used),
-        }
-
-    def hilora(self, route: RouteResult, budgets: Sequence[RocBudget]) -> JsonObject:
-        """The extension object of an answer."""
-        described = describe_plan(route.decision, budgets)
-        if self.explains:
-            described["candidates"] = describe_candidates(route.decision)
-        return described
-
-    def _head(self, object_name: str) -> JsonObject:
-        return {"id": self.answer_id, "object": object_name, "created": self.created_at, "model": self.model}
-
-    def _chunk(self, choice: JsonObject | None) -> JsonObject:
-        return {
-            **self._head("chat.completion.chunk" if self.kind is AnswerKind.CHAT else "text_completion"),
-            "choices": [] if choice is None else [choice],
-        }
-
-
-def usage(finished: GenerationFinished) -> JsonObject:
-    """OpenAI's token counts."""
-    return {
-        "prompt_tokens": finished.num_prompt_tokens,
-        "completion_tokens": finished.num_completion_tokens,
-        "total_tokens": finished.num_prompt_tokens + finished.num_completion_tokens,
-    }
+"""A JSON object."""
 
 
 def describe_plan(decision: RoutingDecision, budgets: Sequence[RocBudget]) -> JsonObject:

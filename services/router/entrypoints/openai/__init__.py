@@ -1,0 +1,1 @@
+"""OpenAI's routes: what may be asked, how it is answered."""
