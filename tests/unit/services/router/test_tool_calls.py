@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.tool_calls import CallPiece, TextPiece, ToolCallFormat, ToolCallScanner
+from services.router.tool_calls import ArgumentsPiece, CallPiece, ToolCallFormat, ToolCallScanner, joined
 
 NAMES = frozenset({"add", "weather"})
 ADD = '{"name": "add", "arguments": {"a": 1}}'
@@ -16,8 +16,7 @@ def read(format, pieces, **options):  # noqa: A002  (the word for it)
     """The text and the calls `(name, arguments)` of an answer that came in pieces."""
     scanner = ToolCallScanner(format, names=NAMES, **options)
     found = [piece for text in pieces for piece in scanner.feed(text)] + list(scanner.end())
-    text = "".join(piece.text for piece in found if isinstance(piece, TextPiece))
-    calls = [piece.call for piece in found if isinstance(piece, CallPiece)]
+    text, calls = joined(found)
     assert len({call.call_id for call in calls}) == len(calls)
     return text, [(call.name, json.loads(call.arguments)) for call in calls]
 
