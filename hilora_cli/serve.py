@@ -34,6 +34,15 @@ def serve(
         typer.Option("--adapters", help="An adapter, or a folder of them, to register; may be repeated."),
     ] = None,
     admin_key: AdminKeyOption = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-keys", exists=True, dir_okay=False, help="Keys of those who may ask; `hilora keys create` makes one."
+        ),
+    ] = None,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="Let everybody ask, on an address that is not loopback.")
+    ] = False,
 ) -> None:
     """Serve a base model and its adapters until SIGTERM or Ctrl-C."""
     from pydantic import SecretStr
@@ -49,6 +58,8 @@ def serve(
         port=port,
         rpc_port=rpc_port,
         admin_api_key=SecretStr(admin_key) if admin_key else None,
+        **({"api_keys_file": api_keys} if api_keys else {}),
+        **({"allow_anonymous": True} if allow_anonymous else {}),
     )
 
     def announce(url: str, rpc_address: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -49,9 +49,7 @@ class KeyLimits(BaseModel):
     @property
     def is_unlimited(self) -> bool:
         """Whether nothing has to be counted."""
-        return not any(
-            (self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day, self.max_concurrent)
-        )
+        return not any((self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day, self.max_concurrent))
 
 
 class InferenceKey(BaseModel):
@@ -85,7 +83,7 @@ class Caller:
     """The key's name."""
     scopes: frozenset[InferenceScope]
     tenant: str | None = None
-    limits: KeyLimits = KeyLimits()
+    limits: KeyLimits = field(default_factory=KeyLimits)
 
 
 ANYBODY = Caller(name="anonymous", scopes=frozenset(InferenceScope))

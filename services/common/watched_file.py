@@ -20,8 +20,8 @@ _ContentT = TypeVar("_ContentT")
 class WatchedFile(Generic[_ContentT]):
     """What a file says now. Looked at when asked for, at most twice a second.
 
-    A file that became unreadable or malformed keeps its last content: a slip of the pen must not lock everybody out, and
-    is logged each time it is seen.
+    A file that became unreadable or malformed keeps its last content: a slip of the pen must not lock everybody out,
+    and is logged each time it is seen.
 
     Args:
         path: the file.

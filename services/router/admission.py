@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._lease_seconds = lease_seconds
         self._num_in_flight = 0
+        self._settling: set[asyncio.Task[None]] = set()
 
     @property
     def num_in_flight(self) -> int:
@@ -101,9 +103,20 @@ class Admission:
             try:
                 yield admitted
             finally:
-                await self._limiter.settle(grant, num_tokens=admitted.num_tokens)
+                self._settle(grant, admitted.num_tokens)
         finally:
             self._num_in_flight -= 1
+
+    def _settle(self, grant: Grant, num_tokens: int) -> None:
+        """In a task of its own: where a client left, whatever is awaited here is cancelled."""
+        settling = asyncio.create_task(self._limiter.settle(grant, num_tokens=num_tokens), name="settle")
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
+
+    async def settled(self) -> None:
+        """Return once every request that ended is counted."""
+        while self._settling:
+            await asyncio.wait(self._settling)
 
 
 def probable_tokens(requests: Sequence[GenerationRequest]) -> int:

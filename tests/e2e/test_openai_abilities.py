@@ -8,6 +8,7 @@ import pytest
 
 from tests.builders.system import chosen_adapters, lines_of, task_lines
 
+
 @pytest.fixture(scope="module")
 def client(system):
     with openai.OpenAI(base_url=f"{system.url}/v1", api_key="none", max_retries=0) as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections import OrderedDict
@@ -111,7 +110,6 @@ class LocalRateLimiter:
 
     async def settle(self, grant: Grant, *, num_tokens: int) -> None:
         """See `RateLimiter.settle`."""
-        await asyncio.sleep(0)
         counts = self._of(grant.ask.caller)
         counts.leases.pop(grant.lease_id, None)
         now = self._unix_time()

@@ -1,8 +1,8 @@
 """Limits counted in Redis, so that they hold over all routers together.
 
-Check and count are one script: no two routers can both take the last place. Times are Redis's own, so that routers whose
-clocks differ agree. While Redis is away each router counts for itself: a caller may then get as much from each of them,
-which is better than nothing from any.
+Check and count are one script: no two routers can both take the last place. Times are Redis's own, so that routers
+whose clocks differ agree. While Redis is away each router counts for itself: a caller may then get as much from each of
+them, which is better than nothing from any.
 """
 
 from __future__ import annotations
