@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,6 +51,11 @@ def serve(
     from services.standalone.settings import StandaloneSettings
 
     uploads = [upload for folder in adapters or [] for upload in uploads_of(folder)]
+    access: dict[str, Any] = {}
+    if api_keys is not None:
+        access["api_keys_file"] = api_keys
+    if allow_anonymous:
+        access["allow_anonymous"] = True
     settings = StandaloneSettings(
         base_model=base,
         data_dir=data_dir,
@@ -58,8 +63,7 @@ def serve(
         port=port,
         rpc_port=rpc_port,
         admin_api_key=SecretStr(admin_key) if admin_key else None,
-        **({"api_keys_file": api_keys} if api_keys else {}),
-        **({"allow_anonymous": True} if allow_anonymous else {}),
+        **access,
     )
 
     def announce(url: str, rpc_address: str) -> None:
