@@ -138,20 +138,21 @@ class ChatCommands:
         return Outcome()
 
     def _adapters(self, _: str) -> Outcome:
-        from rich.table import Table
+        from rich.columns import Columns
+        from rich.text import Text
 
         listed = with_client(self._url, self._api_key, lambda client: client.get("/v1/models"))
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(no_wrap=True)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(style="dim")
         used = {adapter["name"] for turn in self._conversation.turns[-1:] for adapter in turn.answer.hilora["adapters"]}
+        names: list[Text] = []
         for model in listed["data"]:
             name = model["id"]
-            mark = "→" if name == self._conversation.model else "●" if name in used else ""
-            about = "gave the last answer" if name in used else "" if model["parent"] else "base"
-            table.add_row(mark, name, about)
-        self._console.print(table)
+            line = Text(name, style="bold" if name in used else "" if model["parent"] else "dim")
+            if name == self._conversation.model:
+                line.append(" ← model", style="cyan")
+            if name in used:
+                line.append(" ← last answer", style="green")
+            names.append(line)
+        self._console.print(Columns(names, padding=(0, 2)))
         return Outcome()
 
     def _system(self, argument: str) -> Outcome:

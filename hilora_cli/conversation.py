@@ -64,6 +64,8 @@ class Conversation:
     """Tells the server which requests belong together."""
     last_question: str | None = None
     """Answered or not."""
+    _taken_back: Turn | None = None
+    """What is to be answered anew; it stays unless that happens."""
 
     def reset(self) -> None:
         """Forget what was said; the next question begins another conversation. Settings stay."""
@@ -126,11 +128,14 @@ class Conversation:
             answer.seconds = time.monotonic() - started
             if answer.finish_reason is not None or answer.text:
                 self.turns.append(Turn(question=question, answer=answer))
+            elif self._taken_back is not None:
+                self.turns.append(self._taken_back)
+            self._taken_back = None
 
     def take_back(self) -> str | None:
-        """Forget the last question, if it was answered, and return it, to be asked again. None: nothing was asked."""
+        """Take the last question back, if it was answered, and return it, to be asked at once. None: nothing was asked."""
         if self.turns and self.turns[-1].question == self.last_question:
-            self.turns.pop()
+            self._taken_back = self.turns.pop()
         return self.last_question
 
     def record(self) -> dict[str, Any]:
