@@ -133,7 +133,7 @@ class Conversation:
             self._taken_back = None
 
     def take_back(self) -> str | None:
-        """Take the last question back, if it was answered, and return it, to be asked at once. None: nothing was asked."""
+        """Take the last question back, if it was answered, and return it, to be asked at once. None: there is none."""
         if self.turns and self.turns[-1].question == self.last_question:
             self._taken_back = self.turns.pop()
         return self.last_question
