@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,13 +26,15 @@ class WatchedFile(Generic[_ContentT]):
     Args:
         path: the file.
         read: makes its content of it; raises InvalidInput where it cannot.
+        beside: further files that the content is made of.
 
     Raises:
         InvalidInput: whatever `read` raises at the start.
     """
 
-    def __init__(self, path: Path, read: Callable[[Path], _ContentT]) -> None:
+    def __init__(self, path: Path, read: Callable[[Path], _ContentT], *, beside: Sequence[Path] = ()) -> None:
         self._path = path
+        self._beside = tuple(beside)
         self._read = read
         self._looked_at = time.monotonic()
         # Before the content: a change in between is seen at the next look.
@@ -59,10 +61,14 @@ class WatchedFile(Generic[_ContentT]):
         self._stamp = stamp
         _log.info("file_reloaded", path=str(self._path))
 
-    def _stamp_of_file(self) -> tuple[int, int, int]:
-        """Changes whenever the file does; zeros if there is none."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return (status.st_mtime_ns, status.st_size, status.st_ino)
+    def _stamp_of_file(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple(_stamp(path) for path in (self._path, *self._beside))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Changes whenever a file does; zeros if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_mtime_ns, status.st_size, status.st_ino)

@@ -64,13 +64,15 @@ class Router:
         opens_http: bool = True,
     ) -> None:
         self._embedder = BatchingEmbedder(load_encoder or _encoder_of(settings))
+        identity = settings.tls_identity()
         self._catalog = CatalogReplica(
             settings.registry_address,
             encoder=lambda: (self._embedder.encoder_id or "", self._embedder.embedding_dim),
             build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
+            identity=identity,
         )
         self._workers = StaticWorkerPool(
-            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds
+            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
         )
         metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
         traffic = TrafficWatch(
@@ -153,6 +155,8 @@ class Router:
             port=settings.rpc_port,
             register=[servicer.register],
             service_names=[SERVICE_NAME],
+            identity=identity,
+            health_port=settings.health_port,
         )
         self._http_server = (
             HttpServer(app=self.rest_app, host=settings.rest_host, port=settings.rest_port) if opens_http else None

@@ -10,10 +10,10 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hilora.access import TrustTier
 from services.common.sequence_encoder import DEFAULT_ENCODER
-from services.common.settings_base import ServiceSettings
+from services.common.tls_settings import TlsServiceSettings
 
 
-class RouterSettings(ServiceSettings):
+class RouterSettings(TlsServiceSettings):
     """Everything an operator can set on a router."""
 
     model_config = SettingsConfigDict(env_prefix="HILORA_ROUTER_")
