@@ -10,6 +10,7 @@ from functools import partial
 from redis.asyncio import Redis
 from starlette.types import ASGIApp
 
+from hilora.errors import RegistryUnavailable
 from hilora.routing_plan import RoutingMode
 from services.common.auth import is_loopback
 from services.common.http_server import HttpServer
@@ -181,6 +182,14 @@ class Router:
         if self._http_server is None:
             raise ValueError("this router opens no HTTP port")
         return self._http_server.address
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Adapters that requests can name by now; none before the first snapshot."""
+        try:
+            return frozenset(self._catalog.view().adapters)
+        except RegistryUnavailable:
+            return frozenset()
 
     def readiness(self) -> Readiness:
         """State of every part at this moment."""

@@ -69,12 +69,18 @@ class Standalone:
         self._ingest: SupervisedProcess | None = None
         self._services: list[Component] = []
         self._registry: RegistryService | None = None
+        self._router: Router | None = None
         self._rpc_address = ""
 
     @property
     def rpc_address(self) -> str:
         """`host:port` of the public gRPC server, valid after `start`."""
         return self._rpc_address
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Adapters that requests can name by now; none before `start`."""
+        return frozenset() if self._router is None else self._router.adapter_names
 
     @property
     def address(self) -> str:
@@ -156,6 +162,7 @@ class Standalone:
             opens_http=False,
         )
         await self._start(router)
+        self._router = router
         self._rpc_address = router.rpc_address
         await _wait_until_ready(router)
         self._front_door.attach(registry_app=registry.rest_app, router_app=router.rest_app)
