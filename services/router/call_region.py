@@ -71,10 +71,12 @@ class CallRegion:
         if self._end_mark and held.startswith(self._end_mark):
             self._finish(text="" if self._has_told else self._end_mark, rest=held[len(self._end_mark) :])
         elif self._again_mark and held.startswith(self._again_mark):
+            self._untold += self._again_mark
             self._held = held[len(self._again_mark) :]
         elif any(mark.startswith(held) for mark in (self._end_mark, self._again_mark)):
             return None
         elif held[0] in _BETWEEN:
+            self._takes_named = self._takes_named and held[0] != "["
             self._untold += held[0]
             self._held = held[1:]
         elif held[0] == "{":
