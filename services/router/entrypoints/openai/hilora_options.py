@@ -20,7 +20,7 @@ class HiloraOptions(StrictRequest):
     exclude_adapters: list[Text] = Field(default_factory=list[Text], max_length=10_000)
     max_candidates: int | None = Field(default=None, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, lt=UINT64)
-    min_trust_tier: TrustTier | None = None
+    min_trust_tier: TrustTier | None = Field(default=None, strict=False)
     explain: bool = False
 
     def routing_options(self, model: str, *, tenant: str | None = None) -> RoutingOptions:
