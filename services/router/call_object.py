@@ -1,7 +1,8 @@
 """One call of a tool as a JSON object that comes in pieces: its arguments go on before the object is complete.
 
-The object is `{"name": ..., "arguments": {...}}`; Llama writes `parameters` for `arguments`. The arguments are passed on
-as the model wrote them: whoever calls the function reads them, and a model that wrote no JSON must not look as if it had.
+The object is `{"name": ..., "arguments": {...}}`; Llama writes `parameters` for `arguments`. The arguments are passed
+on as the model wrote them: whoever calls the function reads them, and a model that wrote no JSON must not look as if it
+had.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class CallObject:
                 self._begin_value()
             case _Place.COLON, ":":
                 self._place = _Place.VALUE
-            case (_Place.KEY | _Place.AFTER_VALUE), "}":
+            case ((_Place.KEY | _Place.AFTER_VALUE), "}"):
                 self._place = _Place.BROKEN if self._name is None else _Place.DONE
             case _:
                 self._place = _Place.BROKEN
