@@ -30,6 +30,7 @@ from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
 from services.router.generation import GenerateText
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
+from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
@@ -64,7 +65,12 @@ class Router:
         load_encoder: Callable[[], SequenceEncoder] | None = None,
         opens_http: bool = True,
     ) -> None:
-        self._embedder = BatchingEmbedder(load_encoder or _encoder_of(settings))
+        self._embedder = BatchingEmbedder(
+            load_encoder or _encoder_of(settings),
+            max_batch=settings.encoder_max_batch,
+            max_waiting=settings.encoder_max_waiting,
+            cache=EmbeddingCache(max_entries=settings.encoder_cache_texts, max_bytes=settings.encoder_cache_bytes),
+        )
         identity = settings.tls_identity()
         self._catalog = CatalogReplica(
             settings.registry_address,
@@ -248,7 +254,9 @@ def build_router(
 
 
 def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
-    return lambda: SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction)
+    return lambda: SentenceTransformerEncoder(
+        settings.encoder, instruction=settings.encoder_instruction, num_threads=settings.encoder_threads
+    )
 
 
 def _index_rules(settings: RouterSettings) -> IndexRules:

@@ -36,6 +36,16 @@ class RouterSettings(TlsServiceSettings):
     """Sentence encoder: a folder or a hub name; must be the registry's."""
     encoder_instruction: str = ""
     """Text put before every input of the encoder; must be the registry's."""
+    encoder_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one pass of the encoder; by default torch's own choice."""
+    encoder_max_batch: int = Field(default=32, ge=1)
+    """Most texts that are embedded together."""
+    encoder_max_waiting: int = Field(default=4096, ge=1)
+    """Different texts that may wait for the encoder; one more is refused with 429."""
+    encoder_cache_texts: int = Field(default=4096, ge=0)
+    """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
+    encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
+    """Most memory for them."""
     mode: Literal["paper", "calibrated"] = "calibrated"
     """How likelihoods become adapters and budgets where a request does not say."""
     gamma: float | None = Field(default=None, gt=0, le=1)
