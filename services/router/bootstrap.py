@@ -27,16 +27,18 @@ from services.router.entrypoints.openai.token_routes import TokenRoutes
 from services.router.entrypoints.rest import build_rest_app
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
-from services.router.generation import GenerateText
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
 from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
+from services.router.infra.route_log import RouteLog
 from services.router.infra.worker_pool import StaticWorkerPool
 from services.router.limits import RateLimiter
 from services.router.models import ModelDirectory
+from services.router.observation import GenerationObserver
+from services.router.observed_generation import ObservedGenerateText
 from services.router.pool_index import IndexRules, build_pool_index
 from services.router.readiness import Readiness, check_readiness
 from services.router.routing import RouteText
@@ -81,7 +83,11 @@ class Router:
         self._workers = StaticWorkerPool(
             settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
         )
-        metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
+        metrics = RouterMetrics(
+            catalog=self._catalog, workers=self._workers, num_named_adapters=settings.metrics_adapters
+        )
+        metrics.watch_embedder(self._embedder.figures)
+        self._route_log = _route_log_of(settings)
         traffic = TrafficWatch(
             catalog=self._catalog,
             rules=TrafficRules(
@@ -119,8 +125,15 @@ class Router:
             max_candidates=settings.max_candidates,
             max_routed_chars=settings.max_routed_chars,
         )
-        generate_text = GenerateText(
-            route_text=route_text, workers=self._workers, catalog=self._catalog, traffic=traffic
+        observers: list[GenerationObserver] = [metrics.observe_generation]
+        if self._route_log is not None:
+            observers.append(self._route_log.observe)
+        generate_text = ObservedGenerateText(
+            route_text=route_text,
+            workers=self._workers,
+            catalog=self._catalog,
+            traffic=traffic,
+            observers=observers,
         )
         routes = OpenAIRoutes(
             route_text=route_text,
@@ -170,7 +183,9 @@ class Router:
         )
         # Doors open first and close first: what is behind them must outlive the requests in flight.
         self._doors = ComponentGroup([self._rpc_server, *([self._http_server] if self._http_server else [])])
-        self._parts = ComponentGroup([self._workers, self._embedder, self._catalog])
+        self._parts = ComponentGroup(
+            [*([self._route_log] if self._route_log else []), self._workers, self._embedder, self._catalog]
+        )
         self._health_task: asyncio.Task[None] | None = None
 
     @property
@@ -301,3 +316,14 @@ def _redis_of(settings: RouterSettings) -> Redis | None:
 def _limiter(redis: Redis | None) -> RateLimiter:
     local = LocalRateLimiter()
     return local if redis is None else RedisRateLimiter(redis, local=local)
+
+
+def _route_log_of(settings: RouterSettings) -> RouteLog | None:
+    if settings.route_log_file is None:
+        return None
+    return RouteLog(
+        settings.route_log_file,
+        sample_rate=settings.route_log_sample_rate,
+        max_bytes=settings.route_log_bytes,
+        keeps_texts=settings.log_prompts,
+    )

@@ -106,6 +106,16 @@ class RouterSettings(TlsServiceSettings):
     """Longest HTTP request body."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """After SIGTERM, how long requests in flight may go on."""
+    metrics_adapters: int = Field(default=0, ge=0, le=1000)
+    """Adapters that `/metrics` counts by name; the others together. 0 names none."""
+    route_log_file: Path | None = None
+    """File that gets one JSON line for each sampled generation (`hilora route-log` reads it); by default none."""
+    route_log_sample_rate: float = Field(default=1.0, ge=0, le=1)
+    """Share of the generations that are written to it."""
+    route_log_bytes: int = Field(default=64 << 20, ge=4096)
+    """Size at which that file is turned over; the four before it are kept."""
+    log_prompts: bool = False
+    """Whether the route log may hold the words of requests; otherwise it holds a hash of them."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
 
