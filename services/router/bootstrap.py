@@ -19,6 +19,7 @@ from services.common.lifecycle import ComponentGroup
 from services.common.log import get_logger
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
+from services.common.tracing import open_tracer
 from services.router.admission import Admission
 from services.router.entrypoints.access import RpcGate
 from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
@@ -27,6 +28,7 @@ from services.router.entrypoints.openai.token_routes import TokenRoutes
 from services.router.entrypoints.rest import build_rest_app
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
+from services.router.entrypoints.traces import trace_generation, trace_route
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
 from services.router.infra.embedding_cache import EmbeddingCache
@@ -67,6 +69,9 @@ class Router:
         load_encoder: Callable[[], SequenceEncoder] | None = None,
         opens_http: bool = True,
     ) -> None:
+        self._tracer = open_tracer(
+            service="hilora-router", endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio
+        )
         self._embedder = BatchingEmbedder(
             load_encoder or _encoder_of(settings),
             max_batch=settings.encoder_max_batch,
@@ -84,7 +89,10 @@ class Router:
             settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
         )
         metrics = RouterMetrics(
-            catalog=self._catalog, workers=self._workers, num_named_adapters=settings.metrics_adapters
+            catalog=self._catalog,
+            workers=self._workers,
+            num_named_adapters=settings.metrics_adapters,
+            on_route=trace_route,
         )
         metrics.watch_embedder(self._embedder.figures)
         self._route_log = _route_log_of(settings)
@@ -125,7 +133,7 @@ class Router:
             max_candidates=settings.max_candidates,
             max_routed_chars=settings.max_routed_chars,
         )
-        observers: list[GenerationObserver] = [metrics.observe_generation]
+        observers: list[GenerationObserver] = [metrics.observe_generation, trace_generation]
         if self._route_log is not None:
             observers.append(self._route_log.observe)
         generate_text = ObservedGenerateText(
@@ -158,6 +166,7 @@ class Router:
             callers=callers,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origins,
+            tracer=self._tracer,
         )
         servicer = RouterServicer(
             route_text=route_text,
@@ -177,6 +186,8 @@ class Router:
             service_names=[SERVICE_NAME],
             identity=identity,
             health_port=settings.health_port,
+            tracer=self._tracer,
+            begins_traces=True,
         )
         self._http_server = (
             HttpServer(app=self.rest_app, host=settings.rest_host, port=settings.rest_port) if opens_http else None
@@ -184,7 +195,12 @@ class Router:
         # Doors open first and close first: what is behind them must outlive the requests in flight.
         self._doors = ComponentGroup([self._rpc_server, *([self._http_server] if self._http_server else [])])
         self._parts = ComponentGroup(
-            [*([self._route_log] if self._route_log else []), self._workers, self._embedder, self._catalog]
+            [
+                *(part for part in (self._tracer, self._route_log) if part is not None),
+                self._workers,
+                self._embedder,
+                self._catalog,
+            ]
         )
         self._health_task: asyncio.Task[None] | None = None
 

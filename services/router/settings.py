@@ -114,6 +114,11 @@ class RouterSettings(TlsServiceSettings):
     """Share of the generations that are written to it."""
     route_log_bytes: int = Field(default=64 << 20, ge=4096)
     """Size at which that file is turned over; the four before it are kept."""
+    otlp_endpoint: str | None = None
+    """URL of an OTLP/HTTP receiver of traces, like `http://collector:4318`; by default there are no traces. Needs
+    `hilora-serve[tracing]`."""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the traces that begin here which are recorded; one that a caller began follows the caller."""
     log_prompts: bool = False
     """Whether the route log may hold the words of requests; otherwise it holds a hash of them."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

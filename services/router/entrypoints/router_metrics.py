@@ -45,9 +45,18 @@ class RouterMetrics:
         catalog: read at every scrape.
         workers: read at every scrape.
         num_named_adapters: most adapters with a label of their own; 0 shows none.
+        on_route: called with each decision that is counted.
     """
 
-    def __init__(self, *, catalog: Catalog, workers: Workers, num_named_adapters: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        workers: Workers,
+        num_named_adapters: int = 0,
+        on_route: Callable[[RouteResult], None] = lambda _route: None,
+    ) -> None:
+        self._on_route = on_route
         self._catalog = catalog
         self._workers = workers
         self._registry = CollectorRegistry()
@@ -140,6 +149,7 @@ class RouterMetrics:
 
     def observe_route(self, route: RouteResult) -> None:
         """One decision was made. A named model needs no embedding and does not count as one."""
+        self._on_route(route)
         self._decisions.observe(route.decision)
         self._decide.observe(route.decide_seconds)
         if route.encode_seconds > 0:
