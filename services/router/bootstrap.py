@@ -19,6 +19,7 @@ from services.common.lifecycle import ComponentGroup
 from services.common.log import get_logger
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
+from services.common.tracing import open_tracer
 from services.router.admission import Admission
 from services.router.entrypoints.access import RpcGate
 from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
@@ -27,15 +28,19 @@ from services.router.entrypoints.openai.token_routes import TokenRoutes
 from services.router.entrypoints.rest import build_rest_app
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
-from services.router.generation import GenerateText
+from services.router.entrypoints.traces import trace_generation, trace_route
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
+from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
+from services.router.infra.route_log import RouteLog
 from services.router.infra.worker_pool import StaticWorkerPool
 from services.router.limits import RateLimiter
 from services.router.models import ModelDirectory
+from services.router.observation import GenerationObserver
+from services.router.observed_generation import ObservedGenerateText
 from services.router.pool_index import IndexRules, build_pool_index
 from services.router.readiness import Readiness, check_readiness
 from services.router.routing import RouteText
@@ -64,7 +69,15 @@ class Router:
         load_encoder: Callable[[], SequenceEncoder] | None = None,
         opens_http: bool = True,
     ) -> None:
-        self._embedder = BatchingEmbedder(load_encoder or _encoder_of(settings))
+        self._tracer = open_tracer(
+            service="hilora-router", endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio
+        )
+        self._embedder = BatchingEmbedder(
+            load_encoder or _encoder_of(settings),
+            max_batch=settings.encoder_max_batch,
+            max_waiting=settings.encoder_max_waiting,
+            cache=EmbeddingCache(max_entries=settings.encoder_cache_texts, max_bytes=settings.encoder_cache_bytes),
+        )
         identity = settings.tls_identity()
         self._catalog = CatalogReplica(
             settings.registry_address,
@@ -75,7 +88,14 @@ class Router:
         self._workers = StaticWorkerPool(
             settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
         )
-        metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
+        metrics = RouterMetrics(
+            catalog=self._catalog,
+            workers=self._workers,
+            num_named_adapters=settings.metrics_adapters,
+            on_route=trace_route,
+        )
+        metrics.watch_embedder(self._embedder.figures)
+        self._route_log = _route_log_of(settings)
         traffic = TrafficWatch(
             catalog=self._catalog,
             rules=TrafficRules(
@@ -113,8 +133,15 @@ class Router:
             max_candidates=settings.max_candidates,
             max_routed_chars=settings.max_routed_chars,
         )
-        generate_text = GenerateText(
-            route_text=route_text, workers=self._workers, catalog=self._catalog, traffic=traffic
+        observers: list[GenerationObserver] = [metrics.observe_generation, trace_generation]
+        if self._route_log is not None:
+            observers.append(self._route_log.observe)
+        generate_text = ObservedGenerateText(
+            route_text=route_text,
+            workers=self._workers,
+            catalog=self._catalog,
+            traffic=traffic,
+            observers=observers,
         )
         routes = OpenAIRoutes(
             route_text=route_text,
@@ -139,6 +166,7 @@ class Router:
             callers=callers,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origins,
+            tracer=self._tracer,
         )
         servicer = RouterServicer(
             route_text=route_text,
@@ -158,13 +186,22 @@ class Router:
             service_names=[SERVICE_NAME],
             identity=identity,
             health_port=settings.health_port,
+            tracer=self._tracer,
+            begins_traces=True,
         )
         self._http_server = (
             HttpServer(app=self.rest_app, host=settings.rest_host, port=settings.rest_port) if opens_http else None
         )
         # Doors open first and close first: what is behind them must outlive the requests in flight.
         self._doors = ComponentGroup([self._rpc_server, *([self._http_server] if self._http_server else [])])
-        self._parts = ComponentGroup([self._workers, self._embedder, self._catalog])
+        self._parts = ComponentGroup(
+            [
+                *(part for part in (self._tracer, self._route_log) if part is not None),
+                self._workers,
+                self._embedder,
+                self._catalog,
+            ]
+        )
         self._health_task: asyncio.Task[None] | None = None
 
     @property
@@ -248,7 +285,9 @@ def build_router(
 
 
 def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
-    return lambda: SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction)
+    return lambda: SentenceTransformerEncoder(
+        settings.encoder, instruction=settings.encoder_instruction, num_threads=settings.encoder_threads
+    )
 
 
 def _index_rules(settings: RouterSettings) -> IndexRules:
@@ -293,3 +332,14 @@ def _redis_of(settings: RouterSettings) -> Redis | None:
 def _limiter(redis: Redis | None) -> RateLimiter:
     local = LocalRateLimiter()
     return local if redis is None else RedisRateLimiter(redis, local=local)
+
+
+def _route_log_of(settings: RouterSettings) -> RouteLog | None:
+    if settings.route_log_file is None:
+        return None
+    return RouteLog(
+        settings.route_log_file,
+        sample_rate=settings.route_log_sample_rate,
+        max_bytes=settings.route_log_bytes,
+        keeps_texts=settings.log_prompts,
+    )

@@ -36,6 +36,16 @@ class RouterSettings(TlsServiceSettings):
     """Sentence encoder: a folder or a hub name; must be the registry's."""
     encoder_instruction: str = ""
     """Text put before every input of the encoder; must be the registry's."""
+    encoder_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one pass of the encoder; by default torch's own choice."""
+    encoder_max_batch: int = Field(default=32, ge=1)
+    """Most texts that are embedded together."""
+    encoder_max_waiting: int = Field(default=4096, ge=1)
+    """Different texts that may wait for the encoder; one more is refused with 429."""
+    encoder_cache_texts: int = Field(default=4096, ge=0)
+    """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
+    encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
+    """Most memory for them."""
     mode: Literal["paper", "calibrated"] = "calibrated"
     """How likelihoods become adapters and budgets where a request does not say."""
     gamma: float | None = Field(default=None, gt=0, le=1)
@@ -96,6 +106,21 @@ class RouterSettings(TlsServiceSettings):
     """Longest HTTP request body."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """After SIGTERM, how long requests in flight may go on."""
+    metrics_adapters: int = Field(default=0, ge=0, le=1000)
+    """Adapters that `/metrics` counts by name; the others together. 0 names none."""
+    route_log_file: Path | None = None
+    """File that gets one JSON line for each sampled generation (`hilora route-log` reads it); by default none."""
+    route_log_sample_rate: float = Field(default=1.0, ge=0, le=1)
+    """Share of the generations that are written to it."""
+    route_log_bytes: int = Field(default=64 << 20, ge=4096)
+    """Size at which that file is turned over; the four before it are kept."""
+    otlp_endpoint: str | None = None
+    """URL of an OTLP/HTTP receiver of traces, like `http://collector:4318`; by default there are no traces. Needs
+    `hilora-serve[tracing]`."""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the traces that begin here which are recorded; one that a caller began follows the caller."""
+    log_prompts: bool = False
+    """Whether the route log may hold the words of requests; otherwise it holds a hash of them."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
 

@@ -260,8 +260,7 @@ def _json_values(text: str) -> list[dict[str, Any]] | None:
             return None
         found.extend(cast("list[Any]", value) if isinstance(value, list) else [value])
         rest = rest[end:].lstrip(" \t\r\n;")
-    if not all(
-        isinstance(value, dict) and isinstance(cast("dict[str, Any]", value).get("name"), str) for value in found
-    ):
+    calls = [cast("dict[str, Any]", value) for value in found if isinstance(value, dict)]
+    if len(calls) < len(found) or not all(isinstance(call.get("name"), str) for call in calls):
         return None
     return found

@@ -17,7 +17,6 @@ from services.common.auth import is_loopback, refuse_open_door
 from services.common.http_server import HttpServer
 from services.common.lifecycle import Component
 from services.common.log import get_logger
-from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.registry.bootstrap import RegistryService, build_registry
 from services.registry.settings import RegistrySettings
 from services.router.bootstrap import Router, build_router, callers_of
@@ -158,7 +157,6 @@ class Standalone:
         worker_port.release()
         router = build_router(
             self._router_settings(registry.rpc_address, worker.rpc_address),
-            load_encoder=self._load_encoder,
             opens_http=False,
         )
         await self._start(router)
@@ -183,9 +181,6 @@ class Standalone:
     async def _start(self, service: Component) -> None:
         await service.start()
         self._services.append(service)
-
-    def _load_encoder(self) -> SentenceTransformerEncoder:
-        return SentenceTransformerEncoder(self._settings.encoder, instruction=self._settings.encoder_instruction)
 
     def _ingest_process(self, registry_settings: RegistrySettings) -> SupervisedProcess:
         return SupervisedProcess(

@@ -90,6 +90,14 @@ class WorkerSettings(TlsServiceSettings):
     """CPU threads of one operation; by default torch's own choice."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """After SIGTERM, how long requests in flight may go on."""
+    otlp_endpoint: str | None = None
+    """URL of an OTLP/HTTP receiver of traces, like `http://collector:4318`; by default there are no traces. Needs
+    `hilora-serve[tracing]`."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of `GET /metrics` for Prometheus, on the host of the gRPC server; 0 takes a free one; by default there is
+    none."""
+    metrics_as_vllm: bool = False
+    """Whether `/metrics` also shows the figures by which schedulers for vLLM choose a server, under vLLM's names."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
 

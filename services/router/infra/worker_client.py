@@ -12,6 +12,7 @@ from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.errors import error_from_rpc
 from services.common.rpc_client import open_channel
 from services.common.tls import TlsIdentity
+from services.common.tracing import outgoing_metadata
 from services.router.answer import GenerationFinished, TokenizedPrompt, WorkerEvent
 from services.router.infra.wire_generation import event_from_wire, order_to_wire, tokenize_to_wire, tokenized_from_wire
 from services.router.request import Prompt, WorkOrder
@@ -95,7 +96,7 @@ class WorkerClient:
         """
         peer = self._peer
         self._num_in_flight += 1
-        call = self._stub.Generate(order_to_wire(order), timeout=timeout_seconds)
+        call = self._stub.Generate(order_to_wire(order), timeout=timeout_seconds, metadata=outgoing_metadata())
         num_open = order.request.sampling.num_choices
         try:
             async for message in call:
