@@ -81,9 +81,9 @@ class ApiClient:
         """The JSON answer of a GET. Raises HiloraError with what the server said."""
         return await self._call("GET", path)
 
-    async def post(self, path: str, body: JsonObject) -> JsonObject:
-        """The JSON answer of a POST with a JSON body. Raises like `get`."""
-        return await self._call("POST", path, json=body)
+    async def post(self, path: str, body: JsonObject, *, headers: Mapping[str, str] | None = None) -> JsonObject:
+        """The JSON answer of a POST with a JSON body, and perhaps further headers. Raises like `get`."""
+        return await self._call("POST", path, json=body, headers=dict(headers or {}))
 
     async def put(self, path: str, body: JsonObject) -> JsonObject:
         """The JSON answer of a PUT with a JSON body. Raises like `get`."""
@@ -135,10 +135,12 @@ class ApiClient:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonObject]:
+    async def stream(
+        self, path: str, body: JsonObject, *, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[JsonObject]:
         """The objects of a stream of server-sent events, until `[DONE]`. Raises like `get`, also midway."""
         try:
-            async with self._http.stream("POST", path, json=body) as response:
+            async with self._http.stream("POST", path, json=body, headers=dict(headers or {})) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refusal(response)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from hilora_cli import adapters, bench, lab
+from hilora_cli.chat import chat
 from hilora_cli.demo import demo
 from hilora_cli.evaluate import evaluate
 from hilora_cli.failure import reported_errors
@@ -24,6 +25,7 @@ app.command("demo")(demo)
 app.add_typer(adapters.app, name="adapters")
 app.command("route")(route)
 app.command("generate")(generate)
+app.command("chat")(chat)
 app.command("eval")(evaluate)
 app.add_typer(lab.app, name="lab")
 app.add_typer(bench.app, name="bench")

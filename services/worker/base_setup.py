@@ -69,6 +69,7 @@ def engine_config(settings: WorkerSettings, loaded: LoadedModel) -> EngineConfig
         enable_prefix_cache=settings.enable_prefix_cache,
         roc_pool_bytes=settings.roc_pool_bytes,
         gate_bytes=settings.gate_bytes,
+        max_explained_tokens=settings.max_explained_tokens,
         num_loader_threads=settings.num_loader_threads,
         component_timeout_seconds=settings.component_timeout_seconds,
         max_placing_seconds=settings.max_placing_seconds,

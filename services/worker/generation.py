@@ -69,6 +69,8 @@ class GenerationRequest:
     plan: RoutingPlan
     priority: int = 0
     """Lower runs first."""
+    explains_gating: bool = False
+    """Whether each answer's end tells which ROCs acted."""
 
 
 class Generation:
@@ -135,6 +137,7 @@ class Generation:
                 plan=request.plan,
                 priority=request.priority,
                 grammar=grammar,
+                explains_gating=request.explains_gating,
             )
             for choice_idx, grammar in enumerate(grammars)
         ]

@@ -73,6 +73,9 @@ class WorkerSettings(ServiceSettings):
     """Folder for component files, which may be shared with other workers; by default none are kept."""
     disk_cache_bytes: int = Field(default=16 << 30, ge=1)
     """What the files in that folder may take together."""
+    max_explained_tokens: int = Field(default=4096, ge=0)
+    """Prompt plus completion tokens of a request that asks which components act: they are read a second time, with a KV
+    cache of their own. 0 refuses such requests."""
     num_loader_threads: int = Field(default=4, ge=1)
     """Adapters that are brought to main memory at the same time."""
     component_timeout_seconds: float = Field(default=120.0, gt=0)

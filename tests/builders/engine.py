@@ -100,6 +100,7 @@ def submit(
     *,
     plan: RoutingPlan | None = None,
     priority: int = 0,
+    explains_gating: bool = False,
     **sampling: Any,
 ) -> Recorder:
     """Submit and return the recorder of its events; greedy and unending unless told otherwise."""
@@ -111,6 +112,7 @@ def submit(
         sampling=params,
         plan=plan or RoutingPlan(),
         priority=priority,
+        explains_gating=explains_gating,
     )
     engine.submit(request, recorder)
     return recorder

@@ -48,6 +48,9 @@ class EngineConfig:
     what an engine costs that cannot do more than serve its base."""
     enable_cuda_graphs: bool = True
     """Whether decode steps are captured and replayed, where the device and the kernels allow it."""
+    max_explained_tokens: int = 4096
+    """Prompt plus completion tokens of a request that asks which ROCs act: they are read a second time, beside a KV
+    cache of their own. 0 refuses all of them."""
     num_loader_threads: int = 4
     """Adapters that are brought to main memory at the same time. One that hangs is replaced after its deadline."""
     component_timeout_seconds: float = 120.0
@@ -67,11 +70,12 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("priority_ageing_seconds", "max_step_seconds"):
+        for name in ("priority_ageing_seconds", "max_step_seconds", "component_timeout_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.max_preemptions < 0:
-            raise ValueError(f"max_preemptions must be at least 0, not {self.max_preemptions}")
+        for name in ("max_preemptions", "max_explained_tokens", "max_placing_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.max_prompt_tokens_beside_decodes is not None and self.max_prompt_tokens_beside_decodes < 1:
             raise ValueError(
                 f"max_prompt_tokens_beside_decodes must be at least 1, not {self.max_prompt_tokens_beside_decodes}"
@@ -80,8 +84,6 @@ class EngineConfig:
             raise ValueError(f"max_queue_seconds must be positive, not {self.max_queue_seconds}")
         if self.kv_cache_bytes is not None and self.kv_cache_bytes < 1:
             raise ValueError(f"kv_cache_bytes must be at least 1, not {self.kv_cache_bytes}")
-        if self.component_timeout_seconds <= 0 or self.max_placing_seconds < 0:
-            raise ValueError("component_timeout_seconds must be positive, max_placing_seconds not negative")
         if self.max_model_len < 2:
             raise ValueError(f"max_model_len must hold one prompt and one completion token, not {self.max_model_len}")
         if self.max_num_batched_tokens < self.max_num_seqs:

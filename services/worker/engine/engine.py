@@ -20,9 +20,10 @@ from hilora.errors import Conflict, HiloraError, Unavailable
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.execution.device_health import DeviceHealth, device_lost, probe_of
-from services.worker.engine.execution.runner import build_runner
+from services.worker.engine.execution.runner import build_runner, gating_pass_maker
 from services.worker.engine.execution.step_executor import StepExecutor
-from services.worker.engine.output.events import EventSink, Failed
+from services.worker.engine.explanations import Explanations
+from services.worker.engine.output.events import EventSink, Failed, Finished
 from services.worker.engine.request_lifecycle import RequestLifecycle
 from services.worker.engine.scheduling.kv_places import KvPlaces
 from services.worker.engine.scheduling.queue_limits import QueueLimits
@@ -89,7 +90,12 @@ class Engine:
             places=places,
             counters=self._counters,
             health=self._health,
+            explain=self._explain,
             on_end=self._forget,
+        )
+        self._pass_maker = gating_pass_maker(self._runner)
+        self._explanations = Explanations(
+            self._pass_maker, self._requests, max_chunk_tokens=config.max_num_batched_tokens
         )
         self._rate = ServiceRate()
         self._limits = QueueLimits(config, self._rate)
@@ -124,6 +130,7 @@ class Engine:
             config=self._config,
             vocab_size=self._loaded.vocab_size,
             has_encoder=self._loaded.is_encoder_decoder,
+            can_explain=self._pass_maker is not None,
         )
         if self._health.is_lost:
             raise device_lost()
@@ -159,7 +166,8 @@ class Engine:
                     remedy="Choose an id of its own for each request.",
                     place="request_id",
                 )
-            self._limits.check_room(len(self._inbox) + self._scheduler.num_waiting)
+            num_waiting = self._scheduler.num_waiting + len(self._explanations)
+            self._limits.check_room(len(self._inbox) + num_waiting)
             self._in_flight[request.request_id] = active
             self._inbox.append(active)
 
@@ -265,16 +273,17 @@ class Engine:
             self._counters.num_steps += 1
             for result in self._executor.execute(works):
                 self._requests.apply(result)
+        has_explained = self._explanations.advance()
         if self._health.is_lost:
             self._go_out_of_service()
         # Whose requests all ended before they were computed has made room for others.
-        return bool(works or step.admitted or step.failed)
+        return bool(works or step.admitted or step.failed or has_explained)
 
     def check_integrity(self) -> None:
         """AssertionError unless memory, references and requests agree. For the engine's thread, or while it rests."""
         self._runner.kv_cache.check_integrity()
         self._scheduler.check_integrity()
-        requests = list(self._scheduler.requests())
+        requests = [*self._scheduler.requests(), *self._explanations.requests()]
         self._residency.check_integrity([active.ticket for active in requests if active.ticket is not None])
         running = {active.request_id for active in requests if active.kv_handle is not None}
         assert self._runner.kv_cache.owners == running, "the KV cache and running requests disagree"
@@ -340,6 +349,9 @@ class Engine:
         if not self._is_out_of_service:
             self._is_out_of_service = True
             self._on_health(False)
+
+    def _explain(self, active: ActiveRequest, finished: Finished) -> None:
+        self._explanations.add(active, finished)
 
     def _forget(self, active: ActiveRequest) -> None:
         """A request holds nothing any more, but for its learned gate."""

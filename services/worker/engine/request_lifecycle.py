@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from hilora.errors import HiloraError
 from services.worker.engine.execution.device_health import DeviceHealth, device_lost
@@ -30,6 +31,7 @@ class RequestLifecycle:
         places: where they hold keys and values.
         counters: what is counted.
         health: of the device; told of every error.
+        explain: takes over a request whose answer is complete, and its end, which is to tell which ROCs acted.
         on_end: called when a request holds nothing any more, before its caller hears of its end.
     """
 
@@ -41,6 +43,7 @@ class RequestLifecycle:
         places: KvPlaces,
         counters: EngineCounters,
         health: DeviceHealth,
+        explain: Callable[[ActiveRequest, Finished], None],
         on_end: Callable[[ActiveRequest], None],
     ) -> None:
         self._scheduler = scheduler
@@ -48,6 +51,7 @@ class RequestLifecycle:
         self._places = places
         self._counters = counters
         self._health = health
+        self._explain = explain
         self._on_end = on_end
 
     def claim(self, active: ActiveRequest) -> None:
@@ -125,7 +129,20 @@ class RequestLifecycle:
         if update.delta is not None:
             active.stream.tell(update.delta)
         if update.finish_reason is not None:
-            self.end(active, self._finished(active, update.finish_reason, update.stop_reason))
+            self._complete(active, self._finished(active, update.finish_reason, update.stop_reason))
+
+    def _complete(self, active: ActiveRequest, finished: Finished) -> None:
+        """The answer is there."""
+        if not active.request.explains_gating:
+            self.end(active, finished)
+        elif active.request.plan.is_base_only:
+            self.end(active, replace(finished, num_gated_tokens=active.num_tokens - 1))
+        else:
+            # Its ROCs are needed once more, its place is not.
+            active.advance(RequestState.EXPLAINING)
+            self._scheduler.remove(active)
+            self._places.free(active, is_reusable=True)
+            self._explain(active, finished)
 
     def _finished(self, active: ActiveRequest, reason: FinishReason, stop_reason: str | int | None = None) -> Finished:
         has_run = active.admitted_at is not None

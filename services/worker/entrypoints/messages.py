@@ -11,6 +11,7 @@ from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogp
 from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.engine.stats import EngineStats
 from services.worker.generation import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from services.worker.lora.gating.gating_counts import ModuleGating
 from services.worker.models.chat_turns import ChatTurn, TurnToolCall
 from services.worker.ports import ComponentTierStats
 
@@ -79,6 +80,7 @@ def generation_request(message: worker_pb2.GenerateRequest) -> GenerationRequest
         sampling=_sampling(message.sampling),
         plan=_plan(message.plan),
         priority=message.priority,
+        explains_gating=message.explains_gating,
     )
 
 
@@ -314,9 +316,21 @@ def _finished(event: Finished) -> worker_pb2.Finished:
         e2e_latency_seconds=event.e2e_latency_seconds,
         choice_idx=event.choice_idx,
         num_cached_tokens=event.num_cached_tokens,
+        gating=[_module_gating(module) for module in event.gating],
+        num_gated_tokens=event.num_gated_tokens,
     )
     if isinstance(event.stop_reason, str):
         message.stop_text = event.stop_reason
     elif event.stop_reason is not None:
         message.stop_token_id = event.stop_reason
     return message
+
+
+def _module_gating(module: ModuleGating) -> worker_pb2.ModuleGating:
+    return worker_pb2.ModuleGating(
+        module_path=module.module_path,
+        adapters=[
+            worker_pb2.AdapterGating(adapter_id=adapter.adapter_id, num_tokens_fired=adapter.num_tokens_fired)
+            for adapter in module.adapters
+        ],
+    )

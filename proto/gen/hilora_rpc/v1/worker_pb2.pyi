@@ -535,7 +535,7 @@ class ModuleGating(_message.Message):
     """The module's path in the base model."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterGating]:
-        """One for each adapter of the plan that has components in this module, in the plan's order."""
+        """One for each adapter of the plan that has a budget, and components in this module, in the plan's order."""
 
     def __init__(
         self,
@@ -780,7 +780,9 @@ class Finished(_message.Message):
     stop_token_id: _builtins.int
     """The stop token."""
     num_gated_tokens: _builtins.int
-    """Tokens that `gating` counts over: the prompt's and the answer's."""
+    """Tokens that `gating` counts over: the prompt's and the answer's, without the last one, which no step reads. A layer
+    that makes the logits sees those from the prompt's last one on, an expert those that chose it.
+    """
     @_builtins.property
     def budgets_used(self) -> _containers.RepeatedCompositeFieldContainer[_routing_pb2.RocBudget]:
         """Adapters whose ROCs really ran, with what they were granted."""

@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hilora.routing_plan import RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.execution.batch import StepBatch, build_batch
+from services.worker.engine.execution.gating_pass import GatingPass
 from services.worker.engine.kv.kv_cache import build_kv_cache
 from services.worker.engine.kv.paged_kv_cache import PagedKvCache
+from services.worker.engine.kv.slot_kv_cache import SlotKvCache
 from services.worker.engine.scheduling.scheduler import ScheduledWork
 from services.worker.kernels.fast_linear import speed_up_linear_layers
-from services.worker.lora.gating.batch_plan import RocContext, StepRocsBuilder
+from services.worker.lora.gating.batch_plan import RocContext, StepRocsBuilder, StepWork
+from services.worker.lora.gating.gating_counts import GatingCounter
 from services.worker.lora.gating.learned_gates import LearnedGates
 from services.worker.lora.layers.wrapping import capturable_modules, listed_modules, wrap_layers
 from services.worker.lora.pool.roc_pool import RocPool
-from services.worker.models.attention import attach_attention
+from services.worker.models.attention import AttentionStep, attach_attention
 from services.worker.models.loader import LoadedModel
 from services.worker.models.rotary import fix_rotary_frequencies
 from services.worker.ports import GateSource
@@ -43,6 +47,7 @@ class ModelRunner:
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, *, gate_source: GateSource | None = None) -> None:
+        self._loaded = loaded
         self._model = loaded.model
         self._device = loaded.device
         self._rocs = RocContext()
@@ -85,14 +90,55 @@ class ModelRunner:
         """
         if self._graphs is not None and (logits_SV := self._graphs.run(batch)) is not None:
             return logits_SV
-        self._attention.step = batch.attention
-        self._rocs.step = batch.rocs
+        return self._forward(
+            token_ids_T=batch.token_ids_T,
+            positions_T=batch.positions_T,
+            logit_rows_S=batch.logit_rows_S,
+            attention=batch.attention,
+            rocs=batch.rocs,
+        )
+
+    def gating_pass(self, token_ids: Sequence[int], *, num_prompt_tokens: int, plan: RoutingPlan) -> GatingPass:
+        """Another reading of a finished request's tokens, see `GatingPass`; its keys and values are allocated anew."""
+        kv_cache = SlotKvCache(
+            num_layers=self._loaded.num_layers,
+            num_slots=1,
+            num_heads=self._loaded.num_key_value_heads,
+            max_len=len(token_ids),
+            head_dim=self._loaded.head_dim,
+            dtype=self._loaded.dtype,
+            device=self._device,
+        )
+        return GatingPass(
+            token_ids,
+            num_prompt_tokens=num_prompt_tokens,
+            plan=plan,
+            module_paths=[shape.module_path for shape in self.modules],
+            counter=GatingCounter(plan, self.pool, self.gates, dtype=self._loaded.dtype, device=self._device),
+            # One of its own: what the steps' builder keeps of their layouts stays.
+            builder=StepRocsBuilder(self.pool, dtype=self._loaded.dtype, device=self._device, gates=self.gates),
+            kv_cache=kv_cache,
+            forward=self._forward,
+            device=self._device,
+        )
+
+    def _forward(
+        self,
+        *,
+        token_ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        logit_rows_S: torch.Tensor,
+        attention: AttentionStep,
+        rocs: StepWork | None,
+    ) -> torch.Tensor:
+        self._attention.step = attention
+        self._rocs.step = rocs
         try:
             output = self._model(
-                input_ids=batch.token_ids_T[None],
-                position_ids=batch.positions_T[None],
+                input_ids=token_ids_T[None],
+                position_ids=positions_T[None],
                 use_cache=False,
-                logits_to_keep=batch.logit_rows_S,
+                logits_to_keep=logit_rows_S,
             )
         finally:
             self._attention.step = None

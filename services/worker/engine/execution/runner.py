@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
+from hilora.routing_plan import RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.execution.batch import PromptLogits
+from services.worker.engine.execution.gating_pass import GatingPass
 from services.worker.engine.execution.model_runner import ModelRunner
 from services.worker.engine.execution.parallel_runner import LeaderRunner
 from services.worker.engine.execution.seq2seq_runner import Seq2SeqRunner
@@ -66,6 +68,20 @@ class Runner(Protocol):
         """One step: writes its keys and values, returns its logits `[S, V]`. Running the same batch again is harmless:
         every value goes to the same place."""
         ...
+
+
+class GatingPassMaker(Protocol):
+    """Starts to read a finished request again."""
+
+    def __call__(self, token_ids: Sequence[int], *, num_prompt_tokens: int, plan: RoutingPlan) -> GatingPass:
+        """See `GatingPass`."""
+        ...
+
+
+def gating_pass_maker(runner: Runner) -> GatingPassMaker | None:
+    """What explains a runner's requests; None where nothing does: an encoder reads prompts by itself, and of several
+    processes all would have to read again."""
+    return runner.gating_pass if isinstance(runner, ModelRunner) else None
 
 
 def build_runner(loaded: LoadedModel, config: EngineConfig, *, gate_source: GateSource | None = None) -> Runner:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from hilora.errors import HiloraError
 from hilora.routing_plan import RocBudget
 from services.worker.engine.sampling.logprobs import PositionLogprobs
+from services.worker.lora.gating.gating_counts import ModuleGating
 
 
 class FinishReason(StrEnum):
@@ -62,6 +63,10 @@ class Finished:
     e2e_latency_seconds: float
     choice_idx: int = 0
     """Which of the `n` answers ended."""
+    gating: tuple[ModuleGating, ...] = ()
+    """Which ROCs acted, if it was asked for."""
+    num_gated_tokens: int = 0
+    """Tokens that `gating` counts over: all that the model read, which are prompt and answer without its last token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

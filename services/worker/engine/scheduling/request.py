@@ -3,7 +3,9 @@
     WAITING -> PREFILL -> DECODE -> FINISHED
        | ^        |         |          ^
        | +--------+---------+          |           (preemption: everything is read again later)
-       +----------+--------------------+           (abort or failure, from any state)
+       +----------+---------+----------+           (abort or failure, from any state)
+                            |          |
+                        EXPLAINING ----+           (only where it was asked which ROCs act)
 
 Every accepted request ends with exactly one terminal event: `Finished` or `Failed`.
 """
@@ -41,6 +43,8 @@ class EngineRequest:
     """Lower runs first, and may take the place of a request that is less urgent."""
     grammar: GrammarMatcher | None = None
     """What the answer must look like; compiled, and this request's alone."""
+    explains_gating: bool = False
+    """Whether its end tells which ROCs acted: once the answer is there, prompt and answer are read again for that."""
 
 
 class RequestState(Enum):
@@ -52,6 +56,8 @@ class RequestState(Enum):
     """Has its place in the KV cache; part of what is known is still to be read."""
     DECODE = auto()
     """Has its place; one token a step."""
+    EXPLAINING = auto()
+    """Its answer is complete, and it has no place any more; its ROCs stay until it is known which of them acted."""
     FINISHED = auto()
     """Holds nothing; its terminal event was sent."""
 
@@ -59,7 +65,8 @@ class RequestState(Enum):
 _TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
     RequestState.WAITING: frozenset({RequestState.PREFILL, RequestState.FINISHED}),
     RequestState.PREFILL: frozenset({RequestState.DECODE, RequestState.WAITING, RequestState.FINISHED}),
-    RequestState.DECODE: frozenset({RequestState.WAITING, RequestState.FINISHED}),
+    RequestState.DECODE: frozenset({RequestState.WAITING, RequestState.EXPLAINING, RequestState.FINISHED}),
+    RequestState.EXPLAINING: frozenset({RequestState.FINISHED}),
     RequestState.FINISHED: frozenset(),
 }
 

@@ -7,11 +7,19 @@ from services.worker.engine.config import EngineConfig
 from services.worker.engine.scheduling.request import MAX_PRIORITY, EngineRequest
 
 
-def check_request(request: EngineRequest, *, config: EngineConfig, vocab_size: int, has_encoder: bool = False) -> None:
+def check_request(
+    request: EngineRequest,
+    *,
+    config: EngineConfig,
+    vocab_size: int,
+    has_encoder: bool = False,
+    can_explain: bool = True,
+) -> None:
     """Refuse what this engine cannot run.
 
     Raises:
-        InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`, `invalid_priority`, `lora_disabled`.
+        InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`, `invalid_priority`, `lora_disabled`,
+            `explanation_unsupported`, `explanation_too_long`.
         InvalidSamplingParams: a stop token or a biased token that the model does not have; log-probabilities of a
             prompt that an encoder reads.
     """
@@ -53,4 +61,25 @@ def check_request(request: EngineRequest, *, config: EngineConfig, vocab_size: i
             code="lora_disabled",
             remedy="Send the request without adapters, or to a worker that serves them.",
             place="model",
+        )
+    if request.explains_gating and not request.plan.is_base_only:
+        _check_explanation(request, config, can_explain=can_explain)
+
+
+def _check_explanation(request: EngineRequest, config: EngineConfig, *, can_explain: bool) -> None:
+    if not can_explain:
+        raise InvalidInput(
+            "This worker cannot tell which components act: its model has an encoder, or several processes share it.",
+            code="explanation_unsupported",
+            remedy="Ask for the plan alone, without its tokens.",
+            place="explain",
+        )
+    num_tokens = min(len(request.prompt_token_ids) + request.sampling.max_tokens, config.max_model_len)
+    if num_tokens > config.max_explained_tokens:
+        raise InvalidInput(
+            f"Prompt and answer may come to {num_tokens} tokens; which components act is told of at most "
+            f"{config.max_explained_tokens}.",
+            code="explanation_too_long",
+            remedy="Lower max_tokens, shorten the prompt, or ask for the plan alone.",
+            place="explain",
         )

@@ -78,10 +78,7 @@ class AdaptiveLayer:
             tokens: the tokens' plans.
         """
         table, slots = self._table, self._slots
-        h_TX = inputs.products(arena.a_ND, slots.rows_C)
-        if table.is_shared:
-            h_TX = h_TX.gather(1, tokens.columns_TX)
-        h_TLS = h_TX.view(-1, table.num_adapters, table.num_slots)
+        h_TLS = self._responses(inputs, arena, tokens)
         gains_TLS = h_TLS * self._factors(h_TLS, inputs, tokens) * tokens.constants_TL1
         if slots.budgets is not None:
             gains_TLS = torch.where(self._is_kept(h_TLS, slots.budgets, arena, tokens), gains_TLS, 0.0)
@@ -99,6 +96,23 @@ class AdaptiveLayer:
             per_sample_weights=gains_TLS.flatten(),
         )
         y_TO += summed
+
+    def acting(self, inputs: LayerInputs, arena: RocArena, tokens: AdaptiveTokens) -> torch.Tensor:
+        """Which components have a factor that is not zero, boolean `[T, L, S]`. Arguments as in `add`."""
+        slots = self._slots
+        h_TLS = self._responses(inputs, arena, tokens)
+        is_real_TLS = tokens.plans.of(slots.is_real_PX).view(-1, *h_TLS.shape[1:])
+        is_acting_TLS = is_real_TLS & (self._factors(h_TLS, inputs, tokens) != 0)
+        if slots.budgets is None:
+            return is_acting_TLS
+        return is_acting_TLS & self._is_kept(h_TLS, slots.budgets, arena, tokens)
+
+    def _responses(self, inputs: LayerInputs, arena: RocArena, tokens: AdaptiveTokens) -> torch.Tensor:
+        """`[T, L, S]`."""
+        h_TX = inputs.products(arena.a_ND, self._slots.rows_C)
+        if self._table.is_shared:
+            h_TX = h_TX.gather(1, tokens.columns_TX)
+        return h_TX.view(-1, self._table.num_adapters, self._table.num_slots)
 
     def _factors(self, h_TLS: torch.Tensor, inputs: LayerInputs, tokens: AdaptiveTokens) -> torch.Tensor:
         """Factors of adapters `[T, L, 1]`, under SMoRA of components `[T, L, S]`."""

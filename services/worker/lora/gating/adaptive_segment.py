@@ -83,6 +83,14 @@ class AdaptiveSegment:
         num_features = self._pool.arena(module_idx).a_ND.shape[1]
         self._apply(module_idx, TokenIdInputs(token_ids_T, num_features=num_features), y_TO, self._tokens)
 
+    def acting(self, module_idx: int, inputs: LayerInputs) -> torch.Tensor:
+        """Which slots have a factor that is not zero, boolean `[T, L, S]`, for any number of rows of the only plan. The
+        layer is one that the plan targets."""
+        assert not self._table.is_shared, "the rows would have to say whose they are"
+        layer = self._layer(module_idx)
+        assert layer is not None, "the plan has no components here"
+        return layer.acting(inputs, self._pool.arena(module_idx), self._tokens)
+
     def _apply(self, module_idx: int, inputs: LayerInputs, y_TO: torch.Tensor, tokens: AdaptiveTokens) -> None:
         layer = self._layer(module_idx)
         if layer is not None:
