@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+_BATCH_ADAPTERS = 64
+
 VARIANCE_FLOOR = 1e-8
 """Least variance of any direction; embeddings have norm 1, so a typical variance is `1 / E`."""
 
@@ -104,8 +106,15 @@ class StackedSamples:
     @cached_property
     def means(self) -> FloatArray:
         """Each adapter's mean, `[L, E]`."""
-        starts = np.cumsum(self.num_samples_L) - self.num_samples_L
-        return np.add.reduceat(self.samples_NE, starts, axis=0) / self.num_samples_L[:, None]
+        ends = np.cumsum(self.num_samples_L)
+        starts = ends - self.num_samples_L
+        sums_LE = np.empty((len(starts), self.samples_NE.shape[1]))
+        for first in range(0, len(starts), _BATCH_ADAPTERS):
+            # reduceat keeps the interpreter's lock until it is done: requests would wait for a whole pool.
+            batch = slice(first, first + _BATCH_ADAPTERS)
+            rows = self.samples_NE[starts[first] : ends[batch][-1]]
+            np.add.reduceat(rows, starts[batch] - starts[first], axis=0, out=sums_LE[batch])
+        return sums_LE / self.num_samples_L[:, None]
 
     def keeping(self, is_kept_N: NDArray[np.bool_]) -> StackedSamples:
         """The same adapters with some of their samples; each must keep one."""

@@ -12,6 +12,7 @@
     │   ├── AdapterAlreadyRegistered
     │   └── StaleCatalogGeneration
     ├── Exhausted                       try again after `retry_after_seconds`
+    │   ├── RateLimited                 a caller's own limit
     │   ├── QueueFull
     │   └── RocPoolFull
     ├── Unavailable                     a part of the system is away; try again
@@ -156,6 +157,12 @@ class Exhausted(HiloraError):
     ) -> None:
         super().__init__(message, code=code, remedy=remedy, place=place)
         self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(Exhausted):
+    """A caller asked for more than it may in this time."""
+
+    default_code = "rate_limit_exceeded"
 
 
 class QueueFull(Exhausted):

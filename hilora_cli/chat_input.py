@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 _FENCE = '"""'
 _CONTINUED = "\\"
 
-ReadLine = Callable[[bool], str]
-"""Reads a line without its end; told whether it goes on with what was begun. Raises EOFError at the end."""
+
+class ReadLine(Protocol):
+    """Where lines come from."""
+
+    def __call__(self, *, is_continuing: bool) -> str:
+        """The next line, without its end; it may go on with what was begun. Raises EOFError at the end."""
+        ...
 
 
 def read_message(read_line: ReadLine) -> str:
@@ -19,14 +25,14 @@ def read_message(read_line: ReadLine) -> str:
     Raises:
         EOFError: there is none. What was begun and not ended is a message.
     """
-    line = read_line(False)
+    line = read_line(is_continuing=False)
     if line.lstrip().startswith(_FENCE):
         return _fenced(line.lstrip().removeprefix(_FENCE), read_line)
     lines: list[str] = []
     while line.endswith(_CONTINUED):
         lines.append(line.removesuffix(_CONTINUED))
         try:
-            line = read_line(True)
+            line = read_line(is_continuing=True)
         except EOFError:
             line = ""
     return "\n".join([*lines, line]).strip()
@@ -37,7 +43,7 @@ def _fenced(line: str, read_line: ReadLine) -> str:
     while not line.rstrip().endswith(_FENCE):
         lines.append(line)
         try:
-            line = read_line(True)
+            line = read_line(is_continuing=True)
         except EOFError:
             return "\n".join(lines).strip()
     return "\n".join([*lines, line.rstrip().removesuffix(_FENCE)]).strip()
@@ -67,7 +73,7 @@ class Terminal:
             readline.set_completer_delims(" ")
             readline.parse_and_bind("tab: complete")
 
-    def __call__(self, is_continuing: bool) -> str:
+    def __call__(self, *, is_continuing: bool) -> str:
         """See `ReadLine`."""
         colour, plain = self._frame
         return input(f"{colour}{'…' if is_continuing else '›'}{plain} ")

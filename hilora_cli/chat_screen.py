@@ -20,14 +20,14 @@ def show_adapters(console: Console, answer: Answer, explain: Explain) -> None:
     if not answer.hilora:
         return
     if explain is Explain.OFF:
-        console.print(adapters_line(answer.hilora))
+        console.print(adapters_line(answer.hilora), soft_wrap=True)
         return
     if answer.hilora["adapters"]:
         console.print(adapter_table(answer.hilora))
     strips = gating_strips(answer.hilora, width=console.width)
     if strips is not None:
         console.print(strips)
-    console.print(footer(answer))
+    console.print(footer(answer), soft_wrap=True)
 
 
 def adapter_table(hilora: dict[str, Any]) -> Table:
@@ -63,7 +63,8 @@ def footer(answer: Answer) -> Text:
         line.append("the base model alone · ", style="bold")
     line.append(hilora["mode"])
     if answer.num_tokens is not None:
-        line.append(f" · {answer.num_tokens} tokens in {answer.seconds:.1f} s")
+        plural = "" if answer.num_tokens == 1 else "s"
+        line.append(f" · {answer.num_tokens} token{plural} in {answer.seconds:.1f} s")
     session = hilora.get("session") or {}
     if session.get("is_sticky"):
         line.append(" · plan kept")
@@ -75,4 +76,6 @@ def footer(answer: Answer) -> Text:
         line.append(" · cut off at the limit of tokens", style="yellow")
     elif answer.finish_reason is None:
         line.append(" · interrupted", style="yellow")
+    elif not answer.text:
+        line.append(" · nothing to say", style="yellow")
     return line

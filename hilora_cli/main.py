@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from hilora_cli import adapters, bench, lab
+from hilora_cli import adapters, bench, keys, lab
 from hilora_cli.chat import chat
 from hilora_cli.demo import demo
 from hilora_cli.evaluate import evaluate
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("serve")(serve)
 app.command("demo")(demo)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(keys.app, name="keys")
 app.command("route")(route)
 app.command("generate")(generate)
 app.command("chat")(chat)

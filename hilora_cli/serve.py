@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,15 @@ def serve(
         typer.Option("--adapters", help="An adapter, or a folder of them, to register; may be repeated."),
     ] = None,
     admin_key: AdminKeyOption = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-keys", exists=True, dir_okay=False, help="Keys of those who may ask; `hilora keys create` makes one."
+        ),
+    ] = None,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="Let everybody ask, on an address that is not loopback.")
+    ] = False,
 ) -> None:
     """Serve a base model and its adapters until SIGTERM or Ctrl-C."""
     from pydantic import SecretStr
@@ -42,6 +51,11 @@ def serve(
     from services.standalone.settings import StandaloneSettings
 
     uploads = [upload for folder in adapters or [] for upload in uploads_of(folder)]
+    access: dict[str, Any] = {}
+    if api_keys is not None:
+        access["api_keys_file"] = api_keys
+    if allow_anonymous:
+        access["allow_anonymous"] = True
     settings = StandaloneSettings(
         base_model=base,
         data_dir=data_dir,
@@ -49,6 +63,7 @@ def serve(
         port=port,
         rpc_port=rpc_port,
         admin_api_key=SecretStr(admin_key) if admin_key else None,
+        **access,
     )
 
     def announce(url: str, rpc_address: str) -> None:

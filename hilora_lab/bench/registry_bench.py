@@ -112,6 +112,7 @@ async def _measure_served(order: RegistryBenchOrder, folder: Path, on_progress: 
             followed = await router.said()
             on_progress("follow", 1, 1)
             latencies = await _measure_update(router, intake, order, on_progress)
+        await intake.stop()
     statistics_bytes = _statistics_bytes(order.num_adapters)
     held_bytes = followed["held_bytes"] / order.num_adapters
     quiet, updating = (float(np.percentile(latencies[name]["latencies"], 99)) for name in ("quiet", "updating"))
@@ -142,23 +143,27 @@ async def _measure_served(order: RegistryBenchOrder, folder: Path, on_progress: 
 
 
 class _PacedIngest:
-    """Writes adapters and has them ingested, so many at a time; a folder goes once its adapter is published."""
+    """Writes adapters and has them ingested, so many at a time; a folder goes once its adapter is published.
+
+    It follows the catalogue once and for all: another snapshot of the whole would be another load to measure.
+    """
 
     def __init__(self, registry: RegistryProcesses, writer: AdapterWriter, incoming: Path) -> None:
         self._registry = registry
         self._writer = writer
         self._incoming = incoming
+        self._feed = follow_catalog(
+            registry.channel, peer="registry", without_samples=True, read=lambda entry: entry.adapter_name
+        )
 
     async def run(self, tasks: range, *, on_progress: Progress | None) -> None:
         """Return once all are in the catalogue."""
         waiting = {f"task-{task}" for task in tasks}
         places = asyncio.Semaphore(_OUTSTANDING)
         submitting = asyncio.create_task(self._submit(tasks, places), name="submit")
-        feed = follow_catalog(
-            self._registry.channel, peer="registry", without_samples=True, read=lambda entry: entry.adapter_name
-        )
         try:
-            async for news in feed:
+            while True:
+                news = await anext(self._feed)
                 match news:
                     case CatalogSnapshot():
                         published = waiting.intersection(news.entries)
@@ -178,7 +183,10 @@ class _PacedIngest:
                     return
         finally:
             submitting.cancel()
-            await feed.aclose()
+
+    async def stop(self) -> None:
+        """Stop following."""
+        await self._feed.aclose()
 
     async def _submit(self, tasks: range, places: asyncio.Semaphore) -> None:
         for task in tasks:

@@ -12,6 +12,7 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,10 +56,14 @@ class _ReadyVectors:
 
     def __init__(self, encoder: SentenceTransformerEncoder, texts: list[str]) -> None:
         self.encoder_id = encoder.encoder_id
+        self._encoder = encoder
         self._vector_of = dict(zip(texts, encoder.encode(texts), strict=True))
 
     async def embed(self, text: str) -> NDArray[np.float32]:
         return self._vector_of[text]
+
+    async def count_tokens(self, texts: Sequence[str]) -> int:
+        return self._encoder.count_tokens(texts)
 
 
 class _NoWorkers:

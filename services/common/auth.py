@@ -19,13 +19,10 @@ from typing import Annotated, Protocol
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, TypeAdapter
 
 from hilora.errors import InvalidInput, Unauthenticated
-from services.common.log import get_logger
-
-_log = get_logger(__name__)
+from services.common.watched_file import WatchedFile
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 _MAX_KEY_CHARACTERS = 1024
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Scope(StrEnum):
@@ -98,10 +95,7 @@ class FixedKeys:
 
 
 class KeyFile:
-    """Keys in a file, read again when it changes, so that one can be added or withdrawn without a restart.
-
-    A file that became unreadable or malformed keeps the keys it had: a slip of the pen must not lock operators out,
-    and is logged each time it is seen.
+    """Keys in a file that is read again when it changes: one can be added or withdrawn without a restart.
 
     Args:
         path: a JSON list of `{"name": ..., "sha256": ..., "scopes": [...], "expires_at": ...}`.
@@ -111,51 +105,11 @@ class KeyFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._looked_at = time.monotonic()
-        self._stamp = self._stamp_of_file()
-        self._keys = self._read()
+        self._file = WatchedFile(path, _read_keys)
 
     def current(self) -> Sequence[AccessKey]:
         """See `KeySource.current`."""
-        now = time.monotonic()
-        if now - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
-            self._looked_at = now
-            self._reread()
-        return self._keys
-
-    def _reread(self) -> None:
-        stamp = self._stamp_of_file()
-        if stamp == self._stamp:
-            return
-        try:
-            self._keys = self._read()
-        except InvalidInput as error:
-            _log.error("key_file_unreadable", path=str(self._path), reason=error.message)
-            return
-        self._stamp = stamp
-        _log.info("keys_reloaded", path=str(self._path), names=[key.name for key in self._keys])
-
-    def _stamp_of_file(self) -> tuple[int, int, int]:
-        """Changes whenever the file does; zeros if there is none."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return (status.st_mtime_ns, status.st_size, status.st_ino)
-
-    def _read(self) -> tuple[AccessKey, ...]:
-        try:
-            return checked_keys(_KEYS.validate_json(self._path.read_bytes()))
-        except (OSError, ValueError) as error:
-            # pydantic repeats the input in its message, and somebody may have pasted a key there.
-            reason = str(error) if isinstance(error, OSError) else "it is not a JSON list of keys"
-            raise InvalidInput(
-                f"The key file {self._path} cannot be used: {reason}.",
-                code="invalid_key_file",
-                remedy='Write a JSON list of {"name": ..., "sha256": ..., "scopes": ["read", "write", "approve"]}.',
-                place=str(self._path),
-            ) from error
+        return self._file.current()
 
 
 class KeyRing:
@@ -192,13 +146,27 @@ class KeyRing:
             for key in source.current():
                 if hmac.compare_digest(digest, key.sha256):
                     found = key
-        is_expired = found is not None and found.expires_at is not None and _has_passed(found.expires_at)
+        is_expired = found is not None and found.expires_at is not None and has_passed(found.expires_at)
         if found is None or is_expired or scheme.lower() != "bearer":
             raise Unauthenticated(
                 "This call needs 'Authorization: Bearer <admin key>'.",
                 remedy="Use a key of this server's admin_keys that has not expired; inference keys do not open it.",
             )
         return Principal(name=found.name, scopes=found.scopes)
+
+
+def _read_keys(path: Path) -> tuple[AccessKey, ...]:
+    try:
+        return checked_keys(_KEYS.validate_json(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        # pydantic repeats the input in its message, and somebody may have pasted a key there.
+        reason = str(error) if isinstance(error, OSError) else "it is not a JSON list of keys"
+        raise InvalidInput(
+            f"The key file {path} cannot be used: {reason}.",
+            code="invalid_key_file",
+            remedy='Write a JSON list of {"name": ..., "sha256": ..., "scopes": ["read", "write", "approve"]}.',
+            place=str(path),
+        ) from error
 
 
 def digest_of_key(key: str) -> str:
@@ -240,5 +208,6 @@ def refuse_open_door(*, host: str, has_keys: bool, is_anonymous_allowed: bool, s
         )
 
 
-def _has_passed(moment: datetime) -> bool:
+def has_passed(moment: datetime) -> bool:
+    """Whether a moment is over."""
     return moment.timestamp() <= time.time()

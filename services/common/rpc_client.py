@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 
 from services.common.errors import error_from_rpc
+from services.common.renewed_channel import RenewedChannel
+from services.common.tls import TlsIdentity
 
 _MessageT = TypeVar("_MessageT")
 
@@ -33,9 +35,23 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, int | str]] = (
 )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to `host:port`; connects lazily and reconnects by itself. The caller closes it."""
-    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+def open_channel(address: str, *, identity: TlsIdentity | None = None) -> grpc.aio.Channel:
+    """A channel to `host:port`; connects lazily and reconnects by itself. The caller closes it.
+
+    Args:
+        address: of the server.
+        identity: the certificate to show, and whom to believe; None speaks without TLS.
+    """
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    options = list(_CHANNEL_OPTIONS)
+    if identity.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", identity.server_name))
+
+    def opened(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    return cast("grpc.aio.Channel", RenewedChannel(identity, opened))
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]  (set at run time)
 from grpc_reflection.v1alpha import reflection
 
-from hilora.errors import HiloraError
+from hilora.errors import HiloraError, PermissionDenied
 from services.common.errors import error_metadata, mapping_of
 from services.common.log import get_logger
 from services.common.rpc_client import MAX_MESSAGE_BYTES
+from services.common.tls import TlsIdentity
 
 _log = get_logger(__name__)
 
@@ -33,7 +34,11 @@ _SERVER_OPTIONS: Sequence[tuple[str, int]] = (
 
 
 class _ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into a status, once, so that no handler catches errors itself."""
+    """Turns what a handler raises into a status, once, so that no handler catches errors itself; and refuses callers
+    whose certificate has another name than those that may call."""
+
+    def __init__(self, identity: TlsIdentity | None = None) -> None:
+        self._identity = identity
 
     async def intercept_service(
         self,
@@ -46,20 +51,23 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method),
+                _guard_stream(handler.unary_stream, method, self._identity),
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            _guard_unary(handler.unary_unary, method),
+            _guard_unary(handler.unary_unary, method, self._identity),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
 
-def _guard_unary(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _guard_unary(
+    behavior: Callable[..., Awaitable[Any]], method: str, identity: TlsIdentity | None
+) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            _check_peer(context, identity)
             return await behavior(request, context)
         except HiloraError as error:
             await _abort(context, error, method)
@@ -67,9 +75,12 @@ def _guard_unary(behavior: Callable[..., Awaitable[Any]], method: str) -> Callab
     return call
 
 
-def _guard_stream(behavior: Callable[..., Any], method: str) -> Callable[..., AsyncIterator[Any]]:
+def _guard_stream(
+    behavior: Callable[..., Any], method: str, identity: TlsIdentity | None
+) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
+            _check_peer(context, identity)
             responses = behavior(request, context)
             if inspect.isawaitable(responses):
                 # The other legal style (health's Watch): a coroutine that writes to the context itself.
@@ -81,6 +92,21 @@ def _guard_stream(behavior: Callable[..., Any], method: str) -> Callable[..., As
             await _abort(context, error, method)
 
     return call
+
+
+def _check_peer(context: grpc.aio.ServicerContext[Any, Any], identity: TlsIdentity | None) -> None:
+    if identity is None:
+        return
+    shown = context.auth_context()
+    names = [
+        name.decode() for key in ("x509_subject_alternative_name", "x509_common_name") for name in shown.get(key, ())
+    ]
+    if not identity.admits(names):
+        raise PermissionDenied(
+            "The caller's certificate has none of the names that may call.",
+            code="unknown_peer",
+            remedy="Give the caller a certificate with such a name, or add its name to the setting TLS_CLIENT_NAMES.",
+        )
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: HiloraError, method: str) -> None:
@@ -98,6 +124,8 @@ class RpcServer:
         port: port to bind; 0 takes a free one, see `address` after `start`.
         register: functions that add a servicer each (`lambda server: add_XServicer_to_server(x, server)`).
         service_names: full names of those services, for health and reflection.
+        identity: the certificate to show, and whose calls are taken; None speaks without TLS.
+        health_port: another port, without TLS, for health checks alone; 0 takes a free one, see `health_address`.
     """
 
     def __init__(
@@ -107,7 +135,12 @@ class RpcServer:
         port: int,
         register: Iterable[Callable[[grpc.aio.Server], None]],
         service_names: Sequence[str],
+        identity: TlsIdentity | None = None,
+        health_port: int | None = None,
     ) -> None:
+        self._identity = identity
+        self._health_port = health_port
+        self._health_server: grpc.aio.Server | None = None
         self._host = host
         self._port = port
         self._service_names = tuple(service_names)
@@ -120,17 +153,34 @@ class RpcServer:
         """`host:port` to connect to, valid after `start`."""
         return f"{self._host}:{self._port}"
 
+    @property
+    def health_address(self) -> str | None:
+        """`host:port` of the port for health checks, valid after `start`; None if there is none."""
+        return None if self._health_port is None else f"{self._host}:{self._health_port}"
+
     async def start(self) -> None:
         """Bind and listen. Raises RuntimeError if the port is taken."""
-        self._server = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=_SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[_ErrorInterceptor(self._identity)], options=_SERVER_OPTIONS)
         for register in self._register:
             register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*self._service_names, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self._port = self._server.add_insecure_port(self.address)
+        if self._identity is None:
+            self._port = self._server.add_insecure_port(self.address)
+        else:
+            self._port = self._server.add_secure_port(self.address, self._identity.server_credentials())
         await self.set_serving(is_serving=False)
         await self._server.start()
+        await self._start_health()
+
+    async def _start_health(self) -> None:
+        if self.health_address is None:
+            return
+        self._health_server = grpc.aio.server(options=_SERVER_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        self._health_port = self._health_server.add_insecure_port(self.health_address)
+        await self._health_server.start()
 
     async def set_serving(self, *, is_serving: bool) -> None:
         """Report every service of this process as serving or not."""
@@ -145,3 +195,6 @@ class RpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
         self._server = None
+        if self._health_server is not None:
+            await self._health_server.stop(0)
+            self._health_server = None

@@ -91,6 +91,8 @@ class RegistryService:
                 AuditServicer(audit=confusability, access=access).register,
             ],
             service_names=[SERVICE_NAME, LIFECYCLE_SERVICE_NAME, AUDIT_SERVICE_NAME],
+            identity=settings.tls_identity(),
+            health_port=settings.health_port,
         )
         self._rest_app = create_rest_app(
             RestDependencies(

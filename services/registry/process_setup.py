@@ -77,6 +77,7 @@ def build_shared_parts(settings: RegistrySettings) -> SharedParts:
         hub_cache=data_dir / "hub" if settings.allow_hub else None,
         hub_token=settings.hub_token.get_secret_value() if settings.hub_token else None,
         worker_address=settings.worker_address,
+        identity=settings.tls_identity(),
     )
     orders = ProfileOrders(
         staging=staging,

@@ -12,12 +12,12 @@ from pydantic_settings import SettingsConfigDict
 from hilora.access import TrustTier
 from services.common.auth import AccessKey, checked_keys, refuse_open_door
 from services.common.sequence_encoder import DEFAULT_ENCODER
-from services.common.settings_base import ServiceSettings
+from services.common.tls_settings import TlsServiceSettings
 
 _MEBIBYTE = 1024 * 1024
 
 
-class RegistrySettings(ServiceSettings):
+class RegistrySettings(TlsServiceSettings):
     """The registry's environment variables."""
 
     model_config = SettingsConfigDict(env_prefix="HILORA_REGISTRY_")

@@ -7,14 +7,19 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from redis.asyncio import Redis
 from starlette.types import ASGIApp
 
 from hilora.routing_plan import RoutingMode
+from services.common.auth import is_loopback
 from services.common.http_server import HttpServer
+from services.common.inference_keys import CallerRing, InferenceKeyFile, KeyLimits
 from services.common.lifecycle import ComponentGroup
 from services.common.log import get_logger
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
+from services.router.admission import Admission
+from services.router.entrypoints.access import RpcGate
 from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
 from services.router.entrypoints.openai.routes import OpenAIRoutes
 from services.router.entrypoints.openai.token_routes import TokenRoutes
@@ -25,7 +30,10 @@ from services.router.generation import GenerateText
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
 from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.local_rate_limiter import LocalRateLimiter
+from services.router.infra.redis_rate_limiter import RedisRateLimiter
 from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.limits import RateLimiter
 from services.router.models import ModelDirectory
 from services.router.pool_index import IndexRules, build_pool_index
 from services.router.readiness import Readiness, check_readiness
@@ -56,13 +64,15 @@ class Router:
         opens_http: bool = True,
     ) -> None:
         self._embedder = BatchingEmbedder(load_encoder or _encoder_of(settings))
+        identity = settings.tls_identity()
         self._catalog = CatalogReplica(
             settings.registry_address,
             encoder=lambda: (self._embedder.encoder_id or "", self._embedder.embedding_dim),
             build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
+            identity=identity,
         )
         self._workers = StaticWorkerPool(
-            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds
+            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
         )
         metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
         traffic = TrafficWatch(
@@ -80,6 +90,13 @@ class Router:
             on_alarm=metrics.observe_traffic_alarm,
         )
         metrics.watch_traffic(traffic)
+        callers = callers_of(settings)
+        self._redis = _redis_of(settings)
+        self._admission = admission = Admission(
+            limiter=_limiter(self._redis),
+            max_in_flight=settings.max_in_flight,
+            lease_seconds=settings.request_timeout_seconds,
+        )
         models = ModelDirectory(
             catalog=self._catalog,
             workers=self._workers,
@@ -102,18 +119,25 @@ class Router:
             route_text=route_text,
             generate_text=generate_text,
             models=models,
+            admission=admission,
             workers=self._workers,
             metrics=metrics,
             traffic=traffic,
             tool_call_format=ToolCallFormat(settings.tool_call_format),
             trusts_tenants=settings.trust_tenant_header,
         )
-        doors = (routes, EncoderRoutes(embedder=self._embedder), TokenRoutes(workers=self._workers))
+        doors = (
+            routes,
+            EncoderRoutes(embedder=self._embedder, admission=admission),
+            TokenRoutes(workers=self._workers, admission=admission),
+        )
         self.rest_app: ASGIApp = build_rest_app(
             routes=[door.api_router() for door in doors],
             metrics=metrics,
             readiness=self.readiness,
+            callers=callers,
             max_body_bytes=settings.max_body_bytes,
+            cors_origins=settings.cors_origins,
         )
         servicer = RouterServicer(
             route_text=route_text,
@@ -121,6 +145,8 @@ class Router:
             models=models,
             embedder=self._embedder,
             workers=self._workers,
+            admission=admission,
+            gate=RpcGate(callers),
             metrics=metrics,
             trusts_tenants=settings.trust_tenant_header,
         )
@@ -129,6 +155,8 @@ class Router:
             port=settings.rpc_port,
             register=[servicer.register],
             service_names=[SERVICE_NAME],
+            identity=identity,
+            health_port=settings.health_port,
         )
         self._http_server = (
             HttpServer(app=self.rest_app, host=settings.rest_host, port=settings.rest_port) if opens_http else None
@@ -184,6 +212,9 @@ class Router:
             self._health_task = None
         await self._doors.stop(grace_seconds=grace_seconds)
         await self._parts.stop(grace_seconds=grace_seconds)
+        await self._admission.settled()
+        if self._redis is not None:
+            await self._redis.aclose()
 
     async def _report_health(self) -> None:
         """Keep the gRPC health service in step with what the router can do."""
@@ -218,3 +249,38 @@ def _index_rules(settings: RouterSettings) -> IndexRules:
         whole_up_to=settings.index_whole_up_to,
         min_recall=settings.index_min_recall,
     )
+
+
+def callers_of(settings: RouterSettings) -> CallerRing:
+    """Who may ask.
+
+    Raises:
+        ValueError: anybody on the network could, and nobody said that this is meant.
+        InvalidInput: `invalid_key_file`.
+    """
+    if settings.api_keys_file is None and not settings.allow_anonymous:
+        for host in (settings.rest_host, settings.rpc_host):
+            if not is_loopback(host):
+                raise ValueError(
+                    f"Binding the router to {host} lets everybody ask: set HILORA_ROUTER_API_KEYS_FILE, or allow it "
+                    "with HILORA_ROUTER_ALLOW_ANONYMOUS=true, or bind to 127.0.0.1."
+                )
+    sources = [InferenceKeyFile(settings.api_keys_file)] if settings.api_keys_file else []
+    limits = KeyLimits(
+        requests_per_minute=settings.default_requests_per_minute,
+        tokens_per_minute=settings.default_tokens_per_minute,
+        tokens_per_day=settings.default_tokens_per_day,
+        max_concurrent=settings.default_max_concurrent,
+    )
+    return CallerRing(sources, default_limits=limits)
+
+
+def _redis_of(settings: RouterSettings) -> Redis | None:
+    if settings.redis_url is None:
+        return None
+    return Redis.from_url(settings.redis_url.get_secret_value(), socket_connect_timeout=1.0)
+
+
+def _limiter(redis: Redis | None) -> RateLimiter:
+    local = LocalRateLimiter()
+    return local if redis is None else RedisRateLimiter(redis, local=local)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hilora.access import TrustTier
 from services.common.sequence_encoder import DEFAULT_ENCODER
-from services.common.settings_base import ServiceSettings
+from services.common.tls_settings import TlsServiceSettings
 
 
-class RouterSettings(ServiceSettings):
+class RouterSettings(TlsServiceSettings):
     """Everything an operator can set on a router."""
 
     model_config = SettingsConfigDict(env_prefix="HILORA_ROUTER_")
@@ -43,6 +44,26 @@ class RouterSettings(ServiceSettings):
     """Most adapters in one plan; by default the mode's own."""
     min_trust_tier: TrustTier = TrustTier.UNTRUSTED
     """Adapters of a lower tier exist for nobody; a request may ask for more."""
+    api_keys_file: Path | None = None
+    """File with the keys of those who may ask, a JSON list of `{"name", "sha256", "scopes", "tenant", "limits",
+    "expires_at"}` (`hilora keys create` makes one); read again when it changes. Without it everybody may."""
+    allow_anonymous: bool = False
+    """Whether everybody may ask although the doors are not on loopback."""
+    redis_url: SecretStr | None = None
+    """`redis://`, `rediss://` or `unix:///socket?db=0`, where limits are counted for all routers together; without it
+    each router counts for itself."""
+    default_requests_per_minute: int | None = Field(default=None, ge=1)
+    """Limit of keys without limits of their own, and of everybody without a key together."""
+    default_tokens_per_minute: int | None = Field(default=None, ge=1)
+    """The same for tokens of prompts and answers."""
+    default_tokens_per_day: int | None = Field(default=None, ge=1)
+    """The same over a day."""
+    default_max_concurrent: int | None = Field(default=None, ge=1)
+    """The same for requests at once."""
+    max_in_flight: int = Field(default=1024, ge=1)
+    """Requests that this router works on at once; more are refused with 429."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (a JSON list) whose pages may call from a browser; none by default."""
     trust_tenant_header: bool = False
     """Whether clients may name their tenant (`X-HiLoRA-Tenant`, over gRPC `tenant`): only behind a proxy that does."""
     traffic_window_seconds: float = Field(default=300.0, gt=0)

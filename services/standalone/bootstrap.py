@@ -8,6 +8,7 @@ import gc
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -19,7 +20,7 @@ from services.common.log import get_logger
 from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.registry.bootstrap import RegistryService, build_registry
 from services.registry.settings import RegistrySettings
-from services.router.bootstrap import Router, build_router
+from services.router.bootstrap import Router, build_router, callers_of
 from services.router.settings import RouterSettings
 from services.standalone.data_folder import DataFolder
 from services.standalone.front_door import FrontDoor
@@ -46,7 +47,8 @@ class Standalone:
         settings: what the operator chose.
 
     Raises:
-        ValueError: the host is not a loopback address and there is no admin key.
+        ValueError: the host is not a loopback address and there is no admin key, or anybody may ask for answers.
+        InvalidInput: `invalid_key_file`.
     """
 
     def __init__(self, settings: StandaloneSettings) -> None:
@@ -57,6 +59,8 @@ class Standalone:
             setting="HILORA_STANDALONE_ADMIN_API_KEY",
         )
         self._settings = settings
+        # What the router would refuse after a minute of starting is refused now.
+        callers_of(self._router_settings("registry", "worker"))
         self._base_model = _absolute_if_folder(settings.base_model)
         self._folder = DataFolder(settings.data_dir)
         self._front_door = FrontDoor()
@@ -223,7 +227,17 @@ class Standalone:
             base_model_name=self._settings.base_model_name,
             encoder=self._settings.encoder,
             encoder_instruction=self._settings.encoder_instruction,
+            **self._access(),
         )
+
+    def _access(self) -> dict[str, Any]:
+        """What is said here of who may ask; the rest stays with the router's own variables."""
+        said: dict[str, Any] = {}
+        if self._settings.api_keys_file is not None:
+            said["api_keys_file"] = self._settings.api_keys_file
+        if self._settings.allow_anonymous:
+            said["allow_anonymous"] = True
+        return said
 
 
 def build_standalone(settings: StandaloneSettings) -> Standalone:

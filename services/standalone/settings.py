@@ -40,6 +40,11 @@ class StandaloneSettings(ServiceSettings):
     loopback address."""
     admin_keys_file: Path | None = None
     """File with further admin keys and their scopes, see `HILORA_REGISTRY_ADMIN_KEYS`; read again when it changes."""
+    api_keys_file: Path | None = None
+    """File with the keys of those who may ask for answers, see `HILORA_ROUTER_API_KEYS_FILE`; without it everybody
+    may."""
+    allow_anonymous: bool = False
+    """Whether everybody may ask for answers although the host is no loopback address."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder: a folder or a hub name."""
     encoder_instruction: str = ""

@@ -46,12 +46,16 @@ class WorkerService:
         self._place = place
         base_model = settings.base_model_name or public_name_of(settings.base_model)
         self._servicer = WorkerServicer(worker_id=f"worker-{secrets.token_hex(4)}", base_model=base_model)
+        identity = settings.tls_identity()
         self._server = RpcServer(
             host=settings.rpc_host,
             port=settings.rpc_port,
             register=[self._servicer.register],
             service_names=[SERVICE_NAME],
+            identity=identity,
+            health_port=settings.health_port,
         )
+        self._identity = identity
         self._channel: grpc.aio.Channel | None = None
         self._follower: CatalogFollower | None = None
         self._engine: Engine | None = None
@@ -80,7 +84,7 @@ class WorkerService:
         settings = self._settings
         try:
             await self._server.start()
-            self._channel = open_channel(settings.registry_address)
+            self._channel = open_channel(settings.registry_address, identity=self._identity)
             files = _disk_tier(settings)
             peer = f"registry at {settings.registry_address}"
             self._follower = CatalogFollower(

@@ -9,10 +9,10 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hilora.adapter import RocBasis
-from services.common.settings_base import ServiceSettings
+from services.common.tls_settings import TlsServiceSettings
 
 
-class WorkerSettings(ServiceSettings):
+class WorkerSettings(TlsServiceSettings):
     """Everything an operator can set on a worker."""
 
     model_config = SettingsConfigDict(env_prefix="HILORA_WORKER_")

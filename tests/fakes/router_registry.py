@@ -9,6 +9,7 @@ from hilora.adapter import adapter_id_of
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SequenceEncoder
+from services.common.tls import TlsIdentity
 
 _Event = registry_pb2.CatalogEvent
 
@@ -122,8 +123,9 @@ class FakeRegistryService(registry_pb2_grpc.RegistryServiceServicer):
 class FakeRegistry:
     """A `FakeRegistryService` that listens. `start` after `stop` takes the same port again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, identity: TlsIdentity | None = None) -> None:
         self.service = FakeRegistryService()
+        self._identity = identity
         self._port = 0
         self._server: RpcServer | None = None
 
@@ -137,6 +139,7 @@ class FakeRegistry:
             port=self._port,
             register=[lambda server: registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.service, server)],
             service_names=["hilora_rpc.v1.RegistryService"],
+            identity=self._identity,
         )
         await self._server.start()
         self._port = int(self._server.address.rpartition(":")[2])

@@ -22,6 +22,7 @@ from hilora.self_portrait import (
 from hilora_rpc.v1 import routing_pb2, worker_pb2, worker_pb2_grpc
 from services.common.errors import error_from_rpc
 from services.common.rpc_client import open_channel
+from services.common.tls import TlsIdentity
 from services.registry.artifact import ProfileSubject, SamplesSource
 
 _AT_ONCE = 8
@@ -45,11 +46,15 @@ class SelfPortraitTexts:
     Args:
         worker_address: `host:port` of a worker's gRPC door.
         timeout_seconds: longest time one text may take, the worker's queue included.
+        identity: the certificate to show; None speaks without TLS.
     """
 
     source = SamplesSource.SELF_PORTRAIT
 
-    def __init__(self, worker_address: str, *, timeout_seconds: float = 120.0) -> None:
+    def __init__(
+        self, worker_address: str, *, timeout_seconds: float = 120.0, identity: TlsIdentity | None = None
+    ) -> None:
+        self._identity = identity
         self._worker_address = worker_address
         self._timeout_seconds = timeout_seconds
 
@@ -66,7 +71,7 @@ class SelfPortraitTexts:
             catalog_generation=subject.catalog_generation,
         ).plan
         places = asyncio.Semaphore(_AT_ONCE)
-        channel = open_channel(self._worker_address)
+        channel = open_channel(self._worker_address, identity=self._identity)
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
 
         async def generated(prompt: PortraitPrompt) -> str:

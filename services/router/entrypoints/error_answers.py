@@ -30,6 +30,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _answer_hilora(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HiloraError)
+    return answer_hilora(error)
+
+
+def answer_hilora(error: HiloraError) -> JSONResponse:
+    """An error of ours as OpenAI's error object."""
     mapping = mapping_of(error)
     if mapping.http_status >= 500:
         _log.warning("request_failed", code=error.code, message=error.message)

@@ -7,8 +7,11 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from services.common.inference_keys import CallerRing
+from services.router.entrypoints import access
 from services.router.entrypoints.error_answers import install_error_handlers
 from services.router.entrypoints.http_edge import HttpEdge
 from services.router.entrypoints.openai.descriptions import JsonObject
@@ -21,7 +24,9 @@ def build_rest_app(
     routes: Sequence[APIRouter],
     metrics: RouterMetrics,
     readiness: Callable[[], Readiness],
+    callers: CallerRing,
     max_body_bytes: int,
+    cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
     """The ASGI application.
 
@@ -29,7 +34,9 @@ def build_rest_app(
         routes: OpenAI's routes over their use cases.
         metrics: counted at the edge, shown at `/metrics`.
         readiness: looked at by `/readyz`.
+        callers: who may ask.
         max_body_bytes: longest request body; a longer one is answered 413.
+        cors_origins: whose pages may call from a browser.
     """
     app = FastAPI(
         title="HiLoRA router",
@@ -40,11 +47,20 @@ def build_rest_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    for some in routes:
-        app.include_router(some)
-    app.include_router(_operations(metrics, readiness))
+    for some in (*routes, _operations(metrics, readiness)):
+        access.include(app, some)
     install_error_handlers(app)
-    return HttpEdge(app, metrics=metrics, max_body_bytes=max_body_bytes)
+    guarded: ASGIApp = access.AccessGate(app, callers=callers)
+    if cors_origins:
+        # Outside the gate: a browser asks first, and without the key.
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    return HttpEdge(guarded, metrics=metrics, max_body_bytes=max_body_bytes)
 
 
 def _operations(metrics: RouterMetrics, readiness: Callable[[], Readiness]) -> APIRouter:

@@ -15,9 +15,11 @@ import grpc
 from hilora.errors import Exhausted, HiloraError, InvalidInput, RequestAborted
 from hilora_rpc.v1 import registry_pb2, router_pb2, router_pb2_grpc, routing_pb2, worker_pb2
 from services.common.errors import mapping_of
+from services.common.inference_keys import Caller, InferenceScope
+from services.router.admission import Admission, probable_tokens
 from services.router.answer import GenerationEvent, RouteResult
+from services.router.entrypoints.access import RpcGate, tenant_for
 from services.router.entrypoints.router_metrics import Outcome, RouterMetrics
-from services.router.entrypoints.tenancy import tenant_of
 from services.router.generation import GenerateText
 from services.router.infra.catalog_entry import TIERS_FROM_WIRE
 from services.router.infra.wire_decisions import MODES_FROM_WIRE, route_to_wire
@@ -50,11 +52,15 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         models: ModelDirectory,
         embedder: TextEmbedder,
         workers: Workers,
+        admission: Admission,
+        gate: RpcGate,
         metrics: RouterMetrics,
         trusts_tenants: bool = False,
     ) -> None:
         self._trusts_tenants = trusts_tenants
         self._models = models
+        self._admission = admission
+        self._gate = gate
         self._embedder = embedder
         self._workers = workers
         self._route_text = route_text
@@ -67,9 +73,11 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     async def Route(self, request: router_pb2.RouteRequest, context: Any) -> router_pb2.RouteResponse:
         """Decide without generating."""
-        del context
         with _Counted(self._metrics, "grpc/Route"):
-            route = await self._route_text.route(request.text, self._options(request.options))
+            caller = self._gate.require(context, InferenceScope.INFER)
+            options = self._options(request.options, caller)
+            async with self._admission.admit(caller, num_tokens=0):
+                route = await self._route_text.route(request.text, options)
             self._metrics.observe_route(route)
             return route_to_wire(route)
 
@@ -78,32 +86,37 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.RoutedGenerateEvent]:
         """Decide and generate. A cancelled call aborts the work."""
         with _Counted(self._metrics, "grpc/Generate"):
+            caller = self._gate.require(context, InferenceScope.INFER)
             order = GenerationRequest(
                 request_id=f"{request.request_id or 'rpc'}-{uuid.uuid4().hex}",
                 prompt=_prompt(request),
                 sampling=sampling_from_wire(request.sampling),
-                options=self._options(request.options),
+                options=self._options(request.options, caller),
                 timeout_seconds=context.time_remaining(),
                 priority=request.priority,
             )
-            events: AsyncGenerator[GenerationEvent] = self._generate_text.stream(order)
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, RouteResult):
-                        self._metrics.observe_route(event)
-                        yield router_pb2.RoutedGenerateEvent(route=route_to_wire(event))
-                    else:
-                        yield router_pb2.RoutedGenerateEvent(generated=event_to_wire(event))
+            async with self._admission.admit(caller, num_tokens=probable_tokens([order])) as admitted:
+                events: AsyncGenerator[GenerationEvent] = self._generate_text.stream(order)
+                async with aclosing(events):
+                    async for event in events:
+                        if isinstance(event, RouteResult):
+                            self._metrics.observe_route(event)
+                            yield router_pb2.RoutedGenerateEvent(route=route_to_wire(event))
+                        else:
+                            admitted.watch((0, event))
+                            yield router_pb2.RoutedGenerateEvent(generated=event_to_wire(event))
 
     async def Embed(self, request: router_pb2.EmbedRequest, context: Any) -> router_pb2.EmbedResponse:
         """Embed texts as adapters' samples are."""
-        del context
         with _Counted(self._metrics, "grpc/Embed"):
+            caller = self._gate.require(context, InferenceScope.INFER)
             if not 1 <= len(request.texts) <= _MAX_EMBEDDED:
                 raise InvalidInput(
                     f"{len(request.texts)} texts are asked for.", remedy=f"Send 1 to {_MAX_EMBEDDED}.", place="texts"
                 )
-            vectors = await asyncio.gather(*(self._embedder.embed(text) for text in request.texts))
+            async with self._admission.admit(caller, num_tokens=0) as admitted:
+                vectors = await asyncio.gather(*(self._embedder.embed(text) for text in request.texts))
+                admitted.add(await self._embedder.count_tokens(request.texts))
             return router_pb2.EmbedResponse(
                 encoder_id=self._embedder.encoder_id or "",
                 embeddings=[router_pb2.Embedding(values=vector_E) for vector_E in vectors],
@@ -111,9 +124,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     async def ListModels(self, request: router_pb2.ListModelsRequest, context: Any) -> router_pb2.ListModelsResponse:
         """Every value of `model`."""
-        del context
         with _Counted(self._metrics, "grpc/ListModels"):
-            tenant = tenant_of(request.tenant, is_trusted=self._trusts_tenants)
+            caller = self._gate.require(context, InferenceScope.READ)
+            tenant = tenant_for(caller, request.tenant, is_trusted=self._trusts_tenants)
             return router_pb2.ListModelsResponse(
                 models=[
                     router_pb2.Model(
@@ -129,21 +142,22 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     async def Tokenize(self, request: worker_pb2.TokenizeRequest, context: Any) -> worker_pb2.TokenizeResponse:
         """The tokens that a prompt would become."""
-        del context
         with _Counted(self._metrics, "grpc/Tokenize"):
-            tokenized = await self._workers.tokenize(
-                _prompt(request), omits_special_tokens=request.omits_special_tokens
-            )
+            caller = self._gate.require(context, InferenceScope.INFER)
+            prompt = _prompt(request)
+            async with self._admission.admit(caller, num_tokens=0):
+                tokenized = await self._workers.tokenize(prompt, omits_special_tokens=request.omits_special_tokens)
             return tokenized_to_wire(tokenized)
 
     async def Detokenize(self, request: worker_pb2.DetokenizeRequest, context: Any) -> worker_pb2.DetokenizeResponse:
         """The text of tokens."""
-        del context
         with _Counted(self._metrics, "grpc/Detokenize"):
-            return worker_pb2.DetokenizeResponse(text=await self._workers.detokenize(request.token_ids))
+            caller = self._gate.require(context, InferenceScope.INFER)
+            async with self._admission.admit(caller, num_tokens=0):
+                return worker_pb2.DetokenizeResponse(text=await self._workers.detokenize(request.token_ids))
 
-    def _options(self, options: router_pb2.RoutingOptions) -> RoutingOptions:
-        tenant = tenant_of(options.tenant, is_trusted=self._trusts_tenants)
+    def _options(self, options: router_pb2.RoutingOptions, caller: Caller) -> RoutingOptions:
+        tenant = tenant_for(caller, options.tenant, is_trusted=self._trusts_tenants)
         tier = options.min_trust_tier
         is_given = tier != registry_pb2.TRUST_TIER_UNSPECIFIED
         return replace(_options(options), tenant=tenant, min_trust_tier=TIERS_FROM_WIRE[tier] if is_given else None)

@@ -27,6 +27,7 @@ from services.common.catalog_feed import (
 )
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
+from services.common.tls import TlsIdentity
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
 from services.router.infra.pool_fitter import PoolFitter, is_same_profile
@@ -70,11 +71,18 @@ class CatalogReplica:
         registry_address: `host:port` of the registry's gRPC server.
         encoder: identity of this router's encoder, asked for at `start`.
         build_index: makes what is searched of a fitted pool.
+        identity: the certificate to show; None speaks without TLS.
     """
 
     def __init__(
-        self, registry_address: str, *, encoder: EncoderIdentity, build_index: IndexBuilder = DenseGaussianIndex
+        self,
+        registry_address: str,
+        *,
+        encoder: EncoderIdentity,
+        build_index: IndexBuilder = DenseGaussianIndex,
+        identity: TlsIdentity | None = None,
     ) -> None:
+        self._identity = identity
         self._address = registry_address
         self._encoder = encoder
         self._encoder_id, self._embedding_dim = "", 0
@@ -133,7 +141,7 @@ class CatalogReplica:
         self._is_following = False
 
     async def _follow_for_ever(self) -> None:
-        channel = open_channel(self._address)
+        channel = open_channel(self._address, identity=self._identity)
         try:
             async for news in self._news(channel):
                 match news:

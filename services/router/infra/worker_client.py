@@ -11,6 +11,7 @@ from hilora.errors import Unavailable
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.errors import error_from_rpc
 from services.common.rpc_client import open_channel
+from services.common.tls import TlsIdentity
 from services.router.answer import GenerationFinished, TokenizedPrompt, WorkerEvent
 from services.router.infra.wire_generation import event_from_wire, order_to_wire, tokenize_to_wire, tokenized_from_wire
 from services.router.request import Prompt, WorkOrder
@@ -39,15 +40,16 @@ class WorkerClient:
 
     Args:
         address: `host:port` of the worker's gRPC server.
+        identity: the certificate to show; None speaks without TLS.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, identity: TlsIdentity | None = None) -> None:
         self.address = address
         self.state: WorkerState | None = None
         """None while the worker does not answer."""
         self._num_in_flight = 0
         self._num_late_polls = 0
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, identity=identity)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
 
     @property

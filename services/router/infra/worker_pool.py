@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from hilora.errors import NoWorkerAvailable, Unavailable
 from services.common.log import get_logger
+from services.common.tls import TlsIdentity
 from services.router.answer import TokenizedPrompt, WorkerEvent
 from services.router.infra.worker_client import WorkerClient
 from services.router.ports import WorkerFleet
@@ -31,11 +32,18 @@ class StaticWorkerPool:
         addresses: `host:port` of each worker.
         request_timeout_seconds: longest time one generation may take.
         catch_up_seconds: how long a request waits for a live worker to reach its plan's catalogue generation.
+        identity: the certificate to show; None speaks without TLS.
     """
 
     def __init__(
-        self, addresses: Sequence[str], *, request_timeout_seconds: float, catch_up_seconds: float = 5.0
+        self,
+        addresses: Sequence[str],
+        *,
+        request_timeout_seconds: float,
+        catch_up_seconds: float = 5.0,
+        identity: TlsIdentity | None = None,
     ) -> None:
+        self._identity = identity
         self._addresses = tuple(addresses)
         self._request_timeout_seconds = request_timeout_seconds
         self._catch_up_seconds = catch_up_seconds
@@ -47,7 +55,7 @@ class StaticWorkerPool:
 
     async def start(self) -> None:
         """Connect and ask each worker once; a worker that is away is asked again for ever."""
-        self._clients = tuple(WorkerClient(address) for address in self._addresses)
+        self._clients = tuple(WorkerClient(address, identity=self._identity) for address in self._addresses)
         await asyncio.gather(*(client.poll() for client in self._clients))
         self._pollers = [
             asyncio.create_task(self._poll_for_ever(client), name=f"poll {client.address}") for client in self._clients

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hilora.errors import Unavailable, UnknownAdapter
+from services.common.inference_keys import InferenceScope
+from services.router.admission import Admission
+from services.router.entrypoints.access import caller_of, require
 from services.router.entrypoints.disconnects import unless_disconnected
 from services.router.entrypoints.openai.descriptions import JsonObject
 from services.router.entrypoints.openai.documents import ERROR_RESPONSES, EmbeddingListDocument
@@ -24,6 +27,7 @@ ENCODER_MODEL = "encoder"
 """`model` value that means the encoder, whatever it is."""
 
 _MAX_INPUTS = 2048
+_CHARACTERS_PER_TOKEN = 4
 _UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
     "dimensions": ((), "Leave it out: the encoder was not trained for shorter vectors."),
 }
@@ -67,11 +71,18 @@ class EncoderRoutes:
     """The route over the router's encoder."""
 
     embedder: TextEmbedder
+    admission: Admission
 
     def api_router(self) -> APIRouter:
         """For `FastAPI.include_router`."""
         routes = APIRouter(responses=ERROR_RESPONSES)
-        routes.add_api_route("/v1/embeddings", self._embed, methods=["POST"], response_model=EmbeddingListDocument)
+        routes.add_api_route(
+            "/v1/embeddings",
+            self._embed,
+            methods=["POST"],
+            response_model=EmbeddingListDocument,
+            dependencies=[require(InferenceScope.INFER)],
+        )
         return routes
 
     async def _embed(self, body: EmbeddingBody, request: Request) -> JsonObject:
@@ -79,7 +90,10 @@ class EncoderRoutes:
         refuse_unsupported(body, _UNSUPPORTED)
         texts = body.texts()
         encoder_id = self._encoder_id(body.model)
-        embeddings, num_tokens = await unless_disconnected(request, self._embedded(texts))
+        probable = sum(map(len, texts)) // _CHARACTERS_PER_TOKEN
+        async with self.admission.admit(caller_of(request), num_tokens=probable) as admitted:
+            embeddings, num_tokens = await unless_disconnected(request, self._embedded(texts))
+            admitted.add(num_tokens)
         return {
             "object": "list",
             "model": encoder_id,

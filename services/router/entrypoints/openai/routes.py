@@ -12,8 +12,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from hilora.errors import InvalidInput
+from services.common.inference_keys import InferenceScope
+from services.router.admission import Admission
 from services.router.answer import RouteResult
+from services.router.entrypoints.access import caller_of, require, tenant_for
 from services.router.entrypoints.disconnects import unless_disconnected
+from services.router.entrypoints.openai.admitted import complete_admitted, limit_headers, stream_admitted
 from services.router.entrypoints.openai.answer_stream import AnswerStream
 from services.router.entrypoints.openai.answers import AnswerKind, AnswerShape, Echo
 from services.router.entrypoints.openai.chat_request import ChatBody
@@ -36,9 +40,9 @@ from services.router.entrypoints.openai.documents import (
 from services.router.entrypoints.openai.route_request import RouteBody
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.sse import EventStreamResponse
-from services.router.entrypoints.tenancy import TENANT_HEADER, tenant_of
+from services.router.entrypoints.tenancy import TENANT_HEADER
 from services.router.generation import GenerateText
-from services.router.merging import NumberedEvent, complete_all, stream_all
+from services.router.merging import NumberedEvent
 from services.router.models import ModelDirectory
 from services.router.ports import Workers
 from services.router.request import GenerationRequest, Prompt, SamplingParams, TextPrompt, TokenPrompt
@@ -59,6 +63,7 @@ class OpenAIRoutes:
     route_text: RouteText
     generate_text: GenerateText
     models: ModelDirectory
+    admission: Admission
     workers: Workers
     metrics: RouterMetrics
     traffic: TrafficWatch
@@ -70,19 +75,36 @@ class OpenAIRoutes:
     def api_router(self) -> APIRouter:
         """All of them, for `FastAPI.include_router`."""
         routes = APIRouter(responses=ERROR_RESPONSES)
+        infer, read = [require(InferenceScope.INFER)], [require(InferenceScope.READ)]
         routes.add_api_route(
-            "/v1/completions", self._complete, methods=["POST"], response_model=None, responses=COMPLETION_RESPONSES
+            "/v1/completions",
+            self._complete,
+            methods=["POST"],
+            response_model=None,
+            responses=COMPLETION_RESPONSES,
+            dependencies=infer,
         )
         routes.add_api_route(
-            "/v1/chat/completions", self._chat, methods=["POST"], response_model=None, responses=CHAT_RESPONSES
+            "/v1/chat/completions",
+            self._chat,
+            methods=["POST"],
+            response_model=None,
+            responses=CHAT_RESPONSES,
+            dependencies=infer,
         )
-        routes.add_api_route("/v1/models", self._list_models, methods=["GET"], response_model=ModelListDocument)
+        routes.add_api_route(
+            "/v1/models", self._list_models, methods=["GET"], response_model=ModelListDocument, dependencies=read
+        )
         # A base's public name may hold a slash ("owner/name").
         routes.add_api_route(
-            "/v1/models/{model_id:path}", self._get_model, methods=["GET"], response_model=ModelDocument
+            "/v1/models/{model_id:path}",
+            self._get_model,
+            methods=["GET"],
+            response_model=ModelDocument,
+            dependencies=read,
         )
-        routes.add_api_route("/v1/route", self._route, methods=["POST"])
-        routes.add_api_route("/v1/route/stats", self._show_traffic, methods=["GET"])
+        routes.add_api_route("/v1/route", self._route, methods=["POST"], dependencies=infer)
+        routes.add_api_route("/v1/route/stats", self._show_traffic, methods=["GET"], dependencies=read)
         return routes
 
     async def _complete(self, body: CompletionBody, request: Request) -> Response:
@@ -140,7 +162,8 @@ class OpenAIRoutes:
     async def _route(self, body: RouteBody, request: Request) -> JsonObject:
         """Choose without generating."""
         options = body.hilora.routing_options(body.model, tenant=self._tenant(request))
-        route = await self.route_text.route(body.routing_text(), options, num_runners_up=_ROUTE_RUNNERS_UP)
+        async with self.admission.admit(caller_of(request), num_tokens=0):
+            route = await self.route_text.route(body.routing_text(), options, num_runners_up=_ROUTE_RUNNERS_UP)
         self.metrics.observe_route(route)
         return describe_route(route)
 
@@ -196,15 +219,18 @@ class OpenAIRoutes:
         ]
         if body.stream:
             return await self._stream(request, orders, shape, includes_usage=body.includes_usage)
-        done = await unless_disconnected(request, complete_all(self.generate_text, orders))
+        done = await unless_disconnected(
+            request, complete_admitted(request, self.admission, self.generate_text, orders)
+        )
         for one in done:
             self.metrics.observe_route(one.route)
-        return JSONResponse(shape.whole(done), headers=answer_headers(done[0].route.decision, done[0].budgets_used))
+        headers = answer_headers(done[0].route.decision, done[0].budgets_used) | limit_headers(request)
+        return JSONResponse(shape.whole(done), headers=headers)
 
     async def _stream(
         self, request: Request, orders: Sequence[GenerationRequest], shape: AnswerShape, *, includes_usage: bool
     ) -> Response:
-        events = stream_all(self.generate_text, orders)
+        events = stream_admitted(request, self.admission, self.generate_text, orders)
         # Until a worker has admitted the request, an error is still an HTTP status.
         try:
             first = await unless_disconnected(request, _first(events))
@@ -220,7 +246,7 @@ class OpenAIRoutes:
             on_first_text=lambda: self._observe_first_text(request),
         )
         chunks = stream.chunks(self._observed(first, events))
-        headers = answer_headers(route.decision, route.decision.plan.budgets)
+        headers = answer_headers(route.decision, route.decision.plan.budgets) | limit_headers(request)
         return EventStreamResponse(chunks, work=events, headers=headers)
 
     async def _observed(
@@ -238,7 +264,8 @@ class OpenAIRoutes:
             self.metrics.observe_route(numbered[1])
 
     def _tenant(self, request: Request) -> str | None:
-        return tenant_of(request.headers.get(TENANT_HEADER), is_trusted=self.trusts_tenants)
+        presented = request.headers.get(TENANT_HEADER)
+        return tenant_for(caller_of(request), presented, is_trusted=self.trusts_tenants)
 
     def _observe_first_text(self, request: Request) -> None:
         started: Any = request.state.started_at

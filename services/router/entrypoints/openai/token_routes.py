@@ -9,6 +9,9 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from hilora.errors import InvalidInput
+from services.common.inference_keys import InferenceScope
+from services.router.admission import Admission
+from services.router.entrypoints.access import caller_of, require
 from services.router.entrypoints.disconnects import unless_disconnected
 from services.router.entrypoints.openai.chat_request import Messages, chat_prompt
 from services.router.entrypoints.openai.descriptions import JsonObject
@@ -68,10 +71,12 @@ class TokenRoutes:
     """The routes over a worker's tokenizer; all adapters share the base's."""
 
     workers: Workers
+    admission: Admission
 
     def api_router(self) -> APIRouter:
         """For `FastAPI.include_router`."""
         routes = APIRouter(responses=ERROR_RESPONSES)
+        infer = [require(InferenceScope.INFER)]
         for prefix in ("", "/v1"):
             is_shown = not prefix
             routes.add_api_route(
@@ -79,6 +84,7 @@ class TokenRoutes:
                 self._tokenize,
                 methods=["POST"],
                 response_model=TokensDocument,
+                dependencies=infer,
                 include_in_schema=is_shown,
             )
             routes.add_api_route(
@@ -86,14 +92,18 @@ class TokenRoutes:
                 self._detokenize,
                 methods=["POST"],
                 response_model=TextDocument,
+                dependencies=infer,
                 include_in_schema=is_shown,
             )
         return routes
 
     async def _tokenize(self, body: TokenizeBody, request: Request) -> JsonObject:
         """The tokens that a prompt would become."""
-        asking = self.workers.tokenize(body.to_prompt(), omits_special_tokens=not body.add_special_tokens)
-        tokenized = await unless_disconnected(request, asking)
+        prompt = body.to_prompt()
+        async with self.admission.admit(caller_of(request), num_tokens=0):
+            tokenized = await unless_disconnected(
+                request, self.workers.tokenize(prompt, omits_special_tokens=not body.add_special_tokens)
+            )
         return {
             "count": len(tokenized.token_ids),
             "max_model_len": tokenized.max_model_len,
@@ -103,4 +113,5 @@ class TokenRoutes:
 
     async def _detokenize(self, body: DetokenizeBody, request: Request) -> JsonObject:
         """The text of tokens."""
-        return {"prompt": await unless_disconnected(request, self.workers.detokenize(body.tokens))}
+        async with self.admission.admit(caller_of(request), num_tokens=0):
+            return {"prompt": await unless_disconnected(request, self.workers.detokenize(body.tokens))}
