@@ -326,6 +326,7 @@ class CatalogEntry(_message.Message):
     TRUST_TIER_FIELD_NUMBER: _builtins.int
     VISIBLE_TO_FIELD_NUMBER: _builtins.int
     OTHER_VERSIONS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
     """Identity of the version: "name@revision-head"."""
     adapter_name: _builtins.str
@@ -372,6 +373,10 @@ class CatalogEntry(_message.Message):
     def other_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionEntry]:
         """The other versions that can be named, by number."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words by which requests restrict the pool; the same for all versions."""
+
     def __init__(
         self,
         *,
@@ -395,10 +400,11 @@ class CatalogEntry(_message.Message):
         trust_tier: Global___TrustTier.ValueType = ...,
         visible_to: _abc.Iterable[_builtins.str] | None = ...,
         other_versions: _abc.Iterable[Global___VersionEntry] | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "base_model", b"base_model", "catalog_generation", b"catalog_generation", "component_bytes", b"component_bytes", "component_sha256", b"component_sha256", "created_at", b"created_at", "embedding_dim", b"embedding_dim", "encoder_id", b"encoder_id", "lora_rank", b"lora_rank", "num_modules", b"num_modules", "num_samples", b"num_samples", "other_versions", b"other_versions", "profile_id", b"profile_id", "revision", b"revision", "sample_embeddings", b"sample_embeddings", "samples_source", b"samples_source", "trust_tier", b"trust_tier", "version", b"version", "visible_to", b"visible_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "base_model", b"base_model", "catalog_generation", b"catalog_generation", "component_bytes", b"component_bytes", "component_sha256", b"component_sha256", "created_at", b"created_at", "embedding_dim", b"embedding_dim", "encoder_id", b"encoder_id", "lora_rank", b"lora_rank", "num_modules", b"num_modules", "num_samples", b"num_samples", "other_versions", b"other_versions", "profile_id", b"profile_id", "revision", b"revision", "sample_embeddings", b"sample_embeddings", "samples_source", b"samples_source", "tags", b"tags", "trust_tier", b"trust_tier", "version", b"version", "visible_to", b"visible_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
