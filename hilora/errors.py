@@ -6,7 +6,8 @@
     │   │   ├── UnsupportedAdapterFeature
     │   │   ├── AdapterShapeMismatch
     │   │   └── UnsafeArchive
-    │   ├── UnknownAdapter              no such adapter, model or job
+    │   ├── UnknownAdapter              no such adapter, model, strategy, plan or job
+    │   ├── LowConfidence               no adapter explains the text, and the caller wants none that does not
     │   └── InvalidSamplingParams
     ├── Conflict                        the request is sound, the state is not
     │   ├── AdapterAlreadyRegistered
@@ -111,6 +112,12 @@ class UnknownAdapter(InvalidInput):
     """A name refers to nothing that is registered."""
 
     default_code = "unknown_adapter"
+
+
+class LowConfidence(InvalidInput):
+    """No adapter explains the text, and an answer without one that does is not wanted."""
+
+    default_code = "low_confidence"
 
 
 class InvalidSamplingParams(InvalidInput):

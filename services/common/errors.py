@@ -32,6 +32,7 @@ class ErrorMapping:
 # The first class of an error's method resolution order that stands here decides.
 _MAPPINGS: dict[type[HiloraError], ErrorMapping] = {
     errors.UnknownAdapter: ErrorMapping(404, "invalid_request_error", grpc.StatusCode.NOT_FOUND),
+    errors.LowConfidence: ErrorMapping(422, "invalid_request_error", grpc.StatusCode.FAILED_PRECONDITION),
     errors.InvalidAdapter: ErrorMapping(422, "invalid_request_error", grpc.StatusCode.INVALID_ARGUMENT),
     errors.InvalidInput: ErrorMapping(400, "invalid_request_error", grpc.StatusCode.INVALID_ARGUMENT),
     errors.AdapterAlreadyRegistered: ErrorMapping(409, "conflict_error", grpc.StatusCode.ALREADY_EXISTS),

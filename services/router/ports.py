@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from services.router.answer import TokenizedPrompt, WorkerEvent
 from services.router.catalog import CatalogView
+from services.router.plan_record import PlanRecord, SessionRecord
 from services.router.request import Prompt, WorkOrder
 
 
@@ -102,4 +103,28 @@ class Workers(Protocol):
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of tokens. Raises as `tokenize`."""
+        ...
+
+
+class PlanStore(Protocol):
+    """Plans by their ids, for some time. What is put under an id is always the same plan."""
+
+    async def get(self, key: str, /) -> PlanRecord | None:
+        """The plan; None if it is not, or not any more, remembered. Never fails."""
+        ...
+
+    async def put(self, key: str, record: PlanRecord, /) -> None:
+        """Remember a plan, or remember it for longer. Others may have to go. Never fails."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Where sessions stand, for some time since they last moved."""
+
+    async def get(self, key: str, /) -> SessionRecord | None:
+        """What was put last; None if that is not, or not any more, remembered. Never fails."""
+        ...
+
+    async def put(self, key: str, record: SessionRecord, /) -> None:
+        """Replace what is remembered. Others may have to go. Never fails."""
         ...

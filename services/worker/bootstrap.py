@@ -12,7 +12,7 @@ import grpc
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
-from services.common.tracing import open_tracer
+from services.common.tracer_start import open_tracer
 from services.worker.base_setup import engine_config, join_group, load_base
 from services.worker.engine.engine import Engine
 from services.worker.engine.sampling.grammar import GrammarCompiler
