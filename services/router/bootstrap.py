@@ -32,7 +32,9 @@ from services.router.infra.catalog_replica import CatalogReplica
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
-from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.infra.workers.client import Silence
+from services.router.infra.workers.directories import directory_of
+from services.router.infra.workers.pool import WorkerPool
 from services.router.limits import RateLimiter
 from services.router.models import ModelDirectory
 from services.router.pool_index import IndexRules, build_pool_index
@@ -71,8 +73,15 @@ class Router:
             build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
             identity=identity,
         )
-        self._workers = StaticWorkerPool(
-            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
+        self._redis = _redis_of(settings)
+        self._workers = WorkerPool(
+            directory_of(settings.worker_addresses, redis=self._redis),
+            request_timeout_seconds=settings.request_timeout_seconds,
+            lookup_seconds=settings.worker_lookup_seconds,
+            silence=Silence(
+                first_event_seconds=settings.worker_first_event_seconds, stall_seconds=settings.worker_stall_seconds
+            ),
+            identity=identity,
         )
         metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
         traffic = TrafficWatch(
@@ -91,7 +100,6 @@ class Router:
         )
         metrics.watch_traffic(traffic)
         callers = callers_of(settings)
-        self._redis = _redis_of(settings)
         self._admission = admission = Admission(
             limiter=_limiter(self._redis),
             max_in_flight=settings.max_in_flight,

@@ -12,8 +12,9 @@ import pytest
 from hilora.errors import GenerationFailed, NoWorkerAvailable, QueueFull, Unavailable
 from hilora.routing_plan import RocBudget, RoutingPlan
 from services.router.answer import GenerationFinished, GenerationStarted, TextDelta
-from services.router.infra import worker_client
-from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.infra.workers import client as worker_client
+from services.router.infra.workers.directories import ListedWorkers
+from services.router.infra.workers.pool import WorkerPool
 from services.router.request import GenerationRequest, TextPrompt, WorkOrder
 from tests.fakes.router_stack import eventually
 from tests.fakes.worker_service import FakeWorker
@@ -22,12 +23,12 @@ from tests.fakes.worker_service import FakeWorker
 @asynccontextmanager
 async def running(
     num_workers: int, *, catch_up_seconds: float = 0.3, request_timeout_seconds: float = 10
-) -> AsyncIterator[tuple[StaticWorkerPool, Sequence[FakeWorker]]]:
+) -> AsyncIterator[tuple[WorkerPool, Sequence[FakeWorker]]]:
     workers = [FakeWorker(name=f"worker-{number}") for number in range(num_workers)]
     for worker in workers:
         await worker.start()
-    pool = StaticWorkerPool(
-        [worker.address for worker in workers],
+    pool = WorkerPool(
+        ListedWorkers(worker.address for worker in workers),
         request_timeout_seconds=request_timeout_seconds,
         catch_up_seconds=catch_up_seconds,
     )
@@ -40,17 +41,22 @@ async def running(
             await worker.stop()
 
 
-def order(*, catalog_generation: int = 0, request_id: str = "r", timeout_seconds: float | None = None) -> WorkOrder:
-    budget = RocBudget(adapter_id="a@1", adapter_name="a", lora_rank=8, num_rocs=3, weight=0.5)
+def order(
+    *,
+    catalog_generation: int = 0,
+    request_id: str = "r",
+    timeout_seconds: float | None = None,
+    adapter: str = "a",
+    text: str = "one two",
+) -> WorkOrder:
+    budget = RocBudget(adapter_id=f"{adapter}@1", adapter_name=adapter, lora_rank=8, num_rocs=3, weight=0.5)
     return WorkOrder(
-        request=GenerationRequest(
-            request_id=request_id, prompt=TextPrompt(text="one two"), timeout_seconds=timeout_seconds
-        ),
+        request=GenerationRequest(request_id=request_id, prompt=TextPrompt(text=text), timeout_seconds=timeout_seconds),
         plan=RoutingPlan(budgets=(budget,), catalog_generation=catalog_generation),
     )
 
 
-async def run(pool: StaticWorkerPool, work: WorkOrder) -> list:
+async def run(pool: WorkerPool, work: WorkOrder) -> list:
     async with aclosing(pool.generate(work)) as events:
         return [event async for event in events]
 
@@ -131,7 +137,7 @@ class TestPlacement:
         async with running(3) as (pool, workers):
             for worker, num_running in zip(workers, (5, 1, 7), strict=True):
                 worker.service.num_running = num_running
-            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await asyncio.gather(*(client.poll() for client in pool.roster))
             await run(pool, order())
             assert [len(worker.service.requests) for worker in workers] == [0, 1, 0]
 
@@ -145,14 +151,20 @@ class TestPlacement:
     async def test_idle_workers_share(self):
         async with running(2) as (pool, workers):
             for number in range(24):
-                await run(pool, order(request_id=str(number)))
+                await run(pool, order(request_id=str(number), adapter=f"a{number}", text=f"text {number}"))
             assert min(len(worker.service.requests) for worker in workers) >= 1
+
+    async def test_an_adapter_stays_where_its_components_are(self):
+        async with running(3) as (pool, workers):
+            for number in range(12):
+                await run(pool, order(request_id=str(number), text=f"text {number}"))
+            assert sorted(len(worker.service.requests) for worker in workers) == [0, 0, 12]
 
     @pytest.mark.parametrize("state", ["is_draining", "is_stuck", "is_device_lost"])
     async def test_a_worker_that_takes_no_requests_gets_none(self, state):
         async with running(2) as (pool, (away, other)):
             setattr(away.service, state, True)
-            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await asyncio.gather(*(client.poll() for client in pool.roster))
             for number in range(6):
                 await run(pool, order(request_id=str(number)))
             assert not away.service.requests
@@ -163,20 +175,20 @@ class TestFailure:
     async def test_a_dead_worker_s_request_is_run_on_another_once(self):
         async with running(2) as (pool, (dead, alive)):
             alive.service.num_running = 7
-            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await asyncio.gather(*(client.poll() for client in pool.roster))
             await dead.stop()
             events = await run(pool, order())
             assert isinstance(events[-1], GenerationFinished)
             assert len(alive.service.requests) == 1
             assert pool.fleet().num_live == 1
 
-    async def test_two_failures_are_not_tried_a_third_time(self):
-        async with running(3) as (pool, workers):
+    async def test_three_failures_are_not_tried_a_fourth_time(self):
+        async with running(4) as (pool, workers):
             for worker in workers:
                 worker.service.fails_with = Unavailable("no", code="worker_draining", remedy="later")
             with pytest.raises(Unavailable, match="no"):
                 await run(pool, order())
-            assert sum(len(worker.service.requests) for worker in workers) == 2
+            assert sum(len(worker.service.requests) for worker in workers) == 3
 
     async def test_what_a_living_worker_lacks_does_not_count_against_it(self):
         async with running(1) as (pool, (worker,)):
@@ -216,7 +228,7 @@ class TestFailure:
     async def test_a_late_worker_is_used_until_it_is_late_several_times(self, monkeypatch):
         monkeypatch.setattr(worker_client, "_STATS_TIMEOUT_SECONDS", 0.05)
         async with running(1) as (pool, (worker,)):
-            client = pool._clients[0]
+            client = next(iter(pool.roster))
             worker.service.seconds_per_stats = 1
             await client.poll()
             await client.poll()
