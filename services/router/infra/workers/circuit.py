@@ -1,4 +1,4 @@
-"""Whether a worker that fails is left alone for a while (M. Nygard, "Release It!", 2nd ed., 2018, "Circuit Breaker")."""
+"""Whether a worker that fails is left alone for a while (M. Nygard, "Release It!", 2018, "Circuit Breaker")."""
 
 from __future__ import annotations
 
