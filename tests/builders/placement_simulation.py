@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,7 +40,8 @@ class _Worker:
     num_running: int = 0
     reported: int = 0
     reported_residents: frozenset[str] = frozenset()
-    sent_adapters: set[str] = field(default_factory=set)
+    sent_adapters: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """What each router sent since the last poll: it knows of its own alone."""
     polled_at: float = 0.0
     in_flight_of: Counter = field(default_factory=Counter)
 
@@ -52,7 +53,7 @@ def simulate(
     num_workers: int = 8,
     num_routers: int = 2,
     utilisation: float = 0.7,
-    num_requests: int = 20_000,
+    num_requests: int = 6_000,
     weights: PlacementWeights | None = None,
 ) -> Outcome:
     """Poisson arrivals, Zipf adapters, exponential service; a miss adds the loading. Routers know each worker as of its
@@ -90,7 +91,7 @@ def simulate(
                 num_reported=worker.reported,
                 num_in_flight=worker.in_flight_of[router],
                 max_num_seqs=_MAX_NUM_SEQS,
-                resident_adapter_ids=worker.reported_residents | worker.sent_adapters,
+                resident_adapter_ids=worker.reported_residents | worker.sent_adapters[router],
                 age_seconds=now - worker.polled_at,
             )
             for idx, worker in enumerate(workers)
@@ -106,7 +107,7 @@ def simulate(
         is_hit = adapter in worker.residents
         worker.residents[adapter] = None
         worker.residents.move_to_end(adapter)
-        worker.sent_adapters.add(adapter)
+        worker.sent_adapters[router].add(adapter)
         if len(worker.residents) > _POOL_ADAPTERS:
             worker.residents.popitem(last=False)
         hits += is_hit

@@ -53,7 +53,9 @@ class TestCost:
 
     def test_a_full_kv_cache_costs(self):
         roomy, full = worker(kv_cache_usage=0.7), worker(kv_cache_usage=1.0)
-        assert cost_of(full, plan_of(), idlest=0, weights=WEIGHTS) > cost_of(roomy, plan_of(), idlest=0, weights=WEIGHTS)
+        assert cost_of(full, plan_of(), idlest=0, weights=WEIGHTS) > cost_of(
+            roomy, plan_of(), idlest=0, weights=WEIGHTS
+        )
 
     @given(st.lists(views, min_size=1, max_size=6))
     def test_a_bonus_never_outweighs_a_difference_of_load_beyond_the_spread(self, workers):
