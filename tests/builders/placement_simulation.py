@@ -1,4 +1,4 @@
-"""A pool of workers under skewed traffic, in simulated time: how often a request finds its adapter, and how full it gets.
+"""A pool of workers under skewed traffic, in simulated time: how often adapters are found, how full it gets.
 
 Run as a module it prints the table of docs/experiments.md: `python -m tests.builders.placement_simulation`.
 """
@@ -128,13 +128,13 @@ def simulate(
 
 def main() -> None:
     """Print a table: policies under three loads, means of three seeds."""
-    print("| policy | utilisation | residency hits | p99 load |\n|---|---|---|---|")
+    print("| policy | utilisation | residency hits | p99 load |\n|---|---|---|---|")  # noqa: T201
     for utilisation in (0.5, 0.7, 0.9):
         for policy in ("least-loaded", "placement"):
             found = [simulate(policy, seed=seed, utilisation=utilisation) for seed in range(3)]
             hit_rate = sum(outcome.hit_rate for outcome in found) / 3
             p99_load = sum(outcome.p99_load for outcome in found) / 3
-            print(f"| {policy} | {utilisation} | {hit_rate:.3f} | {p99_load:.2f} |")
+            print(f"| {policy} | {utilisation} | {hit_rate:.3f} | {p99_load:.2f} |")  # noqa: T201
 
 
 if __name__ == "__main__":

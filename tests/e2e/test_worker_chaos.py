@@ -1,7 +1,7 @@
 """Workers are killed again and again under load: every request ends, and no token is lost or comes twice.
 
-Three real worker processes with the testbed's base, found through Redis; one is killed every ten seconds. Runs for 40
-seconds, or for HILORA_CHAOS_SECONDS.
+Three real worker processes with the testbed's base, found through Redis; one is killed every ten seconds, or
+as soon as two are live again. Runs for 40 seconds, or for HILORA_CHAOS_SECONDS.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ async def test_every_request_ends_and_every_token_comes_once(tmp_path):
     codes = Counter()
     wrong = []
 
-    async with running_pool(tmp_path) as (router, workers):
+    async with running_pool(tmp_path) as (router, workers):  # noqa: SIM117  (the client needs the router's address)
         async with httpx.AsyncClient(base_url=f"http://{router.rest_address}", timeout=patient(HANG_SECONDS)) as client:
             models = (await client.get("/v1/models")).json()["data"]
             model = next(entry["id"] for entry in models if entry["id"] != "auto")
@@ -168,6 +168,9 @@ async def test_every_request_ends_and_every_token_comes_once(tmp_path):
                 nonlocal num_kills
                 for victim in itertools.cycle(workers):
                     await asyncio.sleep(SECONDS_BETWEEN_KILLS)
+                    # What is tested is the loss of one; a slow machine may not have the last one back yet.
+                    while router._workers.fleet().num_live < 2 and loop.time() < ends_at:
+                        await asyncio.sleep(0.2)  # noqa: ASYNC110  (another process's doing: no event to set)
                     if loop.time() >= ends_at:
                         return
                     await asyncio.to_thread(victim.kill)
@@ -178,7 +181,7 @@ async def test_every_request_ends_and_every_token_comes_once(tmp_path):
 
     whole, whole_ok = outcomes["whole", True] + outcomes["whole", False], outcomes["whole", True]
     streams, streams_ok = outcomes["stream", True] + outcomes["stream", False], outcomes["stream", True]
-    print(
+    print(  # noqa: T201  (the numbers are what it is run for)
         f"chaos: {SECONDS:g} s, {num_kills} kills, whole {whole_ok}/{whole}, streams {streams_ok}/{streams}, "
         f"wrong {len(wrong)}, errors {dict(codes)}"
     )

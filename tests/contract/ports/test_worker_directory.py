@@ -36,7 +36,7 @@ async def directory(request, redis, redis_url):
     registration = RedisRegistration(redis_url, worker_id="w", address="127.0.0.1:7001")
     if request.param == "redis":
         await registration.start()
-        while not await redis.exists(f"{KEY_PREFIX}w"):
+        while not await redis.exists(f"{KEY_PREFIX}w"):  # noqa: ASYNC110  (Redis tells nobody)
             await asyncio.sleep(0.01)
     entries = {
         "list": ("127.0.0.1:7001",),
@@ -77,7 +77,7 @@ class TestRedis:
     async def test_a_worker_that_stops_is_gone_at_once(self, redis, redis_url):
         registration = RedisRegistration(redis_url, worker_id="x", address="h:1")
         await registration.start()
-        while not await redis.exists(f"{KEY_PREFIX}x"):
+        while not await redis.exists(f"{KEY_PREFIX}x"):  # noqa: ASYNC110  (Redis tells nobody)
             await asyncio.sleep(0.01)
         assert 0 < await redis.ttl(f"{KEY_PREFIX}x") <= 10
         await registration.stop(grace_seconds=0)
