@@ -169,8 +169,8 @@ async def test_every_request_ends_and_every_token_comes_once(tmp_path):
                 for victim in itertools.cycle(workers):
                     await asyncio.sleep(SECONDS_BETWEEN_KILLS)
                     # What is tested is the loss of one; a slow machine may not have the last one back yet.
-                    while router._workers.fleet().num_live < 2 and loop.time() < ends_at:
-                        await asyncio.sleep(0.2)  # noqa: ASYNC110  (another process's doing: no event to set)
+                    while router._workers.fleet().num_live < 2 and loop.time() < ends_at:  # noqa: ASYNC110
+                        await asyncio.sleep(0.2)
                     if loop.time() >= ends_at:
                         return
                     await asyncio.to_thread(victim.kill)
