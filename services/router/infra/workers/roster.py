@@ -68,7 +68,6 @@ class WorkerRoster:
     async def start(self) -> None:
         """Look up and ask each worker once; a worker that is away is asked again for ever."""
         await self._look_up()
-        await asyncio.gather(*(client.poll() for client in self))
         self._follower = asyncio.create_task(self._follow(), name="follow workers")
 
     async def stop(self) -> None:
@@ -124,17 +123,17 @@ class WorkerRoster:
             self._is_directory_away = True
             return
         self._is_directory_away = False
-        for address in sorted(named - self._clients.keys()):
-            self._join(address)
+        await asyncio.gather(*(self._join(address) for address in sorted(named - self._clients.keys())))
         for address in list(self._clients):
             missed = 0 if address in named else self._num_missed.get(address, 0) + 1
             self._num_missed[address] = missed
             if missed >= _LOOKUPS_UNTIL_GONE:
                 await self._retire(address)
 
-    def _join(self, address: str) -> None:
+    async def _join(self, address: str) -> None:
         client = WorkerClient(address, silence=self._silence, identity=self._identity)
         self._clients[address] = client
+        await client.poll()
         self._pollers[client] = asyncio.create_task(self._poll_for_ever(client), name=f"poll {address}")
         _log.info("worker_joined", worker=address)
 
@@ -149,18 +148,19 @@ class WorkerRoster:
         _log.info("worker_leaving", worker=address, num_in_flight=client.num_in_flight)
 
     async def _poll_for_ever(self, client: WorkerClient) -> None:
-        was_live = False
+        was_live = client.is_live
         while True:
+            pause = _POLL_SECONDS_WHILE_WAITED_FOR if self._num_waiting else _POLL_SECONDS
+            try:
+                async with asyncio.timeout(pause):
+                    await self._poll_now.wait()
+            except TimeoutError:
+                pass
+            else:
+                self._poll_now.clear()
             await client.poll()
             if client.is_live != was_live:
                 was_live = client.is_live
                 _log.info("worker_live" if was_live else "worker_away", worker=client.address)
             async with self._polled:
                 self._polled.notify_all()
-            pause = _POLL_SECONDS_WHILE_WAITED_FOR if self._num_waiting else _POLL_SECONDS
-            try:
-                async with asyncio.timeout(pause):
-                    await self._poll_now.wait()
-            except TimeoutError:
-                continue
-            self._poll_now.clear()
