@@ -37,7 +37,9 @@ from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_memory import shared_plans, shared_sessions
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
 from services.router.infra.route_log import RouteLog
-from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.infra.workers.client import Silence
+from services.router.infra.workers.directories import directory_of
+from services.router.infra.workers.pool import WorkerPool
 from services.router.limits import RateLimiter
 from services.router.models import ModelDirectory
 from services.router.observation import GenerationObserver
@@ -91,8 +93,15 @@ class Router:
             build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
             identity=identity,
         )
-        self._workers = StaticWorkerPool(
-            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
+        self._redis = _redis_of(settings)
+        self._workers = WorkerPool(
+            directory_of(settings.worker_addresses, redis=self._redis),
+            request_timeout_seconds=settings.request_timeout_seconds,
+            lookup_seconds=settings.worker_lookup_seconds,
+            silence=Silence(
+                first_event_seconds=settings.worker_first_event_seconds, stall_seconds=settings.worker_stall_seconds
+            ),
+            identity=identity,
         )
         metrics = RouterMetrics(
             catalog=self._catalog,
@@ -118,7 +127,6 @@ class Router:
         )
         metrics.watch_traffic(traffic)
         callers = callers_of(settings)
-        self._redis = _redis_of(settings)
         self._admission = admission = Admission(
             limiter=_limiter(self._redis),
             max_in_flight=settings.max_in_flight,

@@ -32,7 +32,14 @@ class RouterSettings(TlsServiceSettings):
     registry_address: str = "127.0.0.1:50052"
     """`host:port` of the registry's gRPC server, which is followed."""
     worker_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50053",)
-    """`host:port` of each worker's gRPC server, separated by commas."""
+    """Where the workers are, separated by commas: `host:port`, or `dns:///name:port` for every address of a name, or
+    `redis` for those that register themselves at `HILORA_ROUTER_REDIS_URL`."""
+    worker_lookup_seconds: float = Field(default=2.0, gt=0)
+    """Time between two lookups of a name, or of what is registered; a worker leaves once three did not name it."""
+    worker_first_event_seconds: float = Field(default=300.0, gt=0)
+    """A worker that has not admitted a request after this time, its queue included, is lost to it."""
+    worker_stall_seconds: float = Field(default=120.0, gt=0)
+    """So is one that says nothing for so long while it answers."""
     base_model_name: str | None = None
     """Public name of the base model; by default the last part of what the workers report."""
     encoder: str = DEFAULT_ENCODER
@@ -86,8 +93,8 @@ class RouterSettings(TlsServiceSettings):
     allow_anonymous: bool = False
     """Whether everybody may ask although the doors are not on loopback."""
     redis_url: SecretStr | None = None
-    """`redis://`, `rediss://` or `unix:///socket?db=0`, where limits are counted, and plans and sessions
-    remembered, for all routers together; without it each router does so for itself."""
+    """`redis://`, `rediss://` or `unix:///socket?db=0`, where limits are counted, plans and sessions remembered, and
+    workers that register themselves found, for all routers together; without it each router does so for itself."""
     default_requests_per_minute: int | None = Field(default=None, ge=1)
     """Limit of keys without limits of their own, and of everybody without a key together."""
     default_tokens_per_minute: int | None = Field(default=None, ge=1)
