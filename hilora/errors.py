@@ -6,7 +6,8 @@
     │   │   ├── UnsupportedAdapterFeature
     │   │   ├── AdapterShapeMismatch
     │   │   └── UnsafeArchive
-    │   ├── UnknownAdapter              no such adapter, model or job
+    │   ├── UnknownAdapter              no such adapter, model, strategy, plan or job
+    │   ├── LowConfidence               no adapter explains the text, and the caller wants none that does not
     │   └── InvalidSamplingParams
     ├── Conflict                        the request is sound, the state is not
     │   ├── AdapterAlreadyRegistered
@@ -113,6 +114,12 @@ class UnknownAdapter(InvalidInput):
     default_code = "unknown_adapter"
 
 
+class LowConfidence(InvalidInput):
+    """No adapter explains the text, and an answer without one that does is not wanted."""
+
+    default_code = "low_confidence"
+
+
 class InvalidSamplingParams(InvalidInput):
     """A sampling parameter is outside its range."""
 
@@ -178,9 +185,25 @@ class RocPoolFull(Exhausted):
 
 
 class Unavailable(HiloraError):
-    """A part of the system cannot be reached or is not ready."""
+    """A part of the system cannot be reached or is not ready.
+
+    Args:
+        retry_after_seconds: when trying again is sensible.
+    """
 
     default_code = "unavailable"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float = 1.0,
+        code: str | None = None,
+        remedy: str | None = None,
+        place: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, remedy=remedy, place=place)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NoWorkerAvailable(Unavailable):

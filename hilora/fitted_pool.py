@@ -23,6 +23,7 @@ from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
 from hilora.family_scores import FamilyScores
 from hilora.gaussian_index import NOBODY, ExtendedGaussianIndex, GaussianIndex, IndexBuilder
 from hilora.pool_statistics import PoolStatistics
+from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_explanation import ScoredPool
 from hilora.routing_settings import RoutingSettings
 
@@ -59,6 +60,8 @@ class FittedPool:
     """Searches all."""
     families: FamilyScores
     """Of those that took part in the fit."""
+    newcomers: WhitenedGaussians | None = None
+    """Predictive Gaussians of those that came after the fit, by place."""
 
     @classmethod
     def fit(cls, profiles: Sequence[AdapterProfile], *, build_index: IndexBuilder) -> FittedPool:
@@ -97,7 +100,14 @@ class FittedPool:
         fitted, added = self.profiles[: self.num_fitted], _ordered(newcomers)
         _check(added)
         if not added:
-            return replace(self, profiles=fitted, newcomer_places={}, superseded=NOBODY, index=self.fitted_index)
+            return replace(
+                self,
+                profiles=fitted,
+                newcomer_places={},
+                superseded=NOBODY,
+                index=self.fitted_index,
+                newcomers=None,
+            )
         statistics = PoolStatistics.of([profile.samples_ME for profile in added])
         gaussians = self.model.predict(statistics.means_LE, statistics.num_samples_L)
         newcomer_places = _places(added, first=self.num_fitted)
@@ -108,6 +118,7 @@ class FittedPool:
             newcomer_places=newcomer_places,
             superseded=np.array(sorted(superseded), dtype=np.intp),
             index=ExtendedGaussianIndex(self.fitted_index, gaussians),
+            newcomers=gaussians,
         )
 
     @cached_property
@@ -145,18 +156,57 @@ class FittedPool:
             raise ValueError("the embedding holds values that are not finite")
         return z_E
 
-    def score_nearest(self, z_E: FloatArray, *, num_results: int, excluded: NDArray[np.intp]) -> ScoredPool:
-        """The best adapters for a text, by falling posterior: all that the calibrated mode looks at."""
+    def place_of(self, adapter_id: str, adapter_name: str) -> int | None:
+        """Where an adapter version stands; None if it may not be chosen here, or is not known."""
+        places = self.newcomer_places.get(adapter_name) or self.fitted_places.get(adapter_name, ())
+        return next((place for place in places if self.profiles[place].adapter_id == adapter_id), None)
+
+    def score_nearest(
+        self, z_E: FloatArray, *, num_results: int, excluded: NDArray[np.intp], also: NDArray[np.intp] = NOBODY
+    ) -> ScoredPool:
+        """The best adapters for a text, by falling posterior: all that the calibrated mode looks at.
+
+        Args:
+            z_E: the text.
+            num_results: how many; all that are allowed, where these are fewer.
+            excluded: places of adapters that do not count.
+            also: places that are scored whether they are among the best or not, none of them excluded.
+        """
         y_K, rest = self.model.space.locate(z_E)
         temperature = self.model.temperature
         found = self.index.search(y_K, float(rest), num_results=num_results, temperature=temperature, excluded=excluded)
+        idx_C, log_density_C = found.idx_C, found.log_density_C
+        others = np.setdiff1d(also, idx_C)
+        if len(others):
+            idx_C = np.concatenate([idx_C, others])
+            log_density_C = np.concatenate([log_density_C, self._log_density_of(others, y_K, float(rest))])
+            order = np.lexsort((idx_C, -log_density_C))
+            idx_C, log_density_C = idx_C[order], log_density_C[order]
         return ScoredPool(
-            idx_C=found.idx_C,
-            scores_C=found.log_density_C + self.model.space.within.log_det_whitening,
-            ratios_C=found.log_density_C - self.model.new_task.log_density(y_K, rest),
-            posterior_C=np.exp(found.log_density_C / temperature - found.log_partition),
+            idx_C=idx_C,
+            scores_C=log_density_C + self.model.space.within.log_det_whitening,
+            ratios_C=log_density_C - self.model.new_task.log_density(y_K, rest),
+            posterior_C=np.exp(log_density_C / temperature - found.log_partition),
             num_allowed=len(self.profiles) - len(excluded),
         )
+
+    def _log_density_of(self, idx_C: NDArray[np.intp], y_K: FloatArray, rest: float) -> FloatArray:
+        """Scores in whitened units at some places, rising."""
+        is_fitted_C = idx_C < self.num_fitted
+        parts = [self.model.gaussians.log_density_of(idx_C[is_fitted_C], y_K, rest)]
+        if self.newcomers is not None:
+            parts.append(self.newcomers.log_density_of(idx_C[~is_fitted_C] - self.num_fitted, y_K, rest))
+        return np.concatenate(parts)
+
+    def cosines(self, z_E: FloatArray) -> FloatArray:
+        """Cosine of a text with the mean of each adapter's samples, `[L]`: what LoraRetriever (2402.09997) goes by."""
+        return (self._unit_means @ z_E.astype(np.float32)).astype(np.float64) / float(np.linalg.norm(z_E) or 1.0)
+
+    @cached_property
+    def _unit_means(self) -> NDArray[np.float32]:
+        means_LE = np.stack([profile.samples_ME.mean(axis=0, dtype=np.float64) for profile in self.profiles])
+        norms_L = np.linalg.norm(means_LE, axis=1, keepdims=True)
+        return (means_LE / np.where(norms_L > 0.0, norms_L, 1.0)).astype(np.float32)
 
     def score_all(self, z_E: FloatArray, *, settings: RoutingSettings, excluded: NDArray[np.intp]) -> ScoredPool:
         """Every allowed adapter that took part in the fit, by place, scored as the paper's mode does (E3)."""

@@ -117,24 +117,32 @@ def base_decision(
 def explicit_decision(
     *, adapter_id: str, adapter_name: str, lora_rank: int, catalog_generation: int
 ) -> RoutingDecision:
-    """A named adapter with all its ROCs at weight 1: what PEFT computes for it.
-
-    Nothing was scored, so the likelihoods are 0 and the posterior is 1.
-    """
+    """A named adapter with all its ROCs at weight 1: what PEFT computes for it."""
     budget = RocBudget(adapter_id=adapter_id, adapter_name=adapter_name, lora_rank=lora_rank, num_rocs=lora_rank)
-    score = CandidateScore(
-        adapter_id=adapter_id,
-        adapter_name=adapter_name,
-        log_likelihood=0.0,
-        log_likelihood_ratio=0.0,
-        posterior=1.0,
-        num_rocs=lora_rank,
-        weight=budget.weight,
-    )
+    plan = RoutingPlan(budgets=(budget,), gate=GateParameters(), catalog_generation=catalog_generation)
+    return unscored_decision(plan, reason=f"The request names the adapter {adapter_name}.")
+
+
+def unscored_decision(plan: RoutingPlan, *, reason: str) -> RoutingDecision:
+    """A plan that the client made itself, or had from an earlier answer.
+
+    Nothing was scored, so the likelihoods are 0, and the posterior is the same for each.
+    """
     return RoutingDecision(
-        plan=RoutingPlan(budgets=(budget,), gate=GateParameters(), catalog_generation=catalog_generation),
+        plan=plan,
         mode=RoutingMode.EXPLICIT,
-        candidates=(score,),
+        candidates=tuple(
+            CandidateScore(
+                adapter_id=budget.adapter_id,
+                adapter_name=budget.adapter_name,
+                log_likelihood=0.0,
+                log_likelihood_ratio=0.0,
+                posterior=1.0 / len(plan.budgets),
+                num_rocs=budget.num_rocs,
+                weight=budget.weight,
+            )
+            for budget in plan.budgets
+        ),
         is_out_of_distribution=False,
-        reason=f"The request names the adapter {adapter_name}.",
+        reason=reason,
     )

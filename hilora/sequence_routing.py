@@ -67,6 +67,11 @@ class SequenceRouter:
         return frozenset() if self._pool is None else self._pool.names
 
     @property
+    def pool(self) -> FittedPool | None:
+        """The fitted adapters, for strategies that choose by rules of their own; None for an empty pool."""
+        return self._pool
+
+    @property
     def num_newcomers(self) -> int:
         """Adapters that came after the fit."""
         return 0 if self._pool is None else len(self._pool.profiles) - self._pool.num_fitted

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from hilora.empirical_bayes import fit_pooled_eb
 from hilora.errors import RegistryUnavailable
-from hilora.routing_plan import RoutingMode
 from hilora_lab.bench.machine import resident_bytes
 from hilora_lab.bench.synthetic_pool import NUM_SAMPLES, task_texts
 from services.common.log import configure_logging
@@ -29,11 +28,16 @@ from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_replica import CatalogReplica
 from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.local_memory import LocalMemory
 from services.router.models import ModelDirectory
+from services.router.plan_record import PlanRecord, SessionRecord
+from services.router.plans import Plans
 from services.router.pool_index import IndexKind, IndexRules, build_pool_index
 from services.router.ports import WorkerFleet
 from services.router.routing import RouteText
 from services.router.routing_options import RoutingOptions
+from services.router.routing_rules import RoutingDefaults
+from services.router.sessions import SessionMatching, Sessions
 
 _NUM_QUERIES = 512
 _ROUTES_PER_SECOND = 50.0
@@ -109,10 +113,9 @@ async def _run(order: RouterOrder) -> None:
         catalog=replica,
         embedder=embedder,
         models=ModelDirectory(catalog=replica, workers=_NoWorkers(), base_model_name="base"),  # pyright: ignore[reportArgumentType]
-        mode=RoutingMode.CALIBRATED,
-        gamma=None,
-        max_candidates=None,
-        max_routed_chars=8192,
+        defaults=RoutingDefaults(),
+        plans=Plans(LocalMemory[PlanRecord](ttl_seconds=60.0, max_records=1000)),
+        sessions=Sessions(LocalMemory[SessionRecord](ttl_seconds=60.0, max_records=1000), matching=SessionMatching.OFF),
     )
     await _route_until_told(route_text, replica, texts, [f"task-{task}" for task in tasks])
     await replica.stop(grace_seconds=0)

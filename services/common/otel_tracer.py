@@ -21,7 +21,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 def open_otel_tracer(*, service: str, endpoint: str, sample_ratio: float) -> OtelTracer:
-    """See `tracing.open_tracer`."""
+    """See `tracer_start.open_tracer`."""
     url = urlsplit(endpoint)
     if url.scheme not in {"http", "https"} or not url.netloc:
         raise InvalidInput(

@@ -105,21 +105,3 @@ def outgoing_metadata() -> tuple[tuple[str, str], ...] | None:
 def carrier_of(metadata: Sequence[tuple[str, str | bytes]] | None) -> dict[str, str]:
     """The trace in the metadata of a gRPC call, empty if there is none."""
     return {key: value for key, value in metadata or () if key in _TRACE_KEYS and isinstance(value, str)}
-
-
-def open_tracer(*, service: str, endpoint: str | None, sample_ratio: float) -> Tracer | None:
-    """The tracer of a service, or None if nobody wants to see its traces.
-
-    Args:
-        service: `service.name` of its spans.
-        endpoint: URL of an OTLP/HTTP receiver; without a path, `/v1/traces` is added.
-        sample_ratio: share of the traces that begin here which are recorded; one that a caller began follows its flag.
-
-    Raises:
-        InvalidInput: `missing_package`, without OpenTelemetry; `invalid_endpoint`.
-    """
-    if endpoint is None:
-        return None
-    from services.common.otel_tracer import open_otel_tracer  # only whoever wants traces needs the packages
-
-    return open_otel_tracer(service=service, endpoint=endpoint, sample_ratio=sample_ratio)

@@ -6,6 +6,39 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hilora.routing_plan import RocBudget, RoutingDecision
+from services.router.plan_record import SessionRecord
+
+
+class SessionVerdict(StrEnum):
+    """What became of a session's plan."""
+
+    NEW = "new"
+    """The session had none."""
+    KEPT = "kept"
+    TOPIC_MOVED = "topic_moved"
+    """Another adapter explains the text, and the plan's do not."""
+    ADAPTER_GONE = "adapter_gone"
+    """One of its adapter versions cannot be chosen any more."""
+    OPTIONS_CHANGED = "options_changed"
+    """The client wants adapters chosen in another way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionStanding:
+    """Where a session stands with one turn's plan."""
+
+    verdict: SessionVerdict
+    reason: str
+    """One sentence for a person."""
+    after: SessionRecord
+    """What is to be remembered once the turn was served."""
+    id_key: str | None
+    """Where, for a session that has an id; None for one that is known by its conversation."""
+
+    @property
+    def is_sticky(self) -> bool:
+        """Whether an earlier plan was kept."""
+        return self.verdict is SessionVerdict.KEPT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +52,12 @@ class RouteResult:
     encode_seconds: float
     """0 where the client named the model and nothing had to be embedded."""
     decide_seconds: float
+    strategy: str | None = None
+    """By which strategy the plan was chosen; None where the client chose by itself."""
+    plan_id: str = ""
+    """By which the plan can be asked for again."""
+    session: SessionStanding | None = None
+    """None for a request without a session."""
 
 
 class FinishReason(StrEnum):
@@ -72,6 +111,24 @@ class TextDelta:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterGating:
+    """How often an adapter's components acted in one module."""
+
+    adapter_id: str
+    num_tokens_fired: tuple[int, ...]
+    """For each of its components there, the tokens at which it acted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModuleGating:
+    """Which components of a module acted."""
+
+    module_path: str
+    adapters: tuple[AdapterGating, ...]
+    """In the plan's order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationFinished:
     """The end of an answer."""
 
@@ -89,6 +146,10 @@ class GenerationFinished:
     """Leading tokens of the prompt that were in the worker's prefix cache."""
     stop_reason: str | int | None = None
     """The stop text or stop token that ended the answer, where one did."""
+    gating: tuple[ModuleGating, ...] = ()
+    """Which components acted, if that was asked."""
+    num_gated_tokens: int = 0
+    """Tokens that `gating` counts over."""
 
 
 WorkerEvent = GenerationStarted | TextDelta | GenerationFinished

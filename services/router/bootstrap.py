@@ -11,7 +11,6 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp
 
 from hilora.errors import RegistryUnavailable
-from hilora.routing_plan import RoutingMode
 from services.common.auth import is_loopback
 from services.common.http_server import HttpServer
 from services.common.inference_keys import CallerRing, InferenceKeyFile, KeyLimits
@@ -19,7 +18,7 @@ from services.common.lifecycle import ComponentGroup
 from services.common.log import get_logger
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
-from services.common.tracing import open_tracer
+from services.common.tracer_start import open_tracer
 from services.router.admission import Admission
 from services.router.entrypoints.access import RpcGate
 from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
@@ -33,17 +32,26 @@ from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
 from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.local_memory import LocalMemory
 from services.router.infra.local_rate_limiter import LocalRateLimiter
+from services.router.infra.redis_memory import shared_plans, shared_sessions
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
 from services.router.infra.route_log import RouteLog
-from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.infra.workers.client import Silence
+from services.router.infra.workers.directories import directory_of
+from services.router.infra.workers.pool import WorkerPool
 from services.router.limits import RateLimiter
 from services.router.models import ModelDirectory
 from services.router.observation import GenerationObserver
 from services.router.observed_generation import ObservedGenerateText
+from services.router.plan_record import PlanRecord, SessionRecord
+from services.router.plans import Plans
 from services.router.pool_index import IndexRules, build_pool_index
+from services.router.ports import PlanStore, SessionStore
 from services.router.readiness import Readiness, check_readiness
 from services.router.routing import RouteText
+from services.router.routing_rules import RoutingDefaults
+from services.router.sessions import Sessions
 from services.router.settings import RouterSettings
 from services.router.tool_calls import ToolCallFormat
 from services.router.traffic import TrafficRules, TrafficWatch
@@ -85,8 +93,15 @@ class Router:
             build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
             identity=identity,
         )
-        self._workers = StaticWorkerPool(
-            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
+        self._redis = _redis_of(settings)
+        self._workers = WorkerPool(
+            directory_of(settings.worker_addresses, redis=self._redis),
+            request_timeout_seconds=settings.request_timeout_seconds,
+            lookup_seconds=settings.worker_lookup_seconds,
+            silence=Silence(
+                first_event_seconds=settings.worker_first_event_seconds, stall_seconds=settings.worker_stall_seconds
+            ),
+            identity=identity,
         )
         metrics = RouterMetrics(
             catalog=self._catalog,
@@ -112,7 +127,6 @@ class Router:
         )
         metrics.watch_traffic(traffic)
         callers = callers_of(settings)
-        self._redis = _redis_of(settings)
         self._admission = admission = Admission(
             limiter=_limiter(self._redis),
             max_in_flight=settings.max_in_flight,
@@ -124,14 +138,15 @@ class Router:
             base_model_name=settings.base_model_name,
             min_trust_tier=settings.min_trust_tier,
         )
+        sessions = Sessions(_session_store(settings, self._redis), matching=settings.sessions)
         route_text = RouteText(
             catalog=self._catalog,
             embedder=self._embedder,
             models=models,
-            mode=RoutingMode(settings.mode),
-            gamma=settings.gamma,
-            max_candidates=settings.max_candidates,
-            max_routed_chars=settings.max_routed_chars,
+            defaults=_routing_defaults(settings),
+            plans=Plans(_plan_store(settings, self._redis)),
+            sessions=sessions,
+            replan_odds=settings.replan_odds,
         )
         observers: list[GenerationObserver] = [metrics.observe_generation, trace_generation]
         if self._route_log is not None:
@@ -142,6 +157,7 @@ class Router:
             catalog=self._catalog,
             traffic=traffic,
             observers=observers,
+            sessions=sessions,
         )
         routes = OpenAIRoutes(
             route_text=route_text,
@@ -288,6 +304,28 @@ def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
     return lambda: SentenceTransformerEncoder(
         settings.encoder, instruction=settings.encoder_instruction, num_threads=settings.encoder_threads
     )
+
+
+def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
+    return RoutingDefaults(
+        strategy=settings.strategy,
+        gamma=settings.gamma,
+        max_candidates=settings.max_candidates,
+        low_confidence=settings.low_confidence,
+        routed_part=settings.routed_part,
+        routed_turns=settings.routed_turns,
+        max_routed_chars=settings.max_routed_chars,
+    )
+
+
+def _plan_store(settings: RouterSettings, redis: Redis | None) -> PlanStore:
+    local = LocalMemory[PlanRecord](ttl_seconds=settings.plan_ttl_seconds, max_records=settings.max_plans)
+    return local if redis is None else shared_plans(redis, local)
+
+
+def _session_store(settings: RouterSettings, redis: Redis | None) -> SessionStore:
+    local = LocalMemory[SessionRecord](ttl_seconds=settings.session_ttl_seconds, max_records=settings.max_sessions)
+    return local if redis is None else shared_sessions(redis, local)
 
 
 def _index_rules(settings: RouterSettings) -> IndexRules:

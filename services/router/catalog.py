@@ -16,6 +16,7 @@ from hilora.sequence_routing import SequenceRouter
 from hilora.version_selector import select_version
 
 _MAX_REMEMBERED_REQUESTERS = 256
+_NO_TAGS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,8 @@ class CatalogAdapter:
     access: AdapterAccess = field(default_factory=AdapterAccess)
     other_versions: tuple[CatalogAdapter, ...] = ()
     """The other versions that can be named; empty for those themselves."""
+    tags: tuple[str, ...] = ()
+    """Words by which requests restrict the pool; those of the name, as far as versions go."""
 
     def selected(self, selector: str) -> CatalogAdapter | None:
         """A version of the same name, under the access of the name now; None if there is none."""
@@ -73,28 +76,39 @@ class CatalogView:
         """Names that do not exist for a requester."""
         return self._sight_of(requester).hidden
 
-    def closed_to(self, requester: Requester) -> frozenset[str]:
-        """Names that must not be chosen for a requester: hidden ones, and those that are gone. Always the same object
-        for the same requester, so that it can be remembered what it means in the fit."""
-        return self._sight_of(requester).closed
+    def closed_to(self, requester: Requester, *, tags: frozenset[str] = _NO_TAGS) -> frozenset[str]:
+        """Names that must not be chosen for a requester: hidden ones, those that are gone, and those that lack one of
+        the tags. Always the same object for the same requester and tags, so that it can be remembered what it means in
+        the fit."""
+        return self._sight_of(requester, tags).closed
 
-    def can_choose(self, requester: Requester) -> bool:
-        """Whether the fit knows any adapter that exists for a requester."""
-        return self._sight_of(requester).can_choose
+    def can_choose(self, requester: Requester, *, tags: frozenset[str] = _NO_TAGS) -> bool:
+        """Whether the fit knows any adapter that exists for a requester and bears all of the tags."""
+        return self._sight_of(requester, tags).can_choose
 
-    def _sight_of(self, requester: Requester) -> _Sight:
-        sight = self._remembered.get(requester)
+    def has_version(self, adapter_name: str, adapter_id: str) -> bool:
+        """Whether a version of an adapter can be named."""
+        adapter = self.adapters.get(adapter_name)
+        if adapter is None:
+            return False
+        return adapter_id == adapter.adapter_id or any(
+            other.adapter_id == adapter_id for other in adapter.other_versions
+        )
+
+    def _sight_of(self, requester: Requester, tags: frozenset[str] = _NO_TAGS) -> _Sight:
+        sight = self._remembered.get((requester, tags))
         if sight is None:
             if len(self._remembered) >= _MAX_REMEMBERED_REQUESTERS:
                 self._remembered.clear()
             hidden = _hidden(self.adapters, requester)
-            closed = self.gone | hidden
+            untagged = _untagged(self.adapters, tags)
+            closed = self.gone | hidden | untagged
             sight = _Sight(hidden=hidden, closed=closed, can_choose=not self.fitted_names <= closed)
-            self._remembered[requester] = sight
+            self._remembered[requester, tags] = sight
         return sight
 
     @cached_property
-    def _remembered(self) -> dict[Requester, _Sight]:
+    def _remembered(self) -> dict[tuple[Requester, frozenset[str]], _Sight]:
         return {}
 
 
@@ -105,3 +119,9 @@ def _hidden(adapters: Mapping[str, CatalogAdapter], requester: Requester) -> fro
     if not closed:
         return frozenset()
     return frozenset(name for name, adapter in adapters.items() if id(adapter.access) in closed)
+
+
+def _untagged(adapters: Mapping[str, CatalogAdapter], tags: frozenset[str]) -> frozenset[str]:
+    if not tags:
+        return frozenset()
+    return frozenset(name for name, adapter in adapters.items() if not tags.issubset(adapter.tags))

@@ -19,6 +19,7 @@ from services.router.answer import (
 from services.router.ports import Catalog, Workers
 from services.router.request import GenerationRequest, WorkOrder
 from services.router.routing import RouteText
+from services.router.sessions import Sessions
 from services.router.traffic import TrafficWatch
 
 _CATCH_UP_SECONDS = 3.0
@@ -32,13 +33,23 @@ class GenerateText:
         workers: who runs the decision.
         catalog: whose progress is waited for when a worker is ahead of a decision.
         traffic: counts the decisions that requests are served by.
+        sessions: hears which plans were used, and what was answered.
     """
 
-    def __init__(self, *, route_text: RouteText, workers: Workers, catalog: Catalog, traffic: TrafficWatch) -> None:
+    def __init__(
+        self,
+        *,
+        route_text: RouteText,
+        workers: Workers,
+        catalog: Catalog,
+        traffic: TrafficWatch,
+        sessions: Sessions,
+    ) -> None:
         self._route_text = route_text
         self._workers = workers
         self._catalog = catalog
         self._traffic = traffic
+        self._sessions = sessions
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:
         """The decision, as soon as a worker admitted the request, then the worker's events.
@@ -52,7 +63,8 @@ class GenerateText:
         """
         may_plan_again = True
         while True:
-            route = await self._route_text.route(request.prompt.routing_text, request.options)
+            route = await self._route_text.route(request.prompt, request.options)
+            texts = self._followed_texts(request, route)
             order = WorkOrder(request=request, plan=route.decision.plan)
             is_admitted = False
             try:
@@ -61,7 +73,19 @@ class GenerateText:
                         if not is_admitted:
                             is_admitted = True
                             self._traffic.record(route.decision)
+                            await self._sessions.served(route.session)
                             yield route
+                        if isinstance(event, TextDelta):
+                            if texts is not None:
+                                texts[event.choice_idx].append(event.text)
+                        elif texts is not None and isinstance(event, GenerationFinished):
+                            # Before the client hears of the end: its next turn may come at once.
+                            await self._sessions.answered(
+                                route.session,
+                                request.prompt,
+                                "".join(texts[event.choice_idx]),
+                                tenant=request.options.tenant,
+                            )
                         yield event
                 return
             except StaleCatalogGeneration:
@@ -71,6 +95,12 @@ class GenerateText:
                 await self._catalog.wait_beyond(
                     route.decision.plan.catalog_generation, timeout_seconds=_CATCH_UP_SECONDS
                 )
+
+    def _followed_texts(self, request: GenerationRequest, route: RouteResult) -> list[list[str]] | None:
+        """Room for the pieces of each answer, where the session wants to hear them."""
+        if not self._sessions.follows_answers(route.session):
+            return None
+        return [[] for _ in range(request.sampling.num_choices)]
 
     async def complete(self, request: GenerationRequest) -> CompletedGeneration:
         """All answers as wholes. Raises as `stream`."""

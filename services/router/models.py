@@ -12,6 +12,7 @@ from hilora.version_selector import split_reference
 from services.router.catalog import CatalogAdapter, CatalogView
 from services.router.ports import Catalog, Workers
 from services.router.routing_options import AUTO_MODEL, BASE_MODEL, RoutingOptions
+from services.router.routing_rules import names_strategy, strategy_of_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +86,9 @@ class ModelDirectory:
     def all_models(self, tenant: str | None = None) -> list[PublicModel]:
         """`auto`, the base, every adapter by name, then every alias, as far as they exist for a tenant.
 
+        `auto:<strategy>` works, too, and is not listed: whoever offers the list to a person means models, and the
+        strategies are the same everywhere.
+
         Raises:
             RegistryUnavailable: before the first snapshot.
         """
@@ -101,11 +105,12 @@ class ModelDirectory:
         """One model by its `model` value, as far as it exists for a tenant.
 
         Raises:
-            UnknownAdapter: `model_not_found`.
+            UnknownAdapter: `model_not_found`; `unknown_strategy`, for `auto:` and a name that is none.
             RegistryUnavailable: before the first snapshot.
         """
-        if model_id == AUTO_MODEL:
-            return self._auto()
+        if model_id and names_strategy(model_id):
+            strategy_of_model(model_id)
+            return self._auto(model_id)
         if self.is_base(model_id):
             return self._base()
         return self._public(model_id, self.adapter(model_id, self._catalog.view(), self._requester(tenant)))
@@ -115,8 +120,8 @@ class ModelDirectory:
         tier = asked if asked is not None and asked.is_at_least(floor) else floor
         return Requester(tenant=tenant, min_trust_tier=tier)
 
-    def _auto(self) -> PublicModel:
-        return self._describe(AUTO_MODEL, created_at=self._started_at, root=AUTO_MODEL, parent=self.base_name)
+    def _auto(self, model_id: str = AUTO_MODEL) -> PublicModel:
+        return self._describe(model_id, created_at=self._started_at, root=AUTO_MODEL, parent=self.base_name)
 
     def _base(self) -> PublicModel:
         return self._describe(self.base_name, created_at=self._started_at, root=self.base_name, parent=None)

@@ -15,6 +15,7 @@ from services.router.observation import GenerationObserver, GenerationRecord
 from services.router.ports import Catalog, Workers
 from services.router.request import GenerationRequest
 from services.router.routing import RouteText
+from services.router.sessions import Sessions
 from services.router.traffic import TrafficWatch
 
 _log = get_logger(__name__)
@@ -28,6 +29,7 @@ class ObservedGenerateText(GenerateText):
         workers: see `GenerateText`.
         catalog: see `GenerateText`.
         traffic: see `GenerateText`.
+        sessions: see `GenerateText`.
         observers: get the record of each generation when it ends, and cannot make it fail.
     """
 
@@ -38,9 +40,10 @@ class ObservedGenerateText(GenerateText):
         workers: Workers,
         catalog: Catalog,
         traffic: TrafficWatch,
+        sessions: Sessions,
         observers: Sequence[GenerationObserver],
     ) -> None:
-        super().__init__(route_text=route_text, workers=workers, catalog=catalog, traffic=traffic)
+        super().__init__(route_text=route_text, workers=workers, catalog=catalog, traffic=traffic, sessions=sessions)
         self._observers = tuple(observers)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:

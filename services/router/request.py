@@ -163,6 +163,8 @@ class GenerationRequest:
     """What is left of the client's own deadline; the router's setting bounds it either way."""
     priority: int = 0
     """Lower runs first."""
+    explains_gating: bool = False
+    """Whether the end tells which components acted; costs another reading of prompt and answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,33 +1,61 @@
-"""Decide which adapters answer a text, and with how many of their rank-one components."""
+"""Decide which adapters answer a prompt, and with how many of their rank-one components."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hilora.access import Requester
 from hilora.errors import InvalidInput
-from hilora.routing_plan import RoutingDecision, RoutingMode
-from hilora.sequence_routing import RoutingSettings, base_decision, explicit_decision
-from services.router.answer import RouteResult
+from hilora.routing_explanation import base_decision, explicit_decision
+from hilora.routing_plan import RoutingDecision
+from hilora.strategies import RoutingQuestion
+from hilora.topic_watch import DEFAULT_ODDS
+from services.router.answer import RouteResult, SessionStanding, SessionVerdict
 from services.router.catalog import CatalogView
+from services.router.composition import composed_decision
+from services.router.low_confidence import with_policy
 from services.router.models import ModelDirectory
+from services.router.plan_record import PlanRecord
+from services.router.plans import Plans
 from services.router.ports import Catalog, TextEmbedder
-from services.router.routing_options import AUTO_MODEL, RoutingOptions
+from services.router.request import Prompt
+from services.router.routed_text import routed_text
+from services.router.routing_options import RoutingOptions
+from services.router.routing_rules import (
+    RoutingDefaults,
+    RoutingRules,
+    check_single_choice,
+    names_strategy,
+    rules_for,
+)
+from services.router.session_plan import judge
+from services.router.sessions import Sessions, SessionVisit
+
+
+@dataclass(slots=True)
+class _Times:
+    """Seconds spent."""
+
+    encode: float = 0.0
+    decide: float = 0.0
 
 
 class RouteText:
-    """The use case behind `POST /v1/route`, and the first half of every completion.
+    """The use case behind `POST /v1/route`, and the first half of every completion. It changes no session.
 
     Args:
         catalog: the registered adapters and the model fitted to them.
         embedder: places a text among them.
         models: what a `model` value means.
-        mode: how likelihoods become budgets where the client does not say.
-        gamma: share of the candidates' ranks that may be active; None keeps the mode's own.
-        max_candidates: most adapters in a plan; None keeps the mode's own.
-        max_routed_chars: characters at the start of a text that the decision looks at.
+        defaults: what holds where a request does not say.
+        plans: remembers plans by their ids.
+        sessions: knows which plan a conversation has.
+        replan_odds: how many times as likely as a session's adapters another one must be to end its plan.
     """
 
     def __init__(
@@ -36,74 +64,76 @@ class RouteText:
         catalog: Catalog,
         embedder: TextEmbedder,
         models: ModelDirectory,
-        mode: RoutingMode,
-        gamma: float | None,
-        max_candidates: int | None,
-        max_routed_chars: int,
+        defaults: RoutingDefaults,
+        plans: Plans,
+        sessions: Sessions,
+        replan_odds: float = DEFAULT_ODDS,
     ) -> None:
         self._catalog = catalog
         self._embedder = embedder
         self._models = models
-        self._default_options = RoutingOptions(mode=mode, gamma=gamma, max_candidates=max_candidates)
-        self._max_routed_chars = max_routed_chars
+        self._defaults = defaults
+        self._plans = plans
+        self._sessions = sessions
+        self._replan_odds = replan_odds
 
-    async def route(self, text: str, options: RoutingOptions, *, num_runners_up: int = 5) -> RouteResult:
-        """Decide for one text.
+    async def route(self, prompt: Prompt | str, options: RoutingOptions, *, num_runners_up: int = 5) -> RouteResult:
+        """Decide for one prompt.
 
         Args:
-            text: what the request is about.
+            prompt: what is to be answered, or a text alone.
             options: the client's wishes.
             num_runners_up: adapters that were not chosen but are reported.
 
         Raises:
-            UnknownAdapter: `model_not_found`.
-            InvalidInput: `excluded_model`, for a named adapter that is excluded as well.
+            UnknownAdapter: `model_not_found`, `unknown_strategy`, `plan_not_found`.
+            InvalidInput: `contradicting_options`, `excluded_model`, or what `composed_decision` finds.
+            LowConfidence: no adapter explains the text, and the request wants to be refused then.
+            Conflict: `plan_gone`.
             RegistryUnavailable: before the first snapshot of the catalogue.
             Unavailable: `encoder_loading`.
         """
+        check_single_choice(options)
         requester = self._models.requester(options)
-        view = self._catalog.view()
         encoder_id = self._embedder.encoder_id or ""
-        encode_seconds = 0.0
-        if options.model in {AUTO_MODEL, ""}:
-            started = time.perf_counter()
-            z_E = await self._embedder.embed(text[: self._max_routed_chars])
-            encode_seconds = time.perf_counter() - started
-            # The newest picture: an adapter may have gone while the text was being embedded.
+        times = _Times()
+        session: SessionStanding | None = None
+        strategy: str | None = None
+        record: PlanRecord | None = None
+        if options.plan_id is not None:
             view = self._catalog.view()
+            record, decision = await self._plans.recall(
+                options.plan_id, view=view, requester=requester, exclude=options.exclude_adapters
+            )
+            await self._plans.keep(record)
+        elif options.adapters or not names_strategy(options.model):
             started = time.perf_counter()
-            settings = self._settings_for(options)
-            if view.can_choose(requester):
-                closed = view.closed_to(requester)
-                decision = await asyncio.to_thread(
-                    view.router.decide,
-                    z_E,
-                    settings=settings,
-                    request_seed=options.seed,
-                    exclude=closed | options.exclude_adapters if options.exclude_adapters else closed,
-                    num_runners_up=num_runners_up,
-                )
-            else:
-                # The words must not tell a pool without adapters from one whose adapters are hidden.
-                decision = base_decision(
-                    catalog_generation=view.router_generation,
-                    mode=settings.mode,
-                    reason="No adapter is registered: the base model answers alone.",
-                    is_out_of_distribution=True,
-                )
+            decision = self._explicit(options, self._catalog.view(), requester)
+            times.decide = time.perf_counter() - started
         else:
-            started = time.perf_counter()
-            decision = self._named(options, view, requester)
+            rules = rules_for(options, self._defaults)
+            strategy = rules.strategy.name
+            decision, session = await self._chosen(
+                prompt, options, rules, requester=requester, num_runners_up=num_runners_up, times=times
+            )
+            record = session.after.kept if session is not None else None
+        if record is None:
+            record = await self._plans.remember(decision, strategy=strategy, tenant=options.tenant)
         return RouteResult(
             decision=decision,
             # The one the choice was made from: the names may be a refit ahead of the fitted model.
             catalog_generation=decision.plan.catalog_generation,
             encoder_id=encoder_id or self._embedder.encoder_id or "",
-            encode_seconds=encode_seconds,
-            decide_seconds=time.perf_counter() - started,
+            encode_seconds=times.encode,
+            decide_seconds=times.decide,
+            strategy=strategy,
+            plan_id=record.plan_id,
+            session=session,
         )
 
-    def _named(self, options: RoutingOptions, view: CatalogView, requester: Requester) -> RoutingDecision:
+    def _explicit(self, options: RoutingOptions, view: CatalogView, requester: Requester) -> RoutingDecision:
+        if options.adapters:
+            return composed_decision(options, models=self._models, view=view, requester=requester)
         if self._models.is_base(options.model):
             return base_decision(catalog_generation=view.catalog_generation)
         adapter = self._models.adapter(options.model, view, requester)
@@ -121,15 +151,73 @@ class RouteText:
             catalog_generation=view.catalog_generation,
         )
 
-    def _settings_for(self, options: RoutingOptions) -> RoutingSettings:
-        defaults = self._default_options
-        mode = options.mode or defaults.mode
-        assert mode is not None, "the constructor sets a mode"
-        settings = RoutingSettings.for_mode(mode)
-        gamma = options.gamma if options.gamma is not None else defaults.gamma
-        max_candidates = options.max_candidates if options.max_candidates is not None else defaults.max_candidates
-        if gamma is not None:
-            settings = replace(settings, gamma=gamma)
-        if max_candidates is not None:
-            settings = replace(settings, max_candidates=max_candidates)
-        return settings
+    async def _chosen(
+        self,
+        prompt: Prompt | str,
+        options: RoutingOptions,
+        rules: RoutingRules,
+        *,
+        requester: Requester,
+        num_runners_up: int,
+        times: _Times,
+    ) -> tuple[RoutingDecision, SessionStanding | None]:
+        """A strategy's decision, or the plan that the session had."""
+        self._catalog.view()  # without a catalogue nothing is worth an embedding
+        visit: SessionVisit | None = None
+        z_E: NDArray[np.float32] | None = None
+        if rules.strategy.reads_text:
+            visit = await self._sessions.find(prompt, options)
+            started = time.perf_counter()
+            z_E = await self._embedder.embed(self._text_of(prompt, options))
+            times.encode = time.perf_counter() - started
+        # The newest picture: an adapter may have gone while the text was being embedded.
+        view = self._catalog.view()
+        started = time.perf_counter()
+        closed = view.closed_to(requester, tags=options.tags)
+        question = RoutingQuestion(
+            z_E=z_E,
+            settings=rules.settings,
+            request_seed=options.seed,
+            exclude=closed | options.exclude_adapters if options.exclude_adapters else closed,
+            num_runners_up=num_runners_up,
+        )
+        verdict, reason = SessionVerdict.NEW, "The session begins."
+        if visit is not None and visit.before is not None and z_E is not None:
+            judged = await asyncio.to_thread(
+                judge, visit, visit.before, view=view, question=question, odds=self._replan_odds
+            )
+            verdict, reason = judged.verdict, judged.reason
+            if judged.decision is not None:
+                kept = visit.before.kept
+                await self._plans.keep(kept)
+                times.decide = time.perf_counter() - started
+                return judged.decision, visit.standing(verdict, reason, kept)
+        if not rules.strategy.reads_text or view.can_choose(requester, tags=options.tags):
+            decision = await asyncio.to_thread(rules.strategy.decide, view.router, question)
+        else:
+            decision = _nobody(view, rules, has_tags=bool(options.tags))
+        decision = with_policy(decision, options.low_confidence or self._defaults.low_confidence)
+        times.decide = time.perf_counter() - started
+        if visit is None:
+            return decision, None
+        made = await self._plans.remember(decision, strategy=rules.strategy.name, tenant=options.tenant)
+        return decision, visit.standing(verdict, reason, made)
+
+    def _text_of(self, prompt: Prompt | str, options: RoutingOptions) -> str:
+        return routed_text(
+            prompt,
+            part=options.routed_part or self._defaults.routed_part,
+            num_turns=self._defaults.routed_turns,
+            max_chars=self._defaults.max_routed_chars,
+        )
+
+
+def _nobody(view: CatalogView, rules: RoutingRules, *, has_tags: bool) -> RoutingDecision:
+    # The words must not tell a pool without adapters from one whose adapters are hidden.
+    what = "No adapter bears these tags" if has_tags else "No adapter is registered"
+    return base_decision(
+        catalog_generation=view.router_generation,
+        mode=rules.settings.mode,
+        reason=f"{what}: the base model answers alone.",
+        is_out_of_distribution=True,
+    )

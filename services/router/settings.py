@@ -9,8 +9,11 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hilora.access import TrustTier
+from hilora.strategies import STRATEGY_NAMES
 from services.common.sequence_encoder import DEFAULT_ENCODER
 from services.common.tls_settings import TlsServiceSettings
+from services.router.routing_options import LowConfidencePolicy, RoutedPart
+from services.router.sessions import SessionMatching
 
 
 class RouterSettings(TlsServiceSettings):
@@ -29,7 +32,14 @@ class RouterSettings(TlsServiceSettings):
     registry_address: str = "127.0.0.1:50052"
     """`host:port` of the registry's gRPC server, which is followed."""
     worker_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50053",)
-    """`host:port` of each worker's gRPC server, separated by commas."""
+    """Where the workers are, separated by commas: `host:port`, or `dns:///name:port` for every address of a name, or
+    `redis` for those that register themselves at `HILORA_ROUTER_REDIS_URL`."""
+    worker_lookup_seconds: float = Field(default=2.0, gt=0)
+    """Time between two lookups of a name, or of what is registered; a worker leaves once three did not name it."""
+    worker_first_event_seconds: float = Field(default=300.0, gt=0)
+    """A worker that has not admitted a request after this time, its queue included, is lost to it."""
+    worker_stall_seconds: float = Field(default=120.0, gt=0)
+    """So is one that says nothing for so long while it answers."""
     base_model_name: str | None = None
     """Public name of the base model; by default the last part of what the workers report."""
     encoder: str = DEFAULT_ENCODER
@@ -46,12 +56,35 @@ class RouterSettings(TlsServiceSettings):
     """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
     encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
     """Most memory for them."""
-    mode: Literal["paper", "calibrated"] = "calibrated"
-    """How likelihoods become adapters and budgets where a request does not say."""
+    strategy: str = "hilora"
+    """By which strategy adapters are chosen where a request does not say: `hilora`, `hilora-paper`,
+    `retriever-selection`, `retriever-mixture`, `arrow`, `spectr`, `seqr`, `uniform` or `base`."""
+    low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
+    """What happens to a text that no adapter explains: `top` lets the likeliest answer, `base` the base alone, `refuse`
+    refuses the request."""
+    routed_part: RoutedPart = RoutedPart.LAST_USER
+    """Which part of a conversation adapters are chosen by: `last_user`, `conversation`, or `window`, the last messages
+    of the user."""
+    routed_turns: int = Field(default=3, ge=1, le=1024)
+    """How many messages the window has."""
+    sessions: SessionMatching = SessionMatching.PREFIX
+    """By what requests are taken together to share a plan while their topic stays: `prefix`, a session id or what a
+    conversation began with; `id`, a session id alone; `off`."""
+    session_ttl_seconds: float = Field(default=3600.0, gt=0)
+    """How long a session is remembered after its last turn."""
+    max_sessions: int = Field(default=10_000, ge=1)
+    """Points of sessions that this process remembers; the oldest go first."""
+    replan_odds: float = Field(default=9.0, ge=1)
+    """A session's plan ends when another adapter explains the text and is more than so many times as likely as the
+    plan's adapters together."""
+    plan_ttl_seconds: float = Field(default=3600.0, gt=0)
+    """How long a plan can be asked for by its id after it was last used."""
+    max_plans: int = Field(default=10_000, ge=1)
+    """Plans that this process remembers; the oldest go first."""
     gamma: float | None = Field(default=None, gt=0, le=1)
-    """Share of the candidates' ranks that may be active; by default the mode's own."""
+    """Share of the candidates' ranks that may be active; by default the strategy's own."""
     max_candidates: int | None = Field(default=None, ge=1, le=1024)
-    """Most adapters in one plan; by default the mode's own."""
+    """Most adapters in one plan; by default the strategy's own."""
     min_trust_tier: TrustTier = TrustTier.UNTRUSTED
     """Adapters of a lower tier exist for nobody; a request may ask for more."""
     api_keys_file: Path | None = None
@@ -60,8 +93,8 @@ class RouterSettings(TlsServiceSettings):
     allow_anonymous: bool = False
     """Whether everybody may ask although the doors are not on loopback."""
     redis_url: SecretStr | None = None
-    """`redis://`, `rediss://` or `unix:///socket?db=0`, where limits are counted for all routers together; without it
-    each router counts for itself."""
+    """`redis://`, `rediss://` or `unix:///socket?db=0`, where limits are counted, plans and sessions remembered, and
+    workers that register themselves found, for all routers together; without it each router does so for itself."""
     default_requests_per_minute: int | None = Field(default=None, ge=1)
     """Limit of keys without limits of their own, and of everybody without a key together."""
     default_tokens_per_minute: int | None = Field(default=None, ge=1)
@@ -123,6 +156,13 @@ class RouterSettings(TlsServiceSettings):
     """Whether the route log may hold the words of requests; otherwise it holds a hash of them."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _is_strategy(cls, value: str) -> str:
+        if value not in STRATEGY_NAMES:
+            raise ValueError(f"there is no such strategy; use one of {', '.join(STRATEGY_NAMES)}")
+        return value
 
     @field_validator("worker_addresses", mode="before")
     @classmethod

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import grpc
 
+from services.common.lifecycle import Component
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
-from services.common.tracing import open_tracer
+from services.common.tracer_start import open_tracer
 from services.worker.base_setup import engine_config, join_group, load_base
 from services.worker.engine.engine import Engine
 from services.worker.engine.sampling.grammar import GrammarCompiler
@@ -54,9 +55,8 @@ class WorkerService:
             else MetricsPort(self._metrics.registry, host=settings.rpc_host, port=settings.metrics_port)
         )
         self._tracer = open_tracer(service="hilora-worker", endpoint=settings.otlp_endpoint, sample_ratio=1.0)
-        self._servicer = WorkerServicer(
-            worker_id=f"worker-{secrets.token_hex(4)}", base_model=base_model, observe=self._metrics.observe
-        )
+        self._worker_id = f"worker-{secrets.token_hex(4)}"
+        self._servicer = WorkerServicer(worker_id=self._worker_id, base_model=base_model, observe=self._metrics.observe)
         identity = settings.tls_identity()
         self._server = RpcServer(
             host=settings.rpc_host,
@@ -75,6 +75,7 @@ class WorkerService:
         self._client: ComponentClient | None = None
         self._cache: ComponentCache | None = None
         self._announcement: asyncio.Task[None] | None = None
+        self._registration: Component | None = None
         self._is_announced = False
         self._is_healthy = True
 
@@ -159,6 +160,10 @@ class WorkerService:
                 await self._announcement
             self._announcement = None
         self._is_announced = False
+        if self._registration is not None:
+            # Before the drain: routers send nothing new, and what is in flight finishes.
+            await self._registration.stop(grace_seconds=0)
+            self._registration = None
         if self._engine is not None:
             await self._server.set_serving(is_serving=False)
             # The engine's last events travel through this loop, so it must not be blocked here.
@@ -207,6 +212,9 @@ class WorkerService:
         await follower.wait_for_snapshot()
         self._is_announced = True
         await self._server.set_serving(is_serving=self._is_healthy)
+        self._registration = _registration(self._settings, self._worker_id)
+        if self._registration is not None:
+            await self._registration.start()
         _log.info("worker_serving", address=self.rpc_address, catalog_generation=follower.catalog_generation)
 
     def _health_callback(self, loop: asyncio.AbstractEventLoop) -> Callable[[bool], None]:
@@ -249,6 +257,17 @@ class WorkerService:
             host_bytes=0 if self._cache is None else self._cache.forget(adapter_id),
             disk_bytes=0 if self._client is None else self._client.forget(adapter_id),
         )
+
+
+def _registration(settings: WorkerSettings, worker_id: str) -> Component | None:
+    """None where nobody asked for it: redis need not be installed then."""
+    if settings.redis_url is None or settings.advertise_address is None:
+        return None
+    from services.worker.infra.registration import RedisRegistration
+
+    return RedisRegistration(
+        settings.redis_url.get_secret_value(), worker_id=worker_id, address=settings.advertise_address
+    )
 
 
 def _disk_tier(settings: WorkerSettings) -> ComponentFiles | None:

@@ -22,8 +22,15 @@ from services.router.answer import (
     WorkerEvent,
 )
 from services.router.catalog import CatalogAdapter, CatalogView
+from services.router.infra.local_memory import LocalMemory
+from services.router.models import ModelDirectory
+from services.router.plan_record import PlanRecord, SessionRecord
+from services.router.plans import Plans
 from services.router.ports import WorkerFleet
 from services.router.request import ChatPrompt, Prompt, WorkOrder
+from services.router.routing import RouteText
+from services.router.routing_rules import RoutingDefaults
+from services.router.sessions import SessionMatching, Sessions
 from services.router.traffic import TrafficRules, TrafficWatch
 from tests.fakes.router_encoder import HashEncoder
 
@@ -69,6 +76,36 @@ def catalog_view(
         ignored=ignored or {},
         aliases=aliases or {},
         fitted_names=frozenset(texts_of),
+    )
+
+
+def local_sessions(*, matching: SessionMatching = SessionMatching.PREFIX) -> Sessions:
+    """Sessions in this process's memory."""
+    return Sessions(LocalMemory[SessionRecord](ttl_seconds=60.0, max_records=1000), matching=matching)
+
+
+def local_plans() -> Plans:
+    """Plans in this process's memory."""
+    return Plans(LocalMemory[PlanRecord](ttl_seconds=60.0, max_records=1000))
+
+
+def route_text(
+    catalog: InMemoryCatalog,
+    *,
+    models: ModelDirectory,
+    embedder: FakeEmbedder | None = None,
+    sessions: Sessions | None = None,
+    plans: Plans | None = None,
+    **defaults: Any,
+) -> RouteText:
+    """The use case on fakes. `defaults` are those of `RoutingDefaults`."""
+    return RouteText(
+        catalog=catalog,
+        embedder=embedder or FakeEmbedder(),
+        models=models,
+        defaults=RoutingDefaults(**{"max_routed_chars": 1000, **defaults}),
+        plans=plans or local_plans(),
+        sessions=sessions or local_sessions(),
     )
 
 

@@ -73,8 +73,10 @@ class DiskRegistrationStore:
             except FileNotFoundError:
                 continue
             before = known.get(file.name)
-            is_same = before is not None and before[0] == stamp
-            found[file.name] = before if is_same else (stamp, _read(file, REGISTRATION))
+            if before is not None and before[0] == stamp:
+                found[file.name] = before
+            else:
+                found[file.name] = (stamp, _read(file, REGISTRATION))
         self._read_before = found
         return [registration for _, registration in found.values() if registration is not None]
 

@@ -7,22 +7,21 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import grpc
 
 from hilora.errors import Exhausted, HiloraError, InvalidInput, RequestAborted
-from hilora_rpc.v1 import registry_pb2, router_pb2, router_pb2_grpc, routing_pb2, worker_pb2
+from hilora_rpc.v1 import router_pb2, router_pb2_grpc, worker_pb2
 from services.common.errors import mapping_of
 from services.common.inference_keys import Caller, InferenceScope
 from services.router.admission import Admission, probable_tokens
 from services.router.answer import GenerationEvent, RouteResult
 from services.router.entrypoints.access import RpcGate, tenant_for
 from services.router.entrypoints.router_metrics import Outcome, RouterMetrics
+from services.router.entrypoints.rpc_options import options_from_wire
 from services.router.generation import GenerateText
-from services.router.infra.catalog_entry import TIERS_FROM_WIRE
-from services.router.infra.wire_decisions import MODES_FROM_WIRE, route_to_wire
+from services.router.infra.wire_decisions import route_to_wire
 from services.router.infra.wire_generation import (
     event_to_wire,
     message_from_wire,
@@ -33,12 +32,11 @@ from services.router.models import ModelDirectory
 from services.router.ports import TextEmbedder, Workers
 from services.router.request import ChatMessage, ChatPrompt, GenerationRequest, Prompt, TextPrompt
 from services.router.routing import RouteText
-from services.router.routing_options import AUTO_MODEL, RoutingOptions
+from services.router.routing_options import RoutingOptions
 
 SERVICE_NAME = "hilora_rpc.v1.RouterService"
 
 _MAX_EMBEDDED = 2048
-_MODES_CLIENTS_MAY_ASK = (routing_pb2.ROUTING_MODE_PAPER, routing_pb2.ROUTING_MODE_CALIBRATED)
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
@@ -94,6 +92,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                 options=self._options(request.options, caller),
                 timeout_seconds=context.time_remaining(),
                 priority=request.priority,
+                explains_gating=request.explains_gating,
             )
             async with self._admission.admit(caller, num_tokens=probable_tokens([order])) as admitted:
                 events: AsyncGenerator[GenerationEvent] = self._generate_text.stream(order)
@@ -158,9 +157,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     def _options(self, options: router_pb2.RoutingOptions, caller: Caller) -> RoutingOptions:
         tenant = tenant_for(caller, options.tenant, is_trusted=self._trusts_tenants)
-        tier = options.min_trust_tier
-        is_given = tier != registry_pb2.TRUST_TIER_UNSPECIFIED
-        return replace(_options(options), tenant=tenant, min_trust_tier=TIERS_FROM_WIRE[tier] if is_given else None)
+        return options_from_wire(options, tenant=tenant)
 
 
 class _Counted:
@@ -213,27 +210,3 @@ def _message(wire: worker_pb2.ChatMessage) -> ChatMessage:
     if message is None:
         raise InvalidInput("A message has no role.", place="chat.messages.role")
     return message
-
-
-def _options(options: router_pb2.RoutingOptions) -> RoutingOptions:
-    if options.mode not in (routing_pb2.ROUTING_MODE_UNSPECIFIED, *_MODES_CLIENTS_MAY_ASK):
-        raise InvalidInput(
-            "This mode cannot be asked for.", remedy="Leave it out, or name a model to pin one.", place="mode"
-        )
-    gamma = options.gamma if options.HasField("gamma") else None
-    # `not (a < b)` also refuses NaN.
-    if gamma is not None and not 0 < gamma <= 1:
-        raise InvalidInput(f"gamma is {gamma}, outside (0, 1].", place="gamma")
-    max_candidates = options.max_candidates if options.HasField("max_candidates") else None
-    if max_candidates == 0:
-        raise InvalidInput(
-            "max_candidates is 0.", remedy="Name the base as model for no adapter.", place="max_candidates"
-        )
-    return RoutingOptions(
-        model=options.model or AUTO_MODEL,
-        mode=MODES_FROM_WIRE.get(options.mode),
-        gamma=gamma,
-        exclude_adapters=frozenset(options.exclude_adapters),
-        max_candidates=max_candidates,
-        seed=options.seed,
-    )

@@ -59,6 +59,7 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
         created_at=entry.created_at,
         version=entry.version or 1,
         access=_access_of(entry.trust_tier, tuple(entry.visible_to)),
+        tags=_tags_of(tuple(entry.tags)),
         other_versions=tuple(_read_version(entry.adapter_name, other) for other in entry.other_versions),
     )
     if not entry.num_samples or entry.encoder_id != encoder_id:
@@ -77,6 +78,12 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
 def _access_of(tier: registry_pb2.TrustTier.ValueType, visible_to: tuple[str, ...]) -> AdapterAccess:
     """One object for all adapters under the same rule: a large catalogue has few of them."""
     return AdapterAccess(trust_tier=TIERS_FROM_WIRE.get(tier, TrustTier.UNTRUSTED), visible_to=visible_to)
+
+
+@lru_cache(maxsize=_MAX_REMEMBERED_RULES)
+def _tags_of(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """One object for all adapters of the same tags."""
+    return tags
 
 
 def _read_version(adapter_name: str, other: registry_pb2.VersionEntry) -> CatalogAdapter:

@@ -31,6 +31,12 @@ _MODES = {
     RoutingMode.EXPLICIT: routing_pb2.ROUTING_MODE_EXPLICIT,
 }
 
+SCORES_FROM_WIRE = {value: key for key, value in _SCORES.items()}
+"""Scores of components by their wire value, without UNSPECIFIED."""
+
+SCOPES_FROM_WIRE = {value: key for key, value in _SCOPES.items()}
+"""Scopes of the gate by their wire value, without UNSPECIFIED."""
+
 MODES_FROM_WIRE = {value: key for key, value in _MODES.items()}
 """Routing modes by their wire value, without UNSPECIFIED."""
 
@@ -99,10 +105,17 @@ def decision_to_wire(decision: RoutingDecision) -> routing_pb2.RoutingDecision:
 
 def route_to_wire(route: RouteResult) -> router_pb2.RouteResponse:
     """A decision and what it took."""
+    session = route.session
     return router_pb2.RouteResponse(
         decision=decision_to_wire(route.decision),
         catalog_generation=route.catalog_generation,
         encoder_id=route.encoder_id,
         encode_seconds=route.encode_seconds,
         decide_seconds=route.decide_seconds,
+        plan_id=route.plan_id,
+        is_sticky=session is not None and session.is_sticky,
+        session_reason="" if session is None else session.reason,
+        strategy=route.strategy or "",
+        session_id="" if session is None else session.after.session_id,
+        session_turn=0 if session is None else session.after.turn,
     )

@@ -8,9 +8,11 @@ from typing import Any
 from hilora.errors import Unavailable
 from hilora_rpc.v1 import worker_pb2
 from services.router.answer import (
+    AdapterGating,
     FinishReason,
     GenerationFinished,
     GenerationStarted,
+    ModuleGating,
     PositionLogprobs,
     TextDelta,
     TokenizedPrompt,
@@ -75,6 +77,7 @@ def order_to_wire(order: WorkOrder) -> worker_pb2.GenerateRequest:
         sampling=sampling_to_wire(request.sampling),
         plan=plan_to_wire(order.plan),
         priority=request.priority,
+        explains_gating=request.explains_gating,
     )
     match request.prompt:
         case TextPrompt(text=text):
@@ -261,6 +264,18 @@ def _finished_from_wire(finished: worker_pb2.Finished) -> GenerationFinished:
         choice_idx=finished.choice_idx,
         num_cached_tokens=finished.num_cached_tokens,
         stop_reason=None if stopped_by is None else getattr(finished, stopped_by),
+        gating=tuple(map(_gating_from_wire, finished.gating)),
+        num_gated_tokens=finished.num_gated_tokens,
+    )
+
+
+def _gating_from_wire(module: worker_pb2.ModuleGating) -> ModuleGating:
+    return ModuleGating(
+        module_path=module.module_path,
+        adapters=tuple(
+            AdapterGating(adapter_id=adapter.adapter_id, num_tokens_fired=tuple(adapter.num_tokens_fired))
+            for adapter in module.adapters
+        ),
     )
 
 
@@ -293,6 +308,17 @@ def _finished_to_wire(event: GenerationFinished) -> worker_pb2.Finished:
         e2e_latency_seconds=event.e2e_latency_seconds,
         choice_idx=event.choice_idx,
         num_cached_tokens=event.num_cached_tokens,
+        gating=[
+            worker_pb2.ModuleGating(
+                module_path=module.module_path,
+                adapters=[
+                    worker_pb2.AdapterGating(adapter_id=adapter.adapter_id, num_tokens_fired=adapter.num_tokens_fired)
+                    for adapter in module.adapters
+                ],
+            )
+            for module in event.gating
+        ],
+        num_gated_tokens=event.num_gated_tokens,
     )
     if isinstance(event.stop_reason, str):
         finished.stop_text = event.stop_reason

@@ -46,7 +46,7 @@ def url() -> Iterator[str]:
     is_there, may_end = threading.Event(), threading.Event()
 
     async def run() -> None:
-        async with running_router() as stack:
+        async with running_router(max_body_bytes=16 << 20) as stack:
             told.append(stack.url)
             is_there.set()
             await asyncio.to_thread(may_end.wait)

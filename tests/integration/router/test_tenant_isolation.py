@@ -8,10 +8,9 @@ from hilora.access import AdapterAccess, Requester
 from hilora.errors import InvalidInput, UnknownAdapter
 from hilora.routing_plan import RoutingMode
 from services.router.models import ModelDirectory
-from services.router.routing import RouteText
 from services.router.routing_options import RoutingOptions
 from tests.fakes.router_encoder import HashEncoder
-from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
+from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, route_text
 
 NUM_REQUESTS = 100_000
 TENANTS = [f"tenant-{number}" for number in range(6)]
@@ -49,15 +48,7 @@ async def test_no_tenant_ever_reaches_another_s_adapter():
     view = catalog_view(texts, access=access, aliases=aliases)
     catalog = InMemoryCatalog(view)
     models = ModelDirectory(catalog=catalog, workers=FakeWorkers(), base_model_name="tiny")
-    route_text = RouteText(
-        catalog=catalog,
-        embedder=RememberingEmbedder(),
-        models=models,
-        mode=RoutingMode.CALIBRATED,
-        gamma=None,
-        max_candidates=None,
-        max_routed_chars=1000,
-    )
+    use_case = route_text(catalog, embedder=RememberingEmbedder(), models=models)
     names = [*texts, *aliases, "base", *["auto"] * 200]
     num_adapters_used = num_hidden = 0
     for _ in range(NUM_REQUESTS):
@@ -71,7 +62,7 @@ async def test_no_tenant_ever_reaches_another_s_adapter():
             seed=rng.randint(0, 9),
         )
         try:
-            decision = (await route_text.route(rng.choice(asked), options, num_runners_up=8)).decision
+            decision = (await use_case.route(rng.choice(asked), options, num_runners_up=8)).decision
         except UnknownAdapter:
             num_hidden += 1
             continue

@@ -14,7 +14,8 @@ from hilora.errors import InvalidInput
 from hilora_rpc.v1 import router_pb2, router_pb2_grpc, worker_pb2_grpc
 from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
-from services.common.tracing import current_span, open_tracer
+from services.common.tracer_start import open_tracer
+from services.common.tracing import current_span
 from services.router.bootstrap import build_router
 from services.router.settings import RouterSettings
 from tests.fakes.router_encoder import HashEncoder

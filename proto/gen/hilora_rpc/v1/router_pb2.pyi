@@ -138,6 +138,7 @@ class RoutingOptions(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     LOW_CONFIDENCE_FIELD_NUMBER: _builtins.int
     ROUTED_PART_FIELD_NUMBER: _builtins.int
+    GATE_SCOPE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"auto" (also when empty), the base's name, or an adapter's name. Unknown names are NOT_FOUND."""
     mode: _routing_pb2.RoutingMode.ValueType
@@ -155,7 +156,7 @@ class RoutingOptions(_message.Message):
     strategy: _builtins.str
     """Name of a strategy; empty: the router's setting."""
     min_candidates: _builtins.int
-    """At least this many candidates; left out: the mode's own."""
+    """How many candidates take a text that no adapter explains; left out: the strategy's own."""
     roc_score: _routing_pb2.RocScore.ValueType
     """By what ROCs compete; left out: the mode's own."""
     plan_id: _builtins.str
@@ -166,6 +167,8 @@ class RoutingOptions(_message.Message):
     """What happens when no adapter explains the text."""
     routed_part: Global___RoutedPart.ValueType
     """Which part of a conversation is looked at."""
+    gate_scope: _routing_pb2.GateScope.ValueType
+    """Among which ROCs they compete; left out: the strategy's own."""
     @_builtins.property
     def exclude_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters (by name) that must not be chosen."""
@@ -198,10 +201,11 @@ class RoutingOptions(_message.Message):
         session_id: _builtins.str = ...,
         low_confidence: Global___LowConfidencePolicy.ValueType = ...,
         routed_part: Global___RoutedPart.ValueType = ...,
+        gate_scope: _routing_pb2.GateScope.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "gamma", b"gamma", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "adapters", b"adapters", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "low_confidence", b"low_confidence", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "min_trust_tier", b"min_trust_tier", "mode", b"mode", "model", b"model", "plan_id", b"plan_id", "roc_score", b"roc_score", "routed_part", b"routed_part", "seed", b"seed", "session_id", b"session_id", "strategy", b"strategy", "tags", b"tags", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "adapters", b"adapters", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "gate_scope", b"gate_scope", "low_confidence", b"low_confidence", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "min_trust_tier", b"min_trust_tier", "mode", b"mode", "model", b"model", "plan_id", b"plan_id", "roc_score", b"roc_score", "routed_part", b"routed_part", "seed", b"seed", "session_id", b"session_id", "strategy", b"strategy", "tags", b"tags", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
     _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
@@ -264,6 +268,9 @@ class RouteResponse(_message.Message):
     PLAN_ID_FIELD_NUMBER: _builtins.int
     IS_STICKY_FIELD_NUMBER: _builtins.int
     SESSION_REASON_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SESSION_TURN_FIELD_NUMBER: _builtins.int
     catalog_generation: _builtins.int
     """The catalogue the decision was made from."""
     encoder_id: _builtins.str
@@ -278,6 +285,12 @@ class RouteResponse(_message.Message):
     """Whether an earlier plan of the session was kept."""
     session_reason: _builtins.str
     """Why the session's plan was kept or replaced; empty without a session."""
+    strategy: _builtins.str
+    """Name of the strategy that chose; empty where the client chose by itself."""
+    session_id: _builtins.str
+    """The session; empty without one."""
+    session_turn: _builtins.int
+    """The session's turn, from 1; 0 without a session."""
     @_builtins.property
     def decision(self) -> _routing_pb2.RoutingDecision:
         """The plan and its reasons."""
@@ -293,10 +306,13 @@ class RouteResponse(_message.Message):
         plan_id: _builtins.str = ...,
         is_sticky: _builtins.bool = ...,
         session_reason: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        session_turn: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "decide_seconds", b"decide_seconds", "decision", b"decision", "encode_seconds", b"encode_seconds", "encoder_id", b"encoder_id", "is_sticky", b"is_sticky", "plan_id", b"plan_id", "session_reason", b"session_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "decide_seconds", b"decide_seconds", "decision", b"decision", "encode_seconds", b"encode_seconds", "encoder_id", b"encoder_id", "is_sticky", b"is_sticky", "plan_id", b"plan_id", "session_id", b"session_id", "session_reason", b"session_reason", "session_turn", b"session_turn", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,7 +19,8 @@ from services.router.answer import (
     PositionLogprobs,
     RouteResult,
 )
-from services.router.entrypoints.openai.descriptions import JsonObject, describe_candidates, describe_plan
+from services.router.entrypoints.openai.descriptions import JsonObject
+from services.router.entrypoints.openai.route_answers import describe_candidates, describe_gating, describe_plan
 from services.router.entrypoints.openai.token_probabilities import chat_logprobs, completion_logprobs
 from services.router.entrypoints.openai.tools import ToolUse
 from services.router.request import ToolCall
@@ -52,6 +53,8 @@ class AnswerShape:
     """As the client wrote it."""
     explains: bool
     """Whether the client asked for the candidates."""
+    explains_gating: bool = False
+    """Whether it asked which components acted."""
     num_choices: int = 1
     """Answers to each prompt."""
     tells_logprobs: bool = False
@@ -72,14 +75,13 @@ class AnswerShape:
     def whole(self, done: Sequence[CompletedGeneration]) -> JsonObject:
         """The answer of a request that does not stream, by prompt."""
         choices = [
-            # The prompt is scored once, with the first answer to it.
-            self._whole_choice(prompt_idx, choice_idx, choice, generation.choices[0].prompt_logprobs)
+            self._whole_choice(generation, prompt_idx, choice_idx)
             for prompt_idx, generation in enumerate(done)
-            for choice_idx, choice in enumerate(generation.choices)
+            for choice_idx in range(len(generation.choices))
         ]
-        described = self.hilora(done[0].route, done[0].budgets_used)
+        described = self._ended(done[0].route, done[0].choices[0].finished)
         if len(done) > 1:
-            described["prompts"] = [self.hilora(one.route, one.budgets_used) for one in done]
+            described["prompts"] = [self._ended(one.route, one.choices[0].finished) for one in done]
         return {
             **self._head("chat.completion" if self.kind is AnswerKind.CHAT else "text_completion"),
             "choices": choices,
@@ -130,7 +132,7 @@ class AnswerShape:
         empty: JsonObject = {"delta": {}} if self.kind is AnswerKind.CHAT else {"text": ""}
         end = {"logprobs": None, "finish_reason": reason, "stop_reason": finished.stop_reason}
         chunk = self._chunk({"index": index, **empty, **end})
-        chunk["hilora"] = self.hilora(route, finished.budgets_used)
+        chunk["hilora"] = self._ended(route, finished)
         return chunk
 
     def usage_chunk(self, route: RouteResult, finished: Sequence[Sequence[GenerationFinished]]) -> JsonObject:
@@ -140,8 +142,7 @@ class AnswerShape:
             route: of the first prompt.
             finished: the ends of the answers, by prompt.
         """
-        budgets = finished[0][0].budgets_used
-        return {**self._chunk(None), "usage": usage(finished), "hilora": self.hilora(route, budgets)}
+        return {**self._chunk(None), "usage": usage(finished), "hilora": self._ended(route, finished[0][0])}
 
     def logprobs(self, positions: Sequence[PositionLogprobs], *, offset: int) -> JsonObject | None:
         """Log-probabilities of a piece of an answer, if they are told.
@@ -158,18 +159,18 @@ class AnswerShape:
 
     def hilora(self, route: RouteResult, budgets: Sequence[RocBudget]) -> JsonObject:
         """The extension object of an answer."""
-        described = describe_plan(route.decision, budgets)
+        described = describe_plan(route, budgets)
         if self.explains:
             described["candidates"] = describe_candidates(route.decision)
         return described
 
-    def _whole_choice(
-        self,
-        prompt_idx: int,
-        choice_idx: int,
-        choice: CompletedChoice,
-        prompt_logprobs: tuple[PositionLogprobs, ...],
-    ) -> JsonObject:
+    def _ended(self, route: RouteResult, finished: GenerationFinished) -> JsonObject:
+        """The same once an answer is complete: with what really ran, and which components acted, if that was asked."""
+        described = self.hilora(route, finished.budgets_used)
+        return described | describe_gating(route, finished) if self.explains_gating else described
+
+    def _whole_choice(self, generation: CompletedGeneration, prompt_idx: int, choice_idx: int) -> JsonObject:
+        choice = generation.choices[choice_idx]
         index = prompt_idx * self.num_choices + choice_idx
         if self.kind is AnswerKind.CHAT:
             content, calls = self._read(choice.text)
@@ -183,14 +184,22 @@ class AnswerShape:
             calls = ()
             echo = self._echo_of(index)
             body = {"text": echo.text + ("" if self.is_echo_alone else choice.text)}
-            logprobs = self._completion_logprobs(choice, echo, prompt_logprobs)
+            # The prompt is scored once, with the first answer to it.
+            logprobs = self._completion_logprobs(choice, echo, generation.choices[0].prompt_logprobs)
         return {
             "index": index,
             **body,
             "logprobs": logprobs,
             "finish_reason": _finish_reason(choice.finished, has_calls=bool(calls)),
             "stop_reason": choice.finished.stop_reason,
+            **self._own_gating(generation.route, choice.finished),
         }
+
+    def _own_gating(self, route: RouteResult, finished: GenerationFinished) -> JsonObject:
+        """What a choice tells of its components, where there are several: they need not act alike."""
+        if not self.explains_gating or self.num_choices == 1:
+            return {}
+        return {"hilora": describe_gating(route, finished)}
 
     def _completion_logprobs(
         self, choice: CompletedChoice, echo: Echo, prompt_logprobs: tuple[PositionLogprobs, ...]

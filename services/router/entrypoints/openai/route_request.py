@@ -8,6 +8,7 @@ from hilora.errors import InvalidInput
 from services.router.entrypoints.openai.chat_request import Messages, chat_prompt
 from services.router.entrypoints.openai.hilora_options import HiloraOptions
 from services.router.entrypoints.openai.request_fields import StrictRequest, Text
+from services.router.request import Prompt, TextPrompt
 
 
 class RouteBody(StrictRequest):
@@ -19,8 +20,8 @@ class RouteBody(StrictRequest):
     model: Text = Field(default="auto", max_length=512)
     hilora: HiloraOptions = Field(default_factory=HiloraOptions)
 
-    def routing_text(self) -> str:
-        """The text to decide by.
+    def routed_prompt(self) -> Prompt:
+        """What to decide for.
 
         Raises:
             InvalidInput: `invalid_input`, unless exactly one of the three is given.
@@ -31,5 +32,5 @@ class RouteBody(StrictRequest):
                 f"{len(given)} of text, prompt and messages are given.", remedy="Give exactly one.", place="text"
             )
         if self.messages is not None:
-            return chat_prompt(self.messages).routing_text
-        return str(given[0])
+            return chat_prompt(self.messages)
+        return TextPrompt(text=str(given[0]))

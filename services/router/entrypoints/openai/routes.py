@@ -28,7 +28,6 @@ from services.router.entrypoints.openai.descriptions import (
     JsonObject,
     answer_headers,
     describe_model,
-    describe_route,
     describe_traffic,
 )
 from services.router.entrypoints.openai.documents import (
@@ -38,6 +37,8 @@ from services.router.entrypoints.openai.documents import (
     ModelDocument,
     ModelListDocument,
 )
+from services.router.entrypoints.openai.hilora_options import SESSION_HEADER, HiloraOptions, the_one
+from services.router.entrypoints.openai.route_answers import describe_route
 from services.router.entrypoints.openai.route_request import RouteBody
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.sse import EventStreamResponse
@@ -120,7 +121,8 @@ class OpenAIRoutes:
             kind=AnswerKind.COMPLETION,
             answer_id=f"cmpl-{uuid.uuid4().hex}",
             model=body.model,
-            explains=body.hilora.explain,
+            explains=body.hilora.explains_candidates,
+            explains_gating=body.hilora.explains_gating,
             num_choices=sampling.num_choices,
             tells_logprobs=body.logprobs is not None,
             echoes=echoes,
@@ -139,7 +141,8 @@ class OpenAIRoutes:
             kind=AnswerKind.CHAT,
             answer_id=f"chatcmpl-{uuid.uuid4().hex}",
             model=body.model,
-            explains=body.hilora.explain,
+            explains=body.hilora.explains_candidates,
+            explains_gating=body.hilora.explains_gating,
             num_choices=sampling.num_choices,
             tells_logprobs=bool(body.logprobs),
             tools=tools,
@@ -162,9 +165,9 @@ class OpenAIRoutes:
 
     async def _route(self, body: RouteBody, request: Request) -> JsonObject:
         """Choose without generating."""
-        options = body.hilora.routing_options(body.model, tenant=self._tenant(request))
+        options = self._options(request, body.model, body.hilora)
         async with self.admission.admit(caller_of(request), num_tokens=0):
-            route = await self.route_text.route(body.routing_text(), options, num_runners_up=_ROUTE_RUNNERS_UP)
+            route = await self.route_text.route(body.routed_prompt(), options, num_runners_up=_ROUTE_RUNNERS_UP)
         self.metrics.observe_route(route)
         return describe_route(route)
 
@@ -205,7 +208,7 @@ class OpenAIRoutes:
         sampling: SamplingParams,
     ) -> Response:
         request.state.answer_id = shape.answer_id
-        options = body.hilora.routing_options(body.model, tenant=self._tenant(request))
+        options = self._options(request, body.model, body.hilora)
         timeout_seconds = timeout_of(request.headers)
         orders = [
             GenerationRequest(
@@ -216,6 +219,7 @@ class OpenAIRoutes:
                 options=options,
                 timeout_seconds=timeout_seconds,
                 priority=body.priority,
+                explains_gating=body.hilora.explains_gating,
             )
             for place, prompt in enumerate(prompts)
         ]
@@ -226,7 +230,7 @@ class OpenAIRoutes:
         )
         for one in done:
             self.metrics.observe_route(one.route)
-        headers = answer_headers(done[0].route.decision, done[0].budgets_used) | limit_headers(request)
+        headers = answer_headers(done[0].route, done[0].budgets_used) | limit_headers(request)
         return JSONResponse(shape.whole(done), headers=headers)
 
     async def _stream(
@@ -248,7 +252,7 @@ class OpenAIRoutes:
             on_first_text=lambda: self._observe_first_text(request),
         )
         chunks = stream.chunks(self._observed(first, events))
-        headers = answer_headers(route.decision, route.decision.plan.budgets) | limit_headers(request)
+        headers = answer_headers(route, route.decision.plan.budgets) | limit_headers(request)
         return EventStreamResponse(chunks, work=events, headers=headers)
 
     async def _observed(
@@ -265,8 +269,15 @@ class OpenAIRoutes:
         if isinstance(numbered[1], RouteResult):
             self.metrics.observe_route(numbered[1])
 
-    def _tenant(self, request: Request) -> str | None:
-        presented = request.headers.get(TENANT_HEADER)
+    def _options(self, request: Request, model: str, hilora: HiloraOptions) -> RoutingOptions:
+        return hilora.routing_options(
+            model,
+            tenant=self._tenant(request, named=hilora.tenant),
+            session_id=request.headers.get(SESSION_HEADER),
+        )
+
+    def _tenant(self, request: Request, *, named: str | None = None) -> str | None:
+        presented = the_one(TENANT_HEADER, request.headers.get(TENANT_HEADER), "hilora.tenant", named)
         return tenant_for(caller_of(request), presented, is_trusted=self.trusts_tenants)
 
     def _observe_first_text(self, request: Request) -> None:

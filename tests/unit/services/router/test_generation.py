@@ -3,14 +3,20 @@ from __future__ import annotations
 import pytest
 
 from hilora.errors import GenerationFailed, NoWorkerAvailable, StaleCatalogGeneration
-from hilora.routing_plan import RoutingMode
 from services.router.answer import GenerationFinished, GenerationStarted, RouteResult, TextDelta
 from services.router.generation import GenerateText
 from services.router.models import ModelDirectory
 from services.router.request import ChatMessage, ChatPrompt, ChatRole, GenerationRequest, TextPrompt
-from services.router.routing import RouteText
 from services.router.routing_options import RoutingOptions
-from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, traffic_watch
+from tests.fakes.router_ports import (
+    FakeEmbedder,
+    FakeWorkers,
+    InMemoryCatalog,
+    catalog_view,
+    local_sessions,
+    route_text,
+    traffic_watch,
+)
 
 _TEXTS = {"capitals": ["country capital a", "country capital b"], "sums": ["add numbers a", "add numbers b"]}
 
@@ -20,18 +26,15 @@ class Case:
         self.catalog = InMemoryCatalog(catalog_view(_TEXTS))
         self.workers = FakeWorkers()
         self.embedder = FakeEmbedder()
-        route_text = RouteText(
-            catalog=self.catalog,
-            embedder=self.embedder,
-            models=ModelDirectory(catalog=self.catalog, workers=self.workers, base_model_name=None),
-            mode=RoutingMode.CALIBRATED,
-            gamma=None,
-            max_candidates=None,
-            max_routed_chars=1000,
-        )
+        models = ModelDirectory(catalog=self.catalog, workers=self.workers, base_model_name=None)
+        sessions = local_sessions()
         self.traffic = traffic_watch(self.catalog)
         self.use_case = GenerateText(
-            route_text=route_text, workers=self.workers, catalog=self.catalog, traffic=self.traffic
+            route_text=route_text(self.catalog, models=models, embedder=self.embedder, sessions=sessions),
+            workers=self.workers,
+            catalog=self.catalog,
+            traffic=self.traffic,
+            sessions=sessions,
         )
 
     async def stream(self, **options):

@@ -5,9 +5,8 @@ import pytest
 from hilora.errors import InvalidInput, RegistryUnavailable, Unavailable, UnknownAdapter
 from hilora.routing_plan import RoutingMode
 from services.router.models import ModelDirectory
-from services.router.routing import RouteText
 from services.router.routing_options import RoutingOptions
-from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
+from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, route_text
 
 _TEXTS = {
     "capitals": [f"country capital city {n}" for n in range(6)],
@@ -18,18 +17,11 @@ _CAPITAL = "country capital city x"
 
 
 class Case:
-    def __init__(self, *, mode=RoutingMode.CALIBRATED, gamma=None, max_candidates=None, max_routed_chars=1000):
+    def __init__(self, **defaults):
         self.catalog = InMemoryCatalog(catalog_view(_TEXTS, catalog_generation=4))
         self.embedder = FakeEmbedder()
-        self.use_case = RouteText(
-            catalog=self.catalog,
-            embedder=self.embedder,
-            models=ModelDirectory(catalog=self.catalog, workers=FakeWorkers(), base_model_name="tiny"),
-            mode=mode,
-            gamma=gamma,
-            max_candidates=max_candidates,
-            max_routed_chars=max_routed_chars,
-        )
+        models = ModelDirectory(catalog=self.catalog, workers=FakeWorkers(), base_model_name="tiny")
+        self.use_case = route_text(self.catalog, models=models, embedder=self.embedder, **defaults)
 
     async def plan(self, text=_CAPITAL, **options):
         return (await self.use_case.route(text, RoutingOptions(**options))).decision.plan
@@ -75,7 +67,7 @@ class TestAuto:
         assert case.embedder.texts == ["country"]
 
     async def test_the_client_s_options_win_over_the_settings(self):
-        case = Case(mode=RoutingMode.PAPER, gamma=0.1, max_candidates=1)
+        case = Case(strategy="hilora-paper", gamma=0.1, max_candidates=1)
         by_setting = await case.use_case.route("x", RoutingOptions())
         assert by_setting.decision.mode is RoutingMode.PAPER
         assert len(by_setting.decision.plan.budgets) == 1
@@ -86,7 +78,7 @@ class TestAuto:
         assert by_option.decision.mode is RoutingMode.CALIBRATED
 
     async def test_the_seed_decides_the_paper_s_draw(self):
-        case = Case(mode=RoutingMode.PAPER, gamma=0.4)
+        case = Case(strategy="hilora-paper", gamma=0.4)
         digests = {(await case.plan("rhyme city add", seed=seed)).digest for seed in range(20)}
         assert len(digests) > 1
         again = [(await case.plan("rhyme city add", seed=7)).digest for _ in range(3)]

@@ -25,7 +25,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("GAMMA", "0"), ("GAMMA", "2"), ("MODE", "explicit"), ("REST_PORT", "70000"), ("MAX_CANDIDATES", "0")],
+        [("GAMMA", "0"), ("GAMMA", "2"), ("STRATEGY", "explicit"), ("REST_PORT", "70000"), ("MAX_CANDIDATES", "0")],
     )
     def test_a_value_out_of_range_is_an_error(self, monkeypatch, name, value):
         monkeypatch.setenv(f"HILORA_ROUTER_{name}", value)

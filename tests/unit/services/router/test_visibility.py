@@ -17,9 +17,9 @@ from services.router.catalog import CatalogAdapter
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.models import ModelDirectory
 from services.router.pool_index import IndexKind
-from services.router.routing import RouteText
 from services.router.routing_options import RoutingOptions
-from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view
+from services.router.routing_rules import STRATEGY_OF_MODE
+from tests.fakes.router_ports import FakeWorkers, InMemoryCatalog, catalog_view, route_text
 
 _WORDS = {
     "capitals": "country capital city",
@@ -50,15 +50,8 @@ def directory(view, *, min_trust_tier=TrustTier.UNTRUSTED):
 
 
 def decide(view, text, *, min_trust_tier=TrustTier.UNTRUSTED, mode=RoutingMode.CALIBRATED, **options):
-    use_case = RouteText(
-        catalog=InMemoryCatalog(view),
-        embedder=FakeEmbedder(),
-        models=directory(view, min_trust_tier=min_trust_tier),
-        mode=mode,
-        gamma=None,
-        max_candidates=None,
-        max_routed_chars=1000,
-    )
+    models = directory(view, min_trust_tier=min_trust_tier)
+    use_case = route_text(InMemoryCatalog(view), models=models, strategy=STRATEGY_OF_MODE[mode])
     return asyncio.run(use_case.route(text, RoutingOptions(**options), num_runners_up=10)).decision
 
 

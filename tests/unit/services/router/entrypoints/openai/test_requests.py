@@ -211,9 +211,9 @@ class TestConversions:
 class TestRouteBody:
     @pytest.mark.parametrize("fields", [{"text": "x"}, {"prompt": "x"}, {"messages": _CHAT["messages"]}])
     def test_any_one_of_three_is_the_text(self, fields):
-        assert RouteBody.model_validate(fields).routing_text() == "x"
+        assert RouteBody.model_validate(fields).routed_prompt().routing_text == "x"
 
     @pytest.mark.parametrize("fields", [{}, {"text": "x", "prompt": "x"}])
     def test_none_or_two_are_refused(self, fields):
         with pytest.raises(InvalidInput):
-            RouteBody.model_validate(fields).routing_text()
+            RouteBody.model_validate(fields).routed_prompt()

@@ -1,0 +1,56 @@
+"""What a strategy of the sequence level is: a rule that chooses adapters for a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.routing_plan import RoutingDecision
+from hilora.routing_settings import RoutingSettings
+from hilora.sequence_routing import SequenceRouter
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class RoutingQuestion:
+    """One text to choose for."""
+
+    z_E: NDArray[np.floating] | None
+    """Its embedding, a unit vector of the pool's encoder; None is enough for a strategy that reads no text."""
+    settings: RoutingSettings
+    """The rules: a strategy's own, with what the client or the operator changed."""
+    request_seed: int = 0
+    """Decides draws by chance, where a strategy makes any."""
+    exclude: frozenset[str] = frozenset()
+    """Names of adapters that must not be chosen."""
+    num_runners_up: int = 5
+    """Adapters to report besides the chosen ones."""
+
+
+class Strategy(Protocol):
+    """Chooses adapters for a text. Pure: the same question gets the same plan, in whatever order adapters came."""
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        ...
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs an embedding."""
+        ...
+
+    @property
+    def settings(self) -> RoutingSettings:
+        """Its rules where nobody changes any."""
+        ...
+
+    def decide(self, router: SequenceRouter, question: RoutingQuestion) -> RoutingDecision:
+        """Choose for one text. A pool that leaves nobody to be chosen gives the base alone, and says so.
+
+        Raises:
+            ValueError: an embedding of another dimension, or with values that are not finite.
+        """
+        ...
