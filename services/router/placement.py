@@ -22,7 +22,7 @@ from hilora.routing_plan import RoutingPlan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlacementWeights:
-    """What counts how much, in units of a full batch. The values are argued in ADR 0022."""
+    """What counts how much, in units of a full batch. The values are argued in ADR 0025."""
 
     residency: float = 0.5
     """Bonus of a worker that holds all of the plan's components."""

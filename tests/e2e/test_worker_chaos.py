@@ -35,7 +35,13 @@ NUM_CLIENTS = 4
 MAX_TOKENS = 48
 HANG_SECONDS = 60.0
 
-pytestmark = pytest.mark.timeout(SECONDS + 400)
+pytestmark = [
+    pytest.mark.timeout(SECONDS + 400),
+    pytest.mark.skipif(
+        "HILORA_CHAOS_SECONDS" not in os.environ,
+        reason="workers are killed for HILORA_CHAOS_SECONDS (say 180) on a machine that has nothing else to do",
+    ),
+]
 
 
 class WorkerProcess:
