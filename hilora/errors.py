@@ -185,9 +185,25 @@ class RocPoolFull(Exhausted):
 
 
 class Unavailable(HiloraError):
-    """A part of the system cannot be reached or is not ready."""
+    """A part of the system cannot be reached or is not ready.
+
+    Args:
+        retry_after_seconds: when trying again is sensible.
+    """
 
     default_code = "unavailable"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float = 1.0,
+        code: str | None = None,
+        remedy: str | None = None,
+        place: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, remedy=remedy, place=place)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NoWorkerAvailable(Unavailable):

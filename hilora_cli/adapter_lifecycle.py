@@ -22,7 +22,7 @@ ReviewerOption = Annotated[str | None, typer.Option("--reviewer", help="Who deci
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the group `adapters`."""
-    for command in (versions, rollback, quarantine, approve, reject, access, samples, profile, alias):
+    for command in (versions, rollback, quarantine, approve, reject, access, tags, samples, profile, alias):
         app.command(command.__name__)(command)
 
 
@@ -118,6 +118,27 @@ def access(
     shown = with_client(url, api_key, changed)
     who = ", ".join(shown["visible_to"]) or "everybody"
     print_answer(shown, f"{name}: {shown['trust_tier']}, visible to {who}", as_json=as_json)
+
+
+def tags(
+    name: NameArgument,
+    wanted: Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="All its tags from now on.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take all tags away.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    api_key: AdminKeyOption = None,
+) -> None:
+    """Say by which words requests may ask for an adapter; without tags show them."""
+    if wanted and clear:
+        raise typer.BadParameter("tags and --clear exclude each other.")
+
+    async def changed(client: ApiClient) -> dict[str, Any]:
+        if wanted or clear:
+            await client.put(f"/v1/adapters/{name}/tags", {"tags": wanted or []})
+        return {"name": name, "tags": (await client.get(f"/v1/adapters/{name}"))["tags"]}
+
+    shown = with_client(url, api_key, changed)
+    print_answer(shown, f"{name}: {', '.join(shown['tags']) or 'no tags'}", as_json=as_json)
 
 
 def samples(

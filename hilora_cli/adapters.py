@@ -74,6 +74,7 @@ def add(
 @app.command("list")
 def list_adapters(
     prefix: Annotated[str, typer.Option("--prefix", help="Only names that begin so.")] = "",
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="Only with this tag; may be repeated.")] = None,
     as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     api_key: AdminKeyOption = None,
@@ -82,7 +83,7 @@ def list_adapters(
     from hilora_cli.adapter_tables import adapter_table
     from hilora_cli.pool_seeding import listed_adapters
 
-    entries = with_client(url, api_key, lambda client: listed_adapters(client, prefix=prefix))
+    entries = with_client(url, api_key, lambda client: listed_adapters(client, prefix=prefix, tags=tags or ()))
     print_answer(entries, adapter_table(entries), as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""`hilora bench`: how fast engine and registry are on this machine, and the pages that say so."""
+"""`hilora bench`: how fast engine, router and registry are on this machine, and the pages that say so."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from hilora.errors import InvalidInput
 from hilora_cli.demo import SHIPPED_TESTBED
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+    from hilora_lab.bench.router_peer import PeerInstallation
+
 app = typer.Typer(
-    help="Measure the engine against its base and against others, and the registry at scale.", no_args_is_help=True
+    help="Measure the engine against its base and against others, the router's latency, and the registry at scale.",
+    no_args_is_help=True,
 )
 
 PlotOption = Annotated[
@@ -25,7 +29,7 @@ PlotOption = Annotated[
 
 @app.callback()
 def bench() -> None:
-    """Measure the engine against its base and against others, and the registry at scale."""
+    """Measure the engine against its base and against others, the router's latency, and the registry at scale."""
 
 
 @app.command("engine")
@@ -143,6 +147,67 @@ def registry_command(
     console.print(registry_table(report))
 
 
+@app.command("router")
+def router_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON to standard output.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The same figures from fewer requests, in minutes.")] = False,
+    adapters: Annotated[
+        int, typer.Option("--adapters", min=20, max=1000, help="Adapters of the router's pool.")
+    ] = 1000,
+    memory_requests: Annotated[
+        int | None,
+        typer.Option("--memory-requests", min=40, help="Requests while its memory is watched. [default: 100000]"),
+    ] = None,
+    peer: Annotated[
+        str,
+        typer.Option("--peer", help="`install` makes an environment with LiteLLM's proxy; `none` compares nothing."),
+    ] = "none",
+    peer_python: Annotated[
+        Path | None,
+        typer.Option("--peer-python", exists=True, dir_okay=False, help="An interpreter that has `litellm[proxy]`."),
+    ] = None,
+    seconds: Annotated[tuple[float, float, float] | None, typer.Option("--seconds", hidden=True)] = None,
+    scored: Annotated[int | None, typer.Option("--scored", hidden=True)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", dir_okay=False, help="Write the report to this file as well.")
+    ] = None,
+) -> None:
+    """Measure what the router adds to an answer, beside another proxy on the same backend."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from hilora_lab.bench.router_bench import LEVELS, RouterBenchOrder, run_router_bench
+
+    console = Console(stderr=True)
+    installation = _peer_installation(peer, peer_python, console)
+    make = RouterBenchOrder.quick if quick else RouterBenchOrder
+    order = make(num_adapters=adapters, peer=installation)
+    if memory_requests is not None:
+        order = replace(order, memory_requests=memory_requests)
+    if seconds is not None:
+        order = replace(order, seconds=dict(zip(LEVELS, seconds, strict=True)), cached_seconds=min(seconds))
+    if scored is not None:
+        order = replace(order, num_scored=scored)
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def on_progress(title: str, done: int, total: int) -> None:
+            if title not in bars:
+                bars[title] = progress.add_task(title, total=total)
+            progress.update(bars[title], completed=done)
+
+        report = run_router_bench(order, on_progress=on_progress)
+    content = json.dumps(report, indent=1)
+    if out is not None:
+        out.write_text(f"{content}\n")
+    if as_json:
+        typer.echo(content)
+    console.print(router_table(report))
+
+
 @app.command("report")
 def report_command(
     source: Annotated[
@@ -196,6 +261,43 @@ def registry_table(report: dict[str, Any]) -> Table:
         colour = {True: "green", False: "red"}.get(report["is_met"].get(key), "default")
         table.add_row(key, f"[{colour}]{report[key]:g}[/]", report["goals"].get(key, ""))
     return table
+
+
+def router_table(report: dict[str, Any]) -> Table:
+    """The figures of a router benchmark beside their goals."""
+    from rich.table import Table
+
+    table = Table("figure", title=f"HiLoRA's router, {report['num_adapters']} adapters")
+    for heading in ("1 stream", "32 streams", "256 streams", "goal"):
+        table.add_column(heading, justify="right")
+    peer = report["peer_added_latency_ms_p50"]
+    for key in ("added_latency_ms_p50", "added_latency_ms_p99", "peer_added_latency_ms_p50"):
+        title = key if key in report["goals"] else f"{key} ({peer['peer'] or peer['reason']})"
+        cells = (
+            "" if value is None else f"{value:g}" for value in (report[key][level] for level in ("1", "32", "256"))
+        )
+        table.add_row(title, *cells, report["goals"].get(key, ""))
+    for key in ("score_10k_ms", "requests_per_second_cached", "memory_bytes_per_request"):
+        table.add_row(key, f"{report[key]:g}", "", "", report["goals"][key])
+    missed = ", ".join(key for key, is_met in report["is_met"].items() if is_met is False)
+    table.caption = f"missed: {missed}" if missed else "all goals that were measured are met"
+    return table
+
+
+def _peer_installation(peer: str, peer_python: Path | None, console: Console) -> PeerInstallation | None:
+    """The peer to compare with, where one was asked for."""
+    from hilora_lab.bench.router_peer import find_peer, install_peer
+
+    if peer_python is not None:
+        return find_peer(peer_python)
+    if peer == "install":
+        folder = Path.home() / ".cache" / "hilora-serve" / "peer"
+        console.print(f"The peer lives in {folder}.")
+        return install_peer(folder)
+    if peer != "none":
+        raise InvalidInput(f"--peer is {peer!r}.", code="unknown_peer", remedy="Use `install` or `none`.", place="peer")
+    console.print("[yellow]No peer is measured beside the router: give --peer install or --peer-python.[/]")
+    return None
 
 
 def _read(source: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hilora_cli.evaluate import evaluate
 from hilora_cli.failure import reported_errors
 from hilora_cli.generate import generate
 from hilora_cli.route import route
+from hilora_cli.route_log import route_log
 from hilora_cli.serve import serve
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.command("demo")(demo)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.command("route")(route)
+app.command("route-log")(route_log)
 app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("eval")(evaluate)

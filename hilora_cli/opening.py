@@ -32,6 +32,11 @@ class HasAddress(Protocol):
         """`host:port` of gRPC."""
         ...
 
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Adapters that requests can name by now."""
+        ...
+
 
 class Opening:
     """The last component of a served system; see the module.
@@ -82,13 +87,12 @@ class Opening:
                     print_failure(f"{name} was left out: {failure.message}", failure.remedy, code=failure.code)
 
             await seed(client, missing, on_seeded=on_seeded)
-        await self._wait_until_listed(client, seeded)
+        await self._wait_until_known(seeded)
 
-    async def _wait_until_listed(self, client: ApiClient, names: Sequence[str]) -> None:
+    async def _wait_until_known(self, names: Sequence[str]) -> None:
         """The router follows the catalogue a moment later; who reads the announcement may ask at once."""
         deadline = asyncio.get_running_loop().time() + _CATALOG_SECONDS
         while asyncio.get_running_loop().time() < deadline:
-            listed = {model["id"] for model in (await client.get("/v1/models"))["data"]}
-            if listed.issuperset(names):
+            if self._server.adapter_names.issuperset(names):
                 return
             await asyncio.sleep(_CATALOG_POLL_SECONDS)

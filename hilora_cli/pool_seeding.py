@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlencode
 
 from hilora.errors import HiloraError, InvalidInput
 from hilora_cli.adapter_upload import ADAPTER_CONFIG, AdapterUpload, submit, wait_for_job
@@ -72,12 +73,13 @@ async def missing_from(client: ApiClient, uploads: Sequence[AdapterUpload]) -> l
     return [upload for upload in uploads if upload.name not in registered]
 
 
-async def listed_adapters(client: ApiClient, *, prefix: str = "") -> list[JsonObject]:
-    """Every registered adapter whose name begins so, page by page."""
+async def listed_adapters(client: ApiClient, *, prefix: str = "", tags: Sequence[str] = ()) -> list[JsonObject]:
+    """Every registered adapter whose name begins so and that bears all these tags, page by page."""
     found: list[JsonObject] = []
     page: JsonObject = {"next_after": ""}
     while page.get("next_after") is not None:
-        page = await client.get(f"/v1/adapters?prefix={prefix}&after={page['next_after']}")
+        query = urlencode([("prefix", prefix), ("after", page["next_after"]), *(("tag", tag) for tag in tags)])
+        page = await client.get(f"/v1/adapters?{query}")
         found += page["data"]
     return found
 

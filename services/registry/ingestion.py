@@ -20,10 +20,11 @@ from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.artifact import ArtifactDraft, Provenance, SampleProfile, SamplesSource
 from services.registry.audit import AuditEvent, AuditOutcome
 from services.registry.catalog import Catalog
+from services.registry.catalog_entry import CatalogEntry
 from services.registry.fetching import Fetcher
 from services.registry.job import IngestRequest, IngestState, SourceKind, pending_job
 from services.registry.lifecycle import AdapterLifecycle
-from services.registry.pool_check import PoolCheck
+from services.registry.pool_check import Comparison, PoolCheck
 from services.registry.ports import (
     ArtifactStore,
     AuditLog,
@@ -238,12 +239,27 @@ class Ingestion:
             source_sha256=validated.source_sha256,
         )
         if published.entry is not None and published.entry.revision == manifest.revision:
-            await asyncio.to_thread(
-                self._pool_check.note, adapter_name=request.adapter_name, revision=manifest.revision
-            )
+            await self._compare_again(running, comparison, published.entry)
         if samples is None:
             await self._orders.order_if_missing(request.adapter_name, origin=request.origin)
         await self._finish(running, request, published)
+
+    async def _compare_again(self, running: RunningJob, comparison: Comparison, entry: CatalogEntry) -> None:
+        """Look for equal adapters that others published meanwhile, and say so in the report."""
+        findings = await asyncio.to_thread(
+            self._pool_check.compare_again,
+            comparison,
+            revision=entry.revision,
+            catalog_generation=entry.catalog_generation,
+        )
+        report = running.job.report
+        if not findings or report is None:
+            return
+        amended = report.adding(findings)
+        await running.put(lambda job: job.checked(amended))
+        # An artifact that another name had first keeps the report of that name.
+        if await asyncio.to_thread(self._artifacts.validation_report, entry.revision) == report:
+            await asyncio.to_thread(self._artifacts.put_validation_report, entry.revision, amended)
 
     def _profile(self, request: IngestRequest, texts: tuple[str, ...]) -> SampleProfile | None:
         if not texts:

@@ -235,8 +235,11 @@ class IngestJob:
         return self.moved(IngestState.CANCELLED, detail="cancelled")
 
     def requeued(self, *, detail: str, due_at: float) -> IngestJob:
-        """The job back at the start, expected to be taken before `due_at` (Unix seconds)."""
-        return replace(self.moved(IngestState.PENDING, detail=detail), due_at=due_at)
+        """The job back at the start, expected to be taken before `due_at` (Unix seconds).
+
+        What the attempt before found is no longer shown: the next one checks everything again.
+        """
+        return replace(self.moved(IngestState.PENDING, detail=detail), due_at=due_at, report=None)
 
 
 def new_job_id() -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from hilora.access import AdapterAccess
 from hilora.adapter import check_adapter_name
 from hilora.errors import Conflict, Exhausted, InvalidInput, UnknownAdapter
+from hilora.tags import checked_tags
 from hilora.version_selector import split_reference
 from services.common.log import get_logger
 from services.registry.artifact import GIVEN_SOURCES, ProfileRecord, SamplesSource
@@ -147,6 +148,20 @@ class AdapterLifecycle:
             return replace(_known(known, adapter_name), access=access)
 
         return await self._publisher.change(adapter_name, opened)
+
+    async def set_tags(self, adapter_name: str, tags: Sequence[str]) -> Published:
+        """Say by which words requests may ask for an adapter, in all its versions.
+
+        Raises:
+            InvalidInput: `invalid_tag`.
+            UnknownAdapter: no adapter of this name is registered.
+        """
+        wanted = checked_tags(tags)
+
+        def tagged(known: KnownName) -> Registration:
+            return replace(_known(known, adapter_name), tags=wanted)
+
+        return await self._publisher.change(adapter_name, tagged)
 
     async def aliases(self) -> Mapping[str, str]:
         """`name` or `name@version` by alias."""

@@ -2,6 +2,9 @@
 
 Both are said and neither is refused. The pool is remembered as a few numbers an adapter (`AdapterTraits`, kept in each
 manifest); components are read only of an adapter whose numbers agree.
+
+Another process may register an equal adapter while this one is worked on. So after its publication it is compared once
+more, with what arrived since: of two equal ones, the later to be published sees the earlier, whoever made it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from hilora.fingerprint import SAME_UPDATE_TOLERANCE, AdapterTraits, may_be_same
 from services.registry.ports import ArtifactStore, PoolSource
 
 _REFRESH_SECONDS = 30.0
-"""What other processes registered meanwhile is not known yet: a missed remark, where a snapshot of the catalogue for
-each of ten thousand adapters would cost more than all the rest of their ingests."""
+"""Before publication, what other processes registered meanwhile may be unknown: reading the records for each of ten
+thousand adapters would cost more than all the rest of their ingests."""
 _MAX_NAMED = 3
 
 
@@ -33,6 +36,8 @@ class PoolMember:
     revision: str
     source_sha256: str
     traits: AdapterTraits
+    arrival: int
+    """Counts what this process came to know of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +46,12 @@ class Comparison:
 
     traits: AdapterTraits
     findings: tuple[Finding, ...]
+    adapter: LoRAAdapter
+    """As it is to be served."""
+    adapter_name: str
+    source_sha256: str
+    last_arrival: int
+    """The last member of the pool that it was compared with."""
 
 
 class PoolCheck:
@@ -54,9 +65,10 @@ class PoolCheck:
     def __init__(self, *, source: PoolSource, artifacts: ArtifactStore) -> None:
         self._source = source
         self._artifacts = artifacts
-        self._known: dict[str, PoolMember | None] = {}
-        self._members: list[PoolMember] = []
+        self._known: dict[tuple[str, str], PoolMember | None] = {}
         self._read_at: float | None = None
+        self._catalog_generation: int | None = None
+        self._num_arrivals = 0
         self._lock = threading.Lock()
 
     def compare(self, adapter: LoRAAdapter, *, adapter_name: str, source_sha256: str) -> Comparison:
@@ -69,44 +81,53 @@ class PoolCheck:
         """
         traits = traits_of(adapter)
         with self._lock:
-            self._refresh()
-            others = [member for member in self._members if member.adapter_name != adapter_name]
-        same_files = [member for member in others if member.source_sha256 == source_sha256]
-        findings = [_same_files(same_files)] if same_files else self._same_updates(adapter, traits, others)
+            if self._read_at is None or time.monotonic() - self._read_at >= _REFRESH_SECONDS:
+                self._refresh()
+            last_arrival = self._num_arrivals
+            others = self._others(adapter_name)
+        findings = self._duplicates(adapter, traits, source_sha256, others)
         findings += find_norm_outliers(traits.norm_by_kind, [member.traits.norm_by_kind for member in others])
-        return Comparison(traits=traits, findings=tuple(findings))
+        return Comparison(
+            traits=traits,
+            findings=tuple(findings),
+            adapter=adapter,
+            adapter_name=adapter_name,
+            source_sha256=source_sha256,
+            last_arrival=last_arrival,
+        )
 
-    def note(self, *, adapter_name: str, revision: str) -> None:
-        """Remember a version that this process has just registered."""
+    def compare_again(self, comparison: Comparison, *, revision: str, catalog_generation: int) -> tuple[Finding, ...]:
+        """What is to be added once an adapter is published.
+
+        Args:
+            comparison: the one before.
+            revision: what the name means now.
+            catalog_generation: the generation that shows it.
+        """
         with self._lock:
-            self._members = [member for member in self._members if member.adapter_name != adapter_name]
-            self._take(adapter_name, revision)
+            # If the generation before was ours, too, nobody else can have published in between.
+            if self._catalog_generation not in {catalog_generation - 1, catalog_generation}:
+                self._refresh()
+            self._catalog_generation = max(self._catalog_generation or 0, catalog_generation)
+            name = comparison.adapter_name
+            self._known = {key: member for key, member in self._known.items() if key[0] != name}
+            self._take(name, revision)
+            others = [member for member in self._others(name) if member.arrival > comparison.last_arrival]
+        return tuple(self._duplicates(comparison.adapter, comparison.traits, comparison.source_sha256, others))
+
+    def _others(self, adapter_name: str) -> list[PoolMember]:
+        return [member for member in self._known.values() if member and member.adapter_name != adapter_name]
 
     def _refresh(self) -> None:
-        if self._read_at is not None and time.monotonic() - self._read_at < _REFRESH_SECONDS:
-            return
-        registered = self._source.registered_versions()
-        self._known = {revision: member for revision, member in self._known.items() if revision in registered.values()}
-        self._members = []
-        for adapter_name, revision in registered.items():
+        registered = frozenset(self._source.registered_versions().items())
+        self._known = {key: member for key, member in self._known.items() if key in registered}
+        for adapter_name, revision in sorted(registered):
             self._take(adapter_name, revision)
         self._read_at = time.monotonic()
 
     def _take(self, adapter_name: str, revision: str) -> None:
-        if revision not in self._known:
-            self._known[revision] = self._read(adapter_name, revision)
-        member = self._known[revision]
-        if member is not None:
-            self._members.append(
-                member
-                if member.adapter_name == adapter_name
-                else PoolMember(
-                    adapter_name=adapter_name,
-                    revision=revision,
-                    source_sha256=member.source_sha256,
-                    traits=member.traits,
-                )
-            )
+        if (adapter_name, revision) not in self._known:
+            self._known[adapter_name, revision] = self._read(adapter_name, revision)
 
     def _read(self, adapter_name: str, revision: str) -> PoolMember | None:
         try:
@@ -115,12 +136,20 @@ class PoolCheck:
             return None  # collected meanwhile, or damaged: it is no part of the pool
         if manifest.traits is None:
             return None  # ingested before traits were kept
+        self._num_arrivals += 1
         return PoolMember(
             adapter_name=adapter_name,
             revision=revision,
             source_sha256=manifest.provenance.source_sha256,
             traits=manifest.traits,
+            arrival=self._num_arrivals,
         )
+
+    def _duplicates(
+        self, adapter: LoRAAdapter, traits: AdapterTraits, source_sha256: str, others: Sequence[PoolMember]
+    ) -> list[Finding]:
+        same_files = [member for member in others if member.source_sha256 == source_sha256]
+        return [_same_files(same_files)] if same_files else self._same_updates(adapter, traits, others)
 
     def _same_updates(self, adapter: LoRAAdapter, traits: AdapterTraits, others: Sequence[PoolMember]) -> list[Finding]:
         confirmed: list[PoolMember] = []

@@ -299,6 +299,7 @@ class CatalogPublisher:
             embedding_dim=profile.embedding_dim if profile else 0,
             component_sha256=manifest.component_sha256,
             access=registration.access,
+            tags=registration.tags,
             other_versions=tuple(other for other in others if other is not None),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 
 from hilora.errors import HiloraError, Unavailable
 from services.common.log import get_logger
@@ -116,7 +117,8 @@ class JobRecovery:
         registration = await asyncio.to_thread(self._registrations.get, job.adapter_name)
         version = registration.made_by(job.job_id) if registration else None
         if registration is not None and version is not None:
-            queued = job.requeued(detail="registered", due_at=0.0)
+            # Nothing is checked again: the report of the attempt that published it stays.
+            queued = replace(job.requeued(detail="registered", due_at=0.0), report=job.report)
             adapter_id = registration.adapter_id(version)
             is_held_back = version.state is VersionState.QUARANTINED
             await self._jobs.put(queued.quarantined(adapter_id) if is_held_back else queued.ready(adapter_id))

@@ -105,6 +105,8 @@ class Registration:
     changed_at: float
     """Unix seconds of the last change."""
     access: AdapterAccess = field(default_factory=AdapterAccess)
+    tags: tuple[str, ...] = ()
+    """What requests may ask for, sorted; the same for all versions."""
 
     @property
     def state(self) -> RegistrationState:

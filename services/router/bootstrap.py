@@ -10,6 +10,7 @@ from functools import partial
 from redis.asyncio import Redis
 from starlette.types import ASGIApp
 
+from hilora.errors import RegistryUnavailable
 from hilora.topic_watch import TopicRules
 from services.common.auth import is_loopback
 from services.common.http_server import HttpServer
@@ -18,6 +19,7 @@ from services.common.lifecycle import ComponentGroup
 from services.common.log import get_logger
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
+from services.common.tracer_start import open_tracer
 from services.router.admission import Admission
 from services.router.entrypoints.access import RpcGate
 from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
@@ -26,17 +28,23 @@ from services.router.entrypoints.openai.token_routes import TokenRoutes
 from services.router.entrypoints.rest import build_rest_app
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.entrypoints.rpc import SERVICE_NAME, RouterServicer
-from services.router.generation import GenerateText
+from services.router.entrypoints.traces import trace_generation, trace_route
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
+from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_memory import LocalMemory
 from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_memory import shared_plans, shared_sessions
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
-from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.infra.route_log import RouteLog
+from services.router.infra.workers.client import Silence
+from services.router.infra.workers.directories import directory_of
+from services.router.infra.workers.pool import WorkerPool
 from services.router.limits import RateLimiter
 from services.router.models import ModelDirectory
+from services.router.observation import GenerationObserver
+from services.router.observed_generation import ObservedGenerateText
 from services.router.plan_record import PlanRecord, SessionRecord
 from services.router.plans import Plans
 from services.router.pool_index import IndexRules, build_pool_index
@@ -70,7 +78,15 @@ class Router:
         load_encoder: Callable[[], SequenceEncoder] | None = None,
         opens_http: bool = True,
     ) -> None:
-        self._embedder = BatchingEmbedder(load_encoder or _encoder_of(settings))
+        self._tracer = open_tracer(
+            service="hilora-router", endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio
+        )
+        self._embedder = BatchingEmbedder(
+            load_encoder or _encoder_of(settings),
+            max_batch=settings.encoder_max_batch,
+            max_waiting=settings.encoder_max_waiting,
+            cache=EmbeddingCache(max_entries=settings.encoder_cache_texts, max_bytes=settings.encoder_cache_bytes),
+        )
         identity = settings.tls_identity()
         self._catalog = CatalogReplica(
             settings.registry_address,
@@ -78,10 +94,24 @@ class Router:
             build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
             identity=identity,
         )
-        self._workers = StaticWorkerPool(
-            settings.worker_addresses, request_timeout_seconds=settings.request_timeout_seconds, identity=identity
+        self._redis = _redis_of(settings)
+        self._workers = WorkerPool(
+            directory_of(settings.worker_addresses, redis=self._redis),
+            request_timeout_seconds=settings.request_timeout_seconds,
+            lookup_seconds=settings.worker_lookup_seconds,
+            silence=Silence(
+                first_event_seconds=settings.worker_first_event_seconds, stall_seconds=settings.worker_stall_seconds
+            ),
+            identity=identity,
         )
-        metrics = RouterMetrics(catalog=self._catalog, workers=self._workers)
+        metrics = RouterMetrics(
+            catalog=self._catalog,
+            workers=self._workers,
+            num_named_adapters=settings.metrics_adapters,
+            on_route=trace_route,
+        )
+        metrics.watch_embedder(self._embedder.figures)
+        self._route_log = _route_log_of(settings)
         traffic = TrafficWatch(
             catalog=self._catalog,
             rules=TrafficRules(
@@ -98,7 +128,6 @@ class Router:
         )
         metrics.watch_traffic(traffic)
         callers = callers_of(settings)
-        self._redis = _redis_of(settings)
         self._admission = admission = Admission(
             limiter=_limiter(self._redis),
             max_in_flight=settings.max_in_flight,
@@ -120,11 +149,15 @@ class Router:
             sessions=sessions,
             topic_rules=TopicRules(odds=settings.replan_odds, share=settings.replan_share),
         )
-        generate_text = GenerateText(
+        observers: list[GenerationObserver] = [metrics.observe_generation, trace_generation]
+        if self._route_log is not None:
+            observers.append(self._route_log.observe)
+        generate_text = ObservedGenerateText(
             route_text=route_text,
             workers=self._workers,
             catalog=self._catalog,
             traffic=traffic,
+            observers=observers,
             sessions=sessions,
         )
         routes = OpenAIRoutes(
@@ -150,6 +183,7 @@ class Router:
             callers=callers,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origins,
+            tracer=self._tracer,
         )
         servicer = RouterServicer(
             route_text=route_text,
@@ -169,13 +203,22 @@ class Router:
             service_names=[SERVICE_NAME],
             identity=identity,
             health_port=settings.health_port,
+            tracer=self._tracer,
+            begins_traces=True,
         )
         self._http_server = (
             HttpServer(app=self.rest_app, host=settings.rest_host, port=settings.rest_port) if opens_http else None
         )
         # Doors open first and close first: what is behind them must outlive the requests in flight.
         self._doors = ComponentGroup([self._rpc_server, *([self._http_server] if self._http_server else [])])
-        self._parts = ComponentGroup([self._workers, self._embedder, self._catalog])
+        self._parts = ComponentGroup(
+            [
+                *(part for part in (self._tracer, self._route_log) if part is not None),
+                self._workers,
+                self._embedder,
+                self._catalog,
+            ]
+        )
         self._health_task: asyncio.Task[None] | None = None
 
     @property
@@ -193,6 +236,14 @@ class Router:
         if self._http_server is None:
             raise ValueError("this router opens no HTTP port")
         return self._http_server.address
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Adapters that requests can name by now; none before the first snapshot."""
+        try:
+            return frozenset(self._catalog.view().adapters)
+        except RegistryUnavailable:
+            return frozenset()
 
     def readiness(self) -> Readiness:
         """State of every part at this moment."""
@@ -251,7 +302,9 @@ def build_router(
 
 
 def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
-    return lambda: SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction)
+    return lambda: SentenceTransformerEncoder(
+        settings.encoder, instruction=settings.encoder_instruction, num_threads=settings.encoder_threads
+    )
 
 
 def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
@@ -318,3 +371,14 @@ def _redis_of(settings: RouterSettings) -> Redis | None:
 def _limiter(redis: Redis | None) -> RateLimiter:
     local = LocalRateLimiter()
     return local if redis is None else RedisRateLimiter(redis, local=local)
+
+
+def _route_log_of(settings: RouterSettings) -> RouteLog | None:
+    if settings.route_log_file is None:
+        return None
+    return RouteLog(
+        settings.route_log_file,
+        sample_rate=settings.route_log_sample_rate,
+        max_bytes=settings.route_log_bytes,
+        keeps_texts=settings.log_prompts,
+    )

@@ -57,6 +57,39 @@ class Catalog(Protocol):
         ...
 
 
+class WorkerDirectory(Protocol):
+    """Where workers can be found."""
+
+    async def addresses(self) -> frozenset[str]:
+        """`host:port` of every worker there is at this moment, in short time.
+
+        Raises:
+            Unavailable: `worker_directory_away`; who asked goes on with what it knew.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerStatus:
+    """What is known of one worker at one moment."""
+
+    address: str
+    is_live: bool
+    """Whether it may be sent requests."""
+    is_leaving: bool
+    """Whether it finishes what it has, and gets nothing new."""
+    circuit: str
+    """`closed`, `open` or `half_open`."""
+    num_in_flight: int
+    """Requests of this router that are there."""
+    num_requests: int
+    """Requests that it said it had, of all routers."""
+    catalog_generation: int
+    kv_cache_usage: float
+    """Share in use, 0 to 1."""
+    num_resident_adapters: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerFleet:
     """What is known of the workers at one moment."""
@@ -70,6 +103,8 @@ class WorkerFleet:
     """As the workers name it; None before one was reached."""
     max_model_len: int | None
     """Tokens of the smallest live context; None before a worker was reached."""
+    workers: tuple[WorkerStatus, ...] = ()
+    """Each of them, those that leave last."""
 
 
 class Workers(Protocol):
@@ -82,12 +117,14 @@ class Workers(Protocol):
     def generate(self, order: WorkOrder) -> AsyncGenerator[WorkerEvent]:
         """Run one order on a worker at or above its plan's catalogue generation.
 
-        Closing the generator, or cancelling its consumer, aborts the work. Once the first event is out the order is
-        never run a second time.
+        Closing the generator, or cancelling its consumer, aborts the work. If the worker is lost another one may be
+        given the order; every event and token still comes exactly once, or the stream ends with an error.
 
         Raises:
             NoWorkerAvailable: no live worker, or none reached the plan's generation in time.
-            Unavailable: the worker went away (`worker_lost`) or the time was over (`request_timeout`).
+            Unavailable: the worker went away (`worker_lost`, `worker_stalled`) and no other one could go on, or the
+                time was over (`request_timeout`).
+            Exhausted: every worker that was asked is full; the error names the shortest wait.
             HiloraError: whatever the worker itself raised.
         """
         ...

@@ -32,13 +32,30 @@ class RouterSettings(TlsServiceSettings):
     registry_address: str = "127.0.0.1:50052"
     """`host:port` of the registry's gRPC server, which is followed."""
     worker_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50053",)
-    """`host:port` of each worker's gRPC server, separated by commas."""
+    """Where the workers are, separated by commas: `host:port`, or `dns:///name:port` for every address of a name, or
+    `redis` for those that register themselves at `HILORA_ROUTER_REDIS_URL`."""
+    worker_lookup_seconds: float = Field(default=2.0, gt=0)
+    """Time between two lookups of a name, or of what is registered; a worker leaves once three did not name it."""
+    worker_first_event_seconds: float = Field(default=300.0, gt=0)
+    """A worker that has not admitted a request after this time, its queue included, is lost to it."""
+    worker_stall_seconds: float = Field(default=120.0, gt=0)
+    """So is one that says nothing for so long while it answers."""
     base_model_name: str | None = None
     """Public name of the base model; by default the last part of what the workers report."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder: a folder or a hub name; must be the registry's."""
     encoder_instruction: str = ""
     """Text put before every input of the encoder; must be the registry's."""
+    encoder_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one pass of the encoder; by default torch's own choice."""
+    encoder_max_batch: int = Field(default=32, ge=1)
+    """Most texts that are embedded together."""
+    encoder_max_waiting: int = Field(default=4096, ge=1)
+    """Different texts that may wait for the encoder; one more is refused with 429."""
+    encoder_cache_texts: int = Field(default=4096, ge=0)
+    """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
+    encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
+    """Most memory for them."""
     strategy: str = "hilora"
     """By which strategy adapters are chosen where a request does not say: `hilora`, `hilora-paper`,
     `retriever-selection`, `retriever-mixture`, `arrow`, `spectr`, `seqr`, `uniform` or `base`."""
@@ -78,8 +95,8 @@ class RouterSettings(TlsServiceSettings):
     allow_anonymous: bool = False
     """Whether everybody may ask although the doors are not on loopback."""
     redis_url: SecretStr | None = None
-    """`redis://`, `rediss://` or `unix:///socket?db=0`, where limits are counted, and plans and sessions
-    remembered, for all routers together; without it each router does so for itself."""
+    """`redis://`, `rediss://` or `unix:///socket?db=0`, where limits are counted, plans and sessions remembered, and
+    workers that register themselves found, for all routers together; without it each router does so for itself."""
     default_requests_per_minute: int | None = Field(default=None, ge=1)
     """Limit of keys without limits of their own, and of everybody without a key together."""
     default_tokens_per_minute: int | None = Field(default=None, ge=1)
@@ -124,6 +141,21 @@ class RouterSettings(TlsServiceSettings):
     """Longest HTTP request body."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """After SIGTERM, how long requests in flight may go on."""
+    metrics_adapters: int = Field(default=0, ge=0, le=1000)
+    """Adapters that `/metrics` counts by name; the others together. 0 names none."""
+    route_log_file: Path | None = None
+    """File that gets one JSON line for each sampled generation (`hilora route-log` reads it); by default none."""
+    route_log_sample_rate: float = Field(default=1.0, ge=0, le=1)
+    """Share of the generations that are written to it."""
+    route_log_bytes: int = Field(default=64 << 20, ge=4096)
+    """Size at which that file is turned over; the four before it are kept."""
+    otlp_endpoint: str | None = None
+    """URL of an OTLP/HTTP receiver of traces, like `http://collector:4318`; by default there are no traces. Needs
+    `hilora-serve[tracing]`."""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the traces that begin here which are recorded; one that a caller began follows the caller."""
+    log_prompts: bool = False
+    """Whether the route log may hold the words of requests; otherwise it holds a hash of them."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
 

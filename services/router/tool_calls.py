@@ -1,7 +1,8 @@
 """Calls of tools in what a model writes.
 
 Every family of models writes them in its own way. A scanner reads an answer as it streams, passes on what is text, and
-holds back what may be the beginning of a call until it is clear. What looks like a call and cannot be read is text.
+holds back what may be the beginning of a call until it is clear. From a call's name on its arguments go out as they
+come. What looks like a call and cannot be read is text.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
+from services.router.call_object import CallName, CallNews
+from services.router.call_region import CallRegion
 from services.router.request import ToolCall
 
 
@@ -43,18 +46,28 @@ class TextPiece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallPiece:
-    """A call in an answer."""
+    """A call in an answer begins."""
 
-    call: ToolCall
+    call_idx: int
+    """Its place among the answer's calls."""
+    call_id: str
+    name: str
 
 
-Piece = TextPiece | CallPiece
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArgumentsPiece:
+    """More of a call's arguments."""
+
+    call_idx: int
+    text: str
+
+
+Piece = TextPiece | CallPiece | ArgumentsPiece
 """What an answer is made of."""
 
 _HERMES_BEGIN, _HERMES_END = "<tool_call>", "</tool_call>"
 _MISTRAL_BEGIN = "[TOOL_CALLS]"
 _LLAMA_BEGIN = "<|python_tag|>"
-_WHOLE = frozenset({ToolCallFormat.LIST, ToolCallFormat.ARGUMENTS})
 _BEGINNINGS = {
     ToolCallFormat.AUTO: (_HERMES_BEGIN, _MISTRAL_BEGIN, _LLAMA_BEGIN),
     ToolCallFormat.HERMES: (_HERMES_BEGIN,),
@@ -63,7 +76,8 @@ _BEGINNINGS = {
     ToolCallFormat.LIST: (),
     ToolCallFormat.ARGUMENTS: (),
 }
-_MISTRAL_CALL = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
+_FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"]*)"')
+_KEYS_OF_CALLS = frozenset({"name", "arguments", "parameters", "type", "id"})
 
 
 class ToolCallScanner:
@@ -84,58 +98,78 @@ class ToolCallScanner:
     ) -> None:
         self._format = format
         self._names = names
-        self._forced_name = forced_name
+        self._forced_name = forced_name or ""
+        self._num_calls = 0
         self._held = ""
         """What is not passed on yet."""
         self._has_begun = False
         """Whether anything but blanks came."""
-        self._holds_all = format in _WHOLE
+        self._region: CallRegion | None = None
 
     def feed(self, text: str) -> Iterator[Piece]:
         """The pieces that are clear once this text has come."""
-        self._held += text
-        if self._holds_all or (not self._has_begun and self._may_be_bare()):
+        if self._format is ToolCallFormat.ARGUMENTS:
+            yield from self._forced(text)
             return
-        self._has_begun = self._has_begun or bool(self._held.strip())
+        self._held += text
+        if not self._has_begun and self._region is None:
+            if self._may_be_bare():
+                return
+            self._has_begun = bool(self._held.strip())
+            if self._format is ToolCallFormat.LIST and self._held.lstrip().startswith("["):
+                self._region = CallRegion("", names=self._names)
         yield from self._scan()
 
     def end(self) -> Iterator[Piece]:
         """The pieces of what was still held, at the end of the answer."""
+        if self._region is not None:
+            self._region.end()
+            yield from self._close(self._region)
         held, self._held = self._held, ""
-        if not held:
-            return
-        match self._format:
-            case ToolCallFormat.ARGUMENTS:
-                yield _call(self._forced_name or "", held.strip())
-            case ToolCallFormat.LIST:
-                yield from _calls_or_text(_json_values(held), held)
-            case _ if held.lstrip().startswith(_MISTRAL_BEGIN):
-                yield from _calls_or_text(_mistral_calls(held.lstrip().removeprefix(_MISTRAL_BEGIN)), held)
-            case _ if held.lstrip().startswith(_HERMES_BEGIN):
-                # A model that stopped before the closing tag often wrote all of the call.
-                yield from _calls_or_text(_json_values(held.lstrip().removeprefix(_HERMES_BEGIN)), held)
-            case _:
-                yield from self._bare_calls(held)
+        if not self._has_begun and (calls := self._bare_calls(held)):
+            for value in calls:
+                yield from self._whole(value)
+        elif held and not (self._num_calls and not held.strip()):
+            yield TextPiece(text=held)
+
+    def _forced(self, text: str) -> Iterator[Piece]:
+        """All of the answer is the arguments of the one call."""
+        if not self._num_calls:
+            text = text.lstrip()
+            if not text:
+                return
+            yield self._begin(self._forced_name)
+        yield ArgumentsPiece(call_idx=0, text=text)
 
     def _may_be_bare(self) -> bool:
-        """Whether all that came may be the beginning of an answer that is nothing but calls."""
+        """Whether all that came may be the beginning of an answer that is nothing but calls. Only its end can tell."""
+        text = self._held.lstrip()
+        if self._format is ToolCallFormat.LIST:
+            return not text
         if self._format not in {ToolCallFormat.AUTO, ToolCallFormat.LLAMA}:
             return False
-        text = self._held.lstrip()
-        return not text or (text[0] in "{[" and not text.startswith(_MISTRAL_BEGIN))
+        if not text:
+            return True
+        first_key = _FIRST_KEY.match(text)
+        is_other = first_key is not None and first_key.group(1) not in _KEYS_OF_CALLS
+        return text[0] in "{[" and not text.startswith(_MISTRAL_BEGIN) and not is_other
 
-    def _bare_calls(self, held: str) -> Iterator[Piece]:
-        is_marked = held.lstrip().startswith(_LLAMA_BEGIN)
-        values = _json_values(held.lstrip().removeprefix(_LLAMA_BEGIN))
-        if not values or not all(_name_of(value) in self._names for value in values):
-            yield TextPiece(text=held)
-        elif is_marked or not self._has_begun:
-            yield from _calls_or_text(values, held)
-        else:
-            yield TextPiece(text=held)
+    def _bare_calls(self, held: str) -> list[dict[str, Any]]:
+        if self._format not in {ToolCallFormat.AUTO, ToolCallFormat.LLAMA}:
+            return []
+        values = _json_values(held) or []
+        return values if all(value["name"] in self._names for value in values) else []
 
     def _scan(self) -> Iterator[Piece]:
         while self._held:
+            if self._region is not None:
+                text, self._held = self._held, ""
+                for news in self._region.feed(text):
+                    yield self._piece(news)
+                if not self._region.is_over:
+                    return
+                yield from self._close(self._region)
+                continue
             place, mark = self._next_mark()
             if mark is None:
                 kept = _possible_beginning(self._held, _BEGINNINGS[self._format])
@@ -145,24 +179,64 @@ class ToolCallScanner:
                 if clear:
                     yield TextPiece(text=clear)
                 return
-            if place:
-                if before := self._held[:place].rstrip():
-                    yield TextPiece(text=before)
-                self._held = self._held[place:]
-            if mark != _HERMES_BEGIN:
-                # These run to the end of the answer.
-                self._holds_all = True
-                return
-            end = self._held.find(_HERMES_END)
-            if end < 0:
-                return
-            whole = self._held[: end + len(_HERMES_END)]
-            self._held = self._held[len(whole) :].lstrip()
-            yield from _calls_or_text(_json_values(whole[len(_HERMES_BEGIN) : end]), whole)
+            if before := self._held[:place].rstrip():
+                yield TextPiece(text=before)
+            self._held = self._held[place + len(mark) :]
+            self._region = self._region_of(mark)
+
+    def _region_of(self, mark: str) -> CallRegion:
+        if mark == _HERMES_BEGIN:
+            return CallRegion(mark, end_mark=_HERMES_END)
+        if mark == _MISTRAL_BEGIN:
+            return CallRegion(mark, takes_named=True)
+        return CallRegion(mark, names=self._names)
+
+    def _close(self, region: CallRegion) -> Iterator[Piece]:
+        """Go on behind a region that is over."""
+        self._region = None
+        if region.text:
+            yield TextPiece(text=region.text)
+        self._held = region.rest + self._held
 
     def _next_mark(self) -> tuple[int, str | None]:
         found = [(self._held.find(mark), mark) for mark in _BEGINNINGS[self._format] if mark in self._held]
         return min(found) if found else (0, None)
+
+    def _begin(self, name: str) -> CallPiece:
+        self._num_calls += 1
+        return CallPiece(call_idx=self._num_calls - 1, call_id=f"call_{uuid.uuid4().hex[:24]}", name=name)
+
+    def _piece(self, news: CallNews) -> Piece:
+        if isinstance(news, CallName):
+            return self._begin(news.name)
+        return ArgumentsPiece(call_idx=self._num_calls - 1, text=news.text)
+
+    def _whole(self, value: dict[str, Any]) -> Iterator[Piece]:
+        yield self._begin(value["name"])
+        arguments = value.get("arguments", value.get("parameters", {}))
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        yield ArgumentsPiece(call_idx=self._num_calls - 1, text=text)
+
+
+def joined(pieces: Iterable[Piece]) -> tuple[str, tuple[ToolCall, ...]]:
+    """The text of an answer and its calls, from all its pieces."""
+    texts: list[str] = []
+    begun: list[CallPiece] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        match piece:
+            case TextPiece():
+                texts.append(piece.text)
+            case CallPiece():
+                begun.append(piece)
+                arguments.append([])
+            case ArgumentsPiece():
+                arguments[piece.call_idx].append(piece.text)
+    calls = (
+        ToolCall(call_id=call.call_id, name=call.name, arguments="".join(parts).strip() or "{}")
+        for call, parts in zip(begun, arguments, strict=True)
+    )
+    return "".join(texts), tuple(calls)
 
 
 def _possible_beginning(text: str, marks: tuple[str, ...]) -> int:
@@ -172,25 +246,6 @@ def _possible_beginning(text: str, marks: tuple[str, ...]) -> int:
         if any(mark.startswith(text[-size:]) for mark in marks):
             return size
     return 0
-
-
-def _calls_or_text(values: list[dict[str, Any]] | None, original: str) -> Iterator[Piece]:
-    if not values:
-        yield TextPiece(text=original)
-        return
-    for value in values:
-        arguments = value.get("arguments", value.get("parameters", {}))
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        yield _call(str(_name_of(value)), text)
-
-
-def _call(name: str, arguments: str) -> CallPiece:
-    return CallPiece(call=ToolCall(call_id=f"call_{uuid.uuid4().hex[:24]}", name=name, arguments=arguments or "{}"))
-
-
-def _name_of(value: dict[str, Any]) -> str | None:
-    name = value.get("name")
-    return name if isinstance(name, str) and name else None
 
 
 def _json_values(text: str) -> list[dict[str, Any]] | None:
@@ -205,26 +260,7 @@ def _json_values(text: str) -> list[dict[str, Any]] | None:
             return None
         found.extend(cast("list[Any]", value) if isinstance(value, list) else [value])
         rest = rest[end:].lstrip(" \t\r\n;")
-    if not all(isinstance(value, dict) and _name_of(cast("dict[str, Any]", value)) for value in found):
+    calls = [cast("dict[str, Any]", value) for value in found if isinstance(value, dict)]
+    if len(calls) < len(found) or not all(isinstance(call.get("name"), str) for call in calls):
         return None
-    return found
-
-
-def _mistral_calls(text: str) -> list[dict[str, Any]] | None:
-    """A list of calls; or, as newer models write, a name and its arguments, again and again."""
-    if text.lstrip().startswith(("[", "{")):
-        return _json_values(text)
-    decoder = json.JSONDecoder()
-    found: list[dict[str, Any]] = []
-    rest = text.replace(_MISTRAL_BEGIN, " ")
-    while rest.strip():
-        head = _MISTRAL_CALL.match(rest)
-        if head is None:
-            return None
-        try:
-            arguments, end = decoder.raw_decode(rest[head.end() :])
-        except (ValueError, RecursionError):
-            return None
-        found.append({"name": head.group(1), "arguments": arguments})
-        rest = rest[head.end() + end :]
     return found

@@ -17,7 +17,6 @@ from services.common.auth import is_loopback, refuse_open_door
 from services.common.http_server import HttpServer
 from services.common.lifecycle import Component
 from services.common.log import get_logger
-from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.registry.bootstrap import RegistryService, build_registry
 from services.registry.settings import RegistrySettings
 from services.router.bootstrap import Router, build_router, callers_of
@@ -69,12 +68,18 @@ class Standalone:
         self._ingest: SupervisedProcess | None = None
         self._services: list[Component] = []
         self._registry: RegistryService | None = None
+        self._router: Router | None = None
         self._rpc_address = ""
 
     @property
     def rpc_address(self) -> str:
         """`host:port` of the public gRPC server, valid after `start`."""
         return self._rpc_address
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Adapters that requests can name by now; none before `start`."""
+        return frozenset() if self._router is None else self._router.adapter_names
 
     @property
     def address(self) -> str:
@@ -152,10 +157,10 @@ class Standalone:
         worker_port.release()
         router = build_router(
             self._router_settings(registry.rpc_address, worker.rpc_address),
-            load_encoder=self._load_encoder,
             opens_http=False,
         )
         await self._start(router)
+        self._router = router
         self._rpc_address = router.rpc_address
         await _wait_until_ready(router)
         self._front_door.attach(registry_app=registry.rest_app, router_app=router.rest_app)
@@ -176,9 +181,6 @@ class Standalone:
     async def _start(self, service: Component) -> None:
         await service.start()
         self._services.append(service)
-
-    def _load_encoder(self) -> SentenceTransformerEncoder:
-        return SentenceTransformerEncoder(self._settings.encoder, instruction=self._settings.encoder_instruction)
 
     def _ingest_process(self, registry_settings: RegistrySettings) -> SupervisedProcess:
         return SupervisedProcess(

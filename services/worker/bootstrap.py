@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 import grpc
 
+from services.common.lifecycle import Component
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
+from services.common.tracer_start import open_tracer
 from services.worker.base_setup import engine_config, join_group, load_base
 from services.worker.engine.engine import Engine
 from services.worker.engine.sampling.grammar import GrammarCompiler
 from services.worker.entrypoints.rpc import SERVICE_NAME, WorkerServicer
+from services.worker.entrypoints.worker_metrics import MetricsPort, WorkerMetrics
 from services.worker.generation import Generation
 from services.worker.infra.catalog_follower import CatalogFollower
 from services.worker.infra.component_cache import ComponentCache
@@ -45,7 +48,15 @@ class WorkerService:
         self._settings = settings
         self._place = place
         base_model = settings.base_model_name or public_name_of(settings.base_model)
-        self._servicer = WorkerServicer(worker_id=f"worker-{secrets.token_hex(4)}", base_model=base_model)
+        self._metrics = WorkerMetrics(as_vllm=settings.metrics_as_vllm)
+        self._metrics_port = (
+            None
+            if settings.metrics_port is None
+            else MetricsPort(self._metrics.registry, host=settings.rpc_host, port=settings.metrics_port)
+        )
+        self._tracer = open_tracer(service="hilora-worker", endpoint=settings.otlp_endpoint, sample_ratio=1.0)
+        self._worker_id = f"worker-{secrets.token_hex(4)}"
+        self._servicer = WorkerServicer(worker_id=self._worker_id, base_model=base_model, observe=self._metrics.observe)
         identity = settings.tls_identity()
         self._server = RpcServer(
             host=settings.rpc_host,
@@ -54,6 +65,7 @@ class WorkerService:
             service_names=[SERVICE_NAME],
             identity=identity,
             health_port=settings.health_port,
+            tracer=self._tracer,
         )
         self._identity = identity
         self._channel: grpc.aio.Channel | None = None
@@ -63,6 +75,7 @@ class WorkerService:
         self._client: ComponentClient | None = None
         self._cache: ComponentCache | None = None
         self._announcement: asyncio.Task[None] | None = None
+        self._registration: Component | None = None
         self._is_announced = False
         self._is_healthy = True
 
@@ -70,6 +83,11 @@ class WorkerService:
     def rpc_address(self) -> str:
         """`host:port` of the gRPC server, valid after `start`."""
         return self._server.address
+
+    @property
+    def metrics_address(self) -> str | None:
+        """`host:port` of `/metrics`, valid after `start`; None if there is none."""
+        return None if self._metrics_port is None else self._metrics_port.address
 
     async def start(self) -> None:
         """Open the port, load the model, start the engine; returns when requests for the base would be answered.
@@ -84,6 +102,8 @@ class WorkerService:
         settings = self._settings
         try:
             await self._server.start()
+            if self._metrics_port is not None:
+                await self._metrics_port.start()
             self._channel = open_channel(settings.registry_address, identity=self._identity)
             files = _disk_tier(settings)
             peer = f"registry at {settings.registry_address}"
@@ -114,6 +134,8 @@ class WorkerService:
         except BaseException:
             await self.stop(grace_seconds=0)
             raise
+        follower = self._follower
+        self._metrics.attach(self._engine.stats, catalog_generation=lambda: follower.catalog_generation)
         vocabulary = TokenVocabulary(loaded.tokenizer, loaded.vocab_size)
         self._servicer.attach(
             generation=Generation(
@@ -138,6 +160,10 @@ class WorkerService:
                 await self._announcement
             self._announcement = None
         self._is_announced = False
+        if self._registration is not None:
+            # Before the drain: routers send nothing new, and what is in flight finishes.
+            await self._registration.stop(grace_seconds=0)
+            self._registration = None
         if self._engine is not None:
             await self._server.set_serving(is_serving=False)
             # The engine's last events travel through this loop, so it must not be blocked here.
@@ -148,6 +174,10 @@ class WorkerService:
             self._group.leave()
             self._group = None
         await self._server.stop(grace_seconds=min(grace_seconds, _STREAM_GRACE_SECONDS))
+        if self._metrics_port is not None:
+            await self._metrics_port.stop(grace_seconds=0)
+        if self._tracer is not None:
+            await self._tracer.stop(grace_seconds=_STREAM_GRACE_SECONDS)
         if self._follower is not None:
             await self._follower.stop(grace_seconds=0)
             self._follower = None
@@ -182,6 +212,9 @@ class WorkerService:
         await follower.wait_for_snapshot()
         self._is_announced = True
         await self._server.set_serving(is_serving=self._is_healthy)
+        self._registration = _registration(self._settings, self._worker_id)
+        if self._registration is not None:
+            await self._registration.start()
         _log.info("worker_serving", address=self.rpc_address, catalog_generation=follower.catalog_generation)
 
     def _health_callback(self, loop: asyncio.AbstractEventLoop) -> Callable[[bool], None]:
@@ -224,6 +257,17 @@ class WorkerService:
             host_bytes=0 if self._cache is None else self._cache.forget(adapter_id),
             disk_bytes=0 if self._client is None else self._client.forget(adapter_id),
         )
+
+
+def _registration(settings: WorkerSettings, worker_id: str) -> Component | None:
+    """None where nobody asked for it: redis need not be installed then."""
+    if settings.redis_url is None or settings.advertise_address is None:
+        return None
+    from services.worker.infra.registration import RedisRegistration
+
+    return RedisRegistration(
+        settings.redis_url.get_secret_value(), worker_id=worker_id, address=settings.advertise_address
+    )
 
 
 def _disk_tier(settings: WorkerSettings) -> ComponentFiles | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hilora.adapter import RocBasis
@@ -23,6 +23,11 @@ class WorkerSettings(TlsServiceSettings):
     """Port of the gRPC server; 0 takes a free one."""
     registry_address: str = "127.0.0.1:50052"
     """`host:port` of the registry's gRPC server, which is followed."""
+    redis_url: SecretStr | None = None
+    """`redis://`, `rediss://` or `unix:///socket?db=0`, where this worker registers itself for routers whose worker
+    address is `redis`; by default it does not. Takes the extra `worker-redis`."""
+    advertise_address: str | None = None
+    """`host:port` at which routers reach this worker; needed where it registers itself."""
     base_model: str
     """The base model: a folder with config, safetensors weights and tokenizer, or a hub id."""
     base_model_name: str | None = None
@@ -90,8 +95,22 @@ class WorkerSettings(TlsServiceSettings):
     """CPU threads of one operation; by default torch's own choice."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """After SIGTERM, how long requests in flight may go on."""
+    otlp_endpoint: str | None = None
+    """URL of an OTLP/HTTP receiver of traces, like `http://collector:4318`; by default there are no traces. Needs
+    `hilora-serve[tracing]`."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of `GET /metrics` for Prometheus, on the host of the gRPC server; 0 takes a free one; by default there is
+    none."""
+    metrics_as_vllm: bool = False
+    """Whether `/metrics` also shows the figures by which schedulers for vLLM choose a server, under vLLM's names."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
+
+    @model_validator(mode="after")
+    def _is_reachable(self) -> WorkerSettings:
+        if self.redis_url is not None and self.advertise_address is None:
+            raise ValueError("HILORA_WORKER_REDIS_URL needs HILORA_WORKER_ADVERTISE_ADDRESS: where routers reach it")
+        return self
 
 
 class ProcessPlace(BaseSettings):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from hilora.adapter import RocBasis
+from hilora.errors import InvalidInput
 from hilora.routing_plan import GateParameters, GateRule, GateScope, RocScore, RoutingPlan
 from hilora.target_layer import LayerKind, target_layers
 from services.worker.engine.config import EngineConfig
@@ -119,6 +120,8 @@ def mixed_batch(loaded: LoadedModel, architecture: str) -> Outcome:
         name: submit(engine, name, random_prompt(8 + 9 * idx, idx), plan=PLANS.get(name), max_tokens=6)
         for idx, name in enumerate(["base", *PLANS])
     }
+    if loaded.group is not None:
+        _check_that_nothing_is_explained(engine)
     misfit = submit(engine, "misfit", random_prompt(9, 99), plan=MISFIT, max_tokens=6)
     run_until_done(engine, *done.values(), misfit)
     assert isinstance(misfit.events[-1], Failed), "a gate that does not fit was used"
@@ -126,6 +129,16 @@ def mixed_batch(loaded: LoadedModel, architecture: str) -> Outcome:
     engine.check_integrity()
     engine.stop(drain_seconds=0)
     return {name: (one.token_ids, recorder.of(name)) for name, one in done.items()}
+
+
+def _check_that_nothing_is_explained(engine: Engine) -> None:
+    """One process that read again by itself would wait for the others for ever."""
+    try:
+        submit(engine, "explained", random_prompt(8), plan=next(iter(PLANS.values())), explains_gating=True)
+    except InvalidInput as error:
+        assert error.code == "explanation_unsupported", error.code  # noqa: PT017  (the processes run without pytest)
+    else:
+        raise AssertionError("an explanation was begun")
 
 
 def walk_config(architecture: str) -> EngineConfig:

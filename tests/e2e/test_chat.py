@@ -52,24 +52,32 @@ class _Terminal:
             env={**os.environ, "TERM": "xterm", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "NO_COLOR": "1"},
         )
         os.close(inner)
-        self.shown = ""
+        self._came = b""
+        self._num_seen = 0
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 
-    def wait_for(self, text: str) -> str:
-        """What came until a text was there; what comes later is waited for by itself."""
+    def enter(self, keys: str, *, mark: str = "› ") -> None:
+        """Type once the chat asks for it."""
+        self.wait_for(mark)
+        self.type(keys)
+
+    def wait_for(self, text: str) -> None:
+        """Read until a text is there; what comes after it is waited for by itself."""
         deadline = time.monotonic() + patient(30)
-        while text not in self.shown:
-            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.shown}"
+        while text not in (shown := self._shown()):
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{shown}"
             if select.select([self._fd], [], [], 0.1)[0]:
                 try:
-                    came = os.read(self._fd, 65536).decode(errors="replace")
+                    self._came += os.read(self._fd, 65536)
                 except OSError as error:
-                    raise AssertionError(f"it ended:\n{self.shown}") from error
-                self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", came)
-        before, _, self.shown = self.shown.partition(text)
-        return before + text
+                    raise AssertionError(f"it ended:\n{shown}") from error
+        self._num_seen += shown.index(text) + len(text)
+
+    def _shown(self) -> str:
+        # Characters and control sequences may come in pieces, so all is looked at together.
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self._came.decode(errors="replace"))[self._num_seen :]
 
     def ends(self) -> int:
         return self._process.wait(timeout=patient(30))
@@ -137,22 +145,23 @@ class TestPiped:
 class TestTerminal:
     def test_a_conversation(self, terminal) -> None:
         chat = terminal()
-        chat.wait_for("/help lists commands.")
-        chat.type(f"{_REVERSE}\n")
+        chat.enter(f"{_REVERSE}\n")
         chat.wait_for("d c f a")
         chat.wait_for("posterior 1.000")
-        chat.type("/model nobody\n")
+        chat.enter("/model nobody\n")
         chat.wait_for("[model_not_found]")
-        chat.type("/model sort-digits\n")
-        chat.wait_for("\nmodel sort-digits\r\n")
-        chat.type('/reset\n"""sort the digits from low to high :\n9 2 4 ="""\n')
-        chat.wait_for("sort-digits  8/8 ROCs")
-        chat.type("/sa\t")
+        chat.enter("/model copy-letters\n")
+        chat.wait_for("\nmodel copy-letters\r\n")
+        chat.enter("/reset\n")
+        chat.enter('"""copy the letters :\n')
+        chat.enter('j v f ="""\n', mark="… ")
+        chat.wait_for("copy-letters  8/8 ROCs")
+        chat.enter("/sa\t")
         chat.wait_for("/save")
         # A line that is given up, then the end of the input.
         chat.type("\x03")
         chat.wait_for("/quit or Ctrl-D leaves.")
-        chat.type("\x04")
+        chat.enter("\x04")
         assert chat.ends() == 0
 
     def test_an_interrupt_stops_the_answer_and_not_the_chat(self, terminal, system) -> None:
@@ -163,15 +172,15 @@ class TestTerminal:
 
         before = num_aborted()
         chat = terminal("--model", "testbed-base")
-        chat.wait_for("/help lists commands.")
-        chat.type(f"{_ENDLESS}\n")
+        chat.enter(f"{_ENDLESS}\n")
         chat.wait_for("T T T")
         chat.type("\x03")
         chat.wait_for("interrupted")
         wait_until(lambda: num_aborted() == before + 1, timeout_seconds=10, what="the server heard of it")
-        chat.type("/model auto\n")
+        chat.enter("/model auto\n")
         chat.wait_for("\nmodel auto\r\n")
-        chat.type(f"/reset\n{_REVERSE}\n")
+        chat.enter("/reset\n")
+        chat.enter(f"{_REVERSE}\n")
         chat.wait_for("d c f a")
-        chat.type("/quit\n")
+        chat.enter("/quit\n")
         assert chat.ends() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -239,12 +240,17 @@ class InMemoryJobStore:
 class InMemoryIdempotencyStore:
     """See `IdempotencyStore`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lease_seconds: float = 10.0) -> None:
+        self._lease_seconds = lease_seconds
         self._known: dict[str, tuple[str, str | None]] = {}
+        self._ends_at: dict[str, float] = {}
+        self._kept: Counter[str] = Counter()
 
     async def begin(self, key: str, *, body_digest: str) -> str | None:
+        self._let_go(key)
         if key not in self._known:
             self._known[key] = (body_digest, None)
+            self._ends_at[key] = time.monotonic() + self._lease_seconds
             return None
         digest, job_id = self._known[key]
         if digest != body_digest:
@@ -253,11 +259,26 @@ class InMemoryIdempotencyStore:
             raise Conflict("not yet", code="idempotency_in_progress")
         return job_id
 
+    @asynccontextmanager
+    async def keeping(self, key: str, *, body_digest: str) -> AsyncGenerator[None]:
+        assert self._known[key] == (body_digest, None)
+        self._kept[key] += 1
+        try:
+            yield
+        finally:
+            self._kept[key] -= 1
+            self._ends_at[key] = time.monotonic() + self._lease_seconds
+
     async def finish(self, key: str, *, body_digest: str, job_id: str) -> None:
         self._known[key] = (body_digest, job_id)
 
     async def abandon(self, key: str) -> None:
         if key in self._known and self._known[key][1] is None:
+            del self._known[key]
+
+    def _let_go(self, key: str) -> None:
+        is_reserved = key in self._known and self._known[key][1] is None
+        if is_reserved and not self._kept[key] and time.monotonic() > self._ends_at[key]:
             del self._known[key]
 
 

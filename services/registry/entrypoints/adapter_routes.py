@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from hilora.errors import HiloraError, InvalidInput
+from hilora.tags import MAX_TAGS
 from services.common.auth import Scope
 from services.common.errors import mapping_of
 from services.registry.catalog import Catalog
@@ -60,11 +61,17 @@ def adapter_routes(dependencies: RestDependencies) -> APIRouter:
     async def list_adapters(
         *,
         prefix: Annotated[str, Query(max_length=128)] = "",
+        tag: Annotated[list[str] | None, Query(max_length=MAX_TAGS)] = None,
         after: Annotated[str, Query(max_length=128)] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     ) -> AdapterList:
         snapshot = await catalog.snapshot()
-        names = sorted(name for name in snapshot.entries if name.startswith(prefix) and name > after)
+        wanted = set(tag or ())
+        names = sorted(
+            name
+            for name, entry in snapshot.entries.items()
+            if name.startswith(prefix) and name > after and wanted.issubset(entry.tags)
+        )
         return AdapterList(
             catalog_generation=snapshot.catalog_generation,
             data=[AdapterView.of(snapshot.entries[name]) for name in names[:limit]],

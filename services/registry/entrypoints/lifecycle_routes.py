@@ -24,6 +24,7 @@ from services.registry.entrypoints.lifecycle_schemas import (
     ReviewBody,
     RollBackBody,
     SamplesBody,
+    TagsBody,
     VersionView,
 )
 from services.registry.entrypoints.schemas import JobView
@@ -94,6 +95,10 @@ def _add_version_routes(routes: APIRouter, dependencies: LifecycleDependencies) 
         tenants = {check_tenant(tenant) for tenant in body.visible_to}
         wanted = AdapterAccess(trust_tier=body.trust_tier, visible_to=tuple(sorted(tenants)))
         return AdapterStateView.of(await lifecycle.set_access(name, wanted))
+
+    @routes.put("/adapters/{name}/tags", dependencies=[access.require(Scope.WRITE)])
+    async def set_tags(name: str, body: TagsBody) -> AdapterStateView:
+        return AdapterStateView.of(await lifecycle.set_tags(name, body.tags))
 
 
 def _add_review_routes(routes: APIRouter, dependencies: LifecycleDependencies) -> None:

@@ -41,6 +41,13 @@ class RollBackBody(_Body):
     """None takes the newest servable version before the current one."""
 
 
+class TagsBody(_Body):
+    """`PUT /v1/adapters/{name}/tags`."""
+
+    tags: Annotated[list[str], Field(max_length=1000)]
+    """All of them; what was there before is gone."""
+
+
 class ReviewBody(_Body):
     """`POST /v1/adapters/{name}/approve` and `/reject`; may be left out."""
 

@@ -62,6 +62,7 @@ def entry_message(entry: CatalogEntry, embeddings_mE: NDArray[np.float32] | None
         profile_id=entry.profile_id,
         trust_tier=_TIERS[entry.access.trust_tier],
         visible_to=entry.access.visible_to,
+        tags=entry.tags,
         other_versions=[_version_message(entry.adapter_name, other) for other in entry.other_versions],
     )
 

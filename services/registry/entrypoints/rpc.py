@@ -185,12 +185,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.ListAdaptersRequest, context: _Context
     ) -> registry_pb2.ListAdaptersResponse:
         """See registry.proto."""
-        del request
         self._access.require(context, Scope.READ)
         snapshot = await self._catalog.snapshot()
+        wanted = set(request.tags)
         return registry_pb2.ListAdaptersResponse(
             catalog_generation=snapshot.catalog_generation,
-            entries=[entry_message(entry) for entry in snapshot.entries.values()],
+            entries=[entry_message(entry) for entry in snapshot.entries.values() if wanted.issubset(entry.tags)],
         )
 
     async def GetValidationReport(

@@ -173,6 +173,7 @@ class AdapterView(BaseModel):
     profile_id: str
     trust_tier: TrustTier
     visible_to: list[str]
+    tags: list[str]
 
     @classmethod
     def of(cls, entry: CatalogEntry) -> Self:
@@ -194,6 +195,7 @@ class AdapterView(BaseModel):
             profile_id=entry.profile_id,
             trust_tier=entry.access.trust_tier,
             visible_to=list(entry.access.visible_to),
+            tags=list(entry.tags),
         )
 
 

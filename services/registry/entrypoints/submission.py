@@ -163,12 +163,13 @@ class Submission:
         return await known_job(self._dependencies.jobs, job_id)
 
     async def _first(self, key: str, digest: str, submit: Submit) -> IngestJob:
-        try:
-            job = await submit()
-        except BaseException:
-            await self._idempotency.abandon(key)
-            raise
-        await self._idempotency.finish(key, body_digest=digest, job_id=job.job_id)
+        async with self._idempotency.keeping(key, body_digest=digest):
+            try:
+                job = await submit()
+            except BaseException:
+                await self._idempotency.abandon(key)
+                raise
+            await self._idempotency.finish(key, body_digest=digest, job_id=job.job_id)
         return job
 
 

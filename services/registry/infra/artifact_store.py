@@ -22,6 +22,7 @@ import torch
 from hilora.adapter import DecomposedAdapter, RankOneComponents, RocBasis
 from hilora.errors import UnknownAdapter
 from services.registry.artifact import ArtifactDraft, ArtifactManifest, component_file_name, revision_of
+from services.registry.infra.durable import replace_durably
 from services.registry.infra.records import MANIFEST
 from services.registry.infra.stored_components import STATISTICS_FILE, statistics_file
 from services.registry.infra.write_once import WriteOnceFolders
@@ -67,7 +68,7 @@ class DiskArtifactStore:
             traits=draft.traits,
         )
         described = {
-            _REPORT_FILE: json.dumps(draft.report.to_json(), indent=2).encode(),
+            _REPORT_FILE: _report_bytes(draft.report),
             STATISTICS_FILE: statistics_file(adapter),
             MANIFEST_FILE: MANIFEST.dump_json(manifest, indent=2),
         }
@@ -120,6 +121,13 @@ class DiskArtifactStore:
         except (OSError, ValueError) as error:
             raise _unknown(revision, error) from error
 
+    def put_validation_report(self, revision: str, report: ValidationReport) -> None:
+        """See `ArtifactStore.put_validation_report`."""
+        try:
+            replace_durably(self.folders.folder(revision) / _REPORT_FILE, _report_bytes(report))
+        except (OSError, ValueError) as error:
+            raise _unknown(revision, error) from error
+
     def card(self, revision: str) -> str | None:
         """See `ArtifactStore.card`."""
         try:
@@ -130,6 +138,10 @@ class DiskArtifactStore:
     def sweep(self) -> None:
         """See `ArtifactStore.sweep`."""
         self.folders.sweep()
+
+
+def _report_bytes(report: ValidationReport) -> bytes:
+    return json.dumps(report.to_json(), indent=2).encode()
 
 
 def _components_file(adapter: DecomposedAdapter) -> bytes:

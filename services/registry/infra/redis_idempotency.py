@@ -3,28 +3,38 @@
     hilora:idempotency:<digest of the key>      `<digest of the body>:<job id>`; the job id is empty while the first
                                                 request with the key is being answered
 
-A reservation ends by itself when its process dies; a result is kept for a day.
+A reservation is a lease that the process which answers renews: when it dies, the key is free a few seconds later, and
+the client's next attempt makes the job, or joins the one that was made already. A result is kept for a day.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 
-from hilora.errors import Conflict
+from hilora.errors import Conflict, RegistryUnavailable
 from services.registry.infra.redis_connection import KEY_PREFIX, translated_redis_errors
 
 _PREFIX = f"{KEY_PREFIX}idempotency:"
 _KEPT_SECONDS = 24 * 3600
-_RESERVED_SECONDS = 120
+_LEASE_SECONDS = 10.0
 
 _BEGIN = """
 local present = redis.call('get', KEYS[1])
 if present then return present end
-redis.call('set', KEYS[1], ARGV[1] .. ':', 'EX', ARGV[2])
+redis.call('set', KEYS[1], ARGV[1] .. ':', 'PX', ARGV[2])
 return false
+"""
+
+# A key that is a result by now, is another request's, or was given up, is left alone.
+_KEEP = """
+if redis.call('get', KEYS[1]) ~= ARGV[1] .. ':' then return 0 end
+return redis.call('pexpire', KEYS[1], ARGV[2])
 """
 
 # A result is written also where the reservation ran out, unless another request has the key by now.
@@ -48,15 +58,18 @@ class RedisIdempotencyStore:
 
     Args:
         redis: client; stays the caller's to close.
+        lease_seconds: how long the reservation of a dead process keeps its key.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, lease_seconds: float = _LEASE_SECONDS) -> None:
         self._redis: Any = redis
+        self._lease_seconds = lease_seconds
+        self._lease_milliseconds = max(1, round(lease_seconds * 1000))
 
     async def begin(self, key: str, *, body_digest: str) -> str | None:
         """See `IdempotencyStore.begin`."""
         with translated_redis_errors():
-            present = await self._redis.eval(_BEGIN, 1, _place(key), body_digest, _RESERVED_SECONDS)
+            present = await self._redis.eval(_BEGIN, 1, _place(key), body_digest, self._lease_milliseconds)
         if present is None:
             return None
         known_digest, _, job_id = present.partition(":")
@@ -75,6 +88,25 @@ class RedisIdempotencyStore:
                 place="Idempotency-Key",
             )
         return job_id
+
+    @asynccontextmanager
+    async def keeping(self, key: str, *, body_digest: str) -> AsyncGenerator[None]:
+        """See `IdempotencyStore.keeping`."""
+        renewing = asyncio.create_task(self._renew(_place(key), body_digest), name="idempotency-keeping")
+        try:
+            yield
+        finally:
+            renewing.cancel()
+
+    async def _renew(self, place: str, body_digest: str) -> None:
+        is_reserved = True
+        while is_reserved:
+            await asyncio.sleep(self._lease_seconds / 3)
+            try:
+                with translated_redis_errors():
+                    is_reserved = bool(await self._redis.eval(_KEEP, 1, place, body_digest, self._lease_milliseconds))
+            except RegistryUnavailable:
+                continue  # the submission itself needs Redis, and says so
 
     async def finish(self, key: str, *, body_digest: str, job_id: str) -> None:
         """See `IdempotencyStore.finish`."""

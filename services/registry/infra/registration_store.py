@@ -11,6 +11,7 @@ pause: it finds another record than it read, and starts over.
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from services.registry.infra.records import CATALOG_RECORD, REGISTRATION
 from services.registry.registration import Registration
 
 _T = TypeVar("_T")
+_Stamp = tuple[int, int, int, int]
 
 _log = get_logger(__name__)
 
@@ -43,6 +45,7 @@ class DiskRegistrationStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._read_before: dict[str, tuple[_Stamp, Registration | None]] = {}
         root.mkdir(parents=True, exist_ok=True)
 
     def put(self, registration: Registration, *, replaces: Registration | None) -> None:
@@ -61,9 +64,21 @@ class DiskRegistrationStore:
         return _read(self._file(adapter_name), REGISTRATION)
 
     def all(self) -> list[Registration]:
-        """See `RegistrationStore.all`."""
-        found = (_read(file, REGISTRATION) for file in sorted(self._root.glob("[!.]*.json")))
-        return [registration for registration in found if registration is not None]
+        """See `RegistrationStore.all`. A file that was not replaced since the last call is not read again."""
+        known, found = self._read_before, dict[str, tuple[_Stamp, Registration | None]]()
+        for file in sorted(self._root.glob("[!.]*.json")):
+            try:
+                # Taken before the content: what is replaced in between is read once more the next time.
+                stamp = _stamp(file.stat())
+            except FileNotFoundError:
+                continue
+            before = known.get(file.name)
+            if before is not None and before[0] == stamp:
+                found[file.name] = before
+            else:
+                found[file.name] = (stamp, _read(file, REGISTRATION))
+        self._read_before = found
+        return [registration for _, registration in found.values() if registration is not None]
 
     def record(self) -> CatalogRecord:
         """See `RegistrationStore.record`."""
@@ -85,6 +100,11 @@ class DiskRegistrationStore:
         with (self._root / _LOCK_FILE).open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    """Differs for each file that a name ever had: a record is replaced by a new file, never written into."""
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _read(file: Path, kind: TypeAdapter[_T]) -> _T | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from services.registry.audit import AuditEvent, AuditPage
@@ -93,12 +94,16 @@ class IdempotencyStore(Protocol):
 
         Returns:
             The job that the key made before; `None` if the caller is the first, who then has to call `finish` or
-            `abandon`.
+            `abandon`, and to stay within `keeping` until then: a reservation that nobody keeps is soon free again.
 
         Raises:
             Conflict: `idempotency_conflict` if the key came with another body, `idempotency_in_progress` if the first
                 request with it is still being answered.
         """
+        ...
+
+    def keeping(self, key: str, *, body_digest: str) -> AbstractAsyncContextManager[None]:
+        """Keep a reservation for the time of a block, however long that takes."""
         ...
 
     async def finish(self, key: str, *, body_digest: str, job_id: str) -> None:

@@ -50,6 +50,10 @@ class ArtifactStore(Protocol):
         """What was found when it was ingested; `None` for a version older than such reports. Raises UnknownAdapter."""
         ...
 
+    def put_validation_report(self, revision: str, report: ValidationReport) -> None:
+        """Replace what is said about a version, in one step: it is no part of its identity. Raises UnknownAdapter."""
+        ...
+
     def card(self, revision: str) -> str | None:
         """The model card that came with a version; `None` if there was none, or nothing is stored."""
         ...

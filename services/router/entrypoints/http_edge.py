@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.log import get_logger
+from services.common.tracing import Span, Tracer, enter_span, leave_span
 from services.router.entrypoints.router_metrics import Outcome, RouterMetrics
 
 _log = get_logger(__name__)
@@ -34,9 +35,13 @@ class HttpEdge:
         app: what answers.
         metrics: counts requests.
         max_body_bytes: longest request body.
+        tracer: makes a span of each request; None makes none.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: RouterMetrics, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: RouterMetrics, max_body_bytes: int, tracer: Tracer | None = None
+    ) -> None:
+        self._tracer = tracer
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -51,6 +56,9 @@ class HttpEdge:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["started_at"] = started = time.perf_counter()
+        endpoint = endpoint_of(scope)
+        span = self._begin_span(endpoint, scope, headers)
+        token = None if span is None else enter_span(span)
         status = 500
         is_complete = False
         num_received = 0
@@ -73,14 +81,18 @@ class HttpEdge:
             await send(message)
 
         try:
-            with structlog.contextvars.bound_contextvars(request_id=request_id):
+            bound = {"request_id": request_id} | ({} if span is None else {"trace_id": span.trace_id})
+            with structlog.contextvars.bound_contextvars(**bound):
                 await self._app(scope, receive_capped, send_marked)
         finally:
-            endpoint = endpoint_of(scope)
+            if token is not None:
+                leave_span(token)
             if endpoint is not None:
                 outcome = _outcome(status, has_failed=bool(state.get("has_failed")), is_complete=is_complete)
                 seconds = time.perf_counter() - started
                 self._metrics.count(endpoint, outcome, seconds=seconds)
+                if span is not None:
+                    _end_span(span, status, outcome)
                 _log.info(
                     "request_ended",
                     request_id=request_id,
@@ -89,7 +101,17 @@ class HttpEdge:
                     status=status,
                     outcome=outcome.value,
                     seconds=round(seconds, 4),
+                    **({} if span is None else {"trace_id": span.trace_id}),
                 )
+
+    def _begin_span(self, endpoint: str | None, scope: Scope, headers: Headers) -> Span | None:
+        if self._tracer is None or endpoint is None:
+            return None
+        method = str(scope.get("method", ""))
+        carrier = {key: value for key in ("traceparent", "tracestate") if (value := headers.get(key)) is not None}
+        span = self._tracer.begin(f"{method} {endpoint}", carrier=carrier)
+        span.set({"http.request.method": method, "http.route": endpoint})
+        return span
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, detail=f"The body is longer than {self._max_body_bytes} bytes.")
@@ -102,6 +124,13 @@ def endpoint_of(scope: Scope) -> str | None:
         return "/v1/models"
     path = _SAME.get(path, path)
     return path if path in _ENDPOINTS else None
+
+
+def _end_span(span: Span, status: int, outcome: Outcome) -> None:
+    span.set({"http.response.status_code": status, "hilora.outcome": outcome.value})
+    if outcome is Outcome.FAILED:
+        span.fail(str(status))
+    span.end()
 
 
 def _request_id(presented: str | None) -> str:

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from services.common.inference_keys import CallerRing
+from services.common.tracing import Tracer
 from services.router.entrypoints import access
 from services.router.entrypoints.error_answers import install_error_handlers
 from services.router.entrypoints.http_edge import HttpEdge
@@ -27,6 +28,7 @@ def build_rest_app(
     callers: CallerRing,
     max_body_bytes: int,
     cors_origins: Sequence[str] = (),
+    tracer: Tracer | None = None,
 ) -> ASGIApp:
     """The ASGI application.
 
@@ -37,6 +39,7 @@ def build_rest_app(
         callers: who may ask.
         max_body_bytes: longest request body; a longer one is answered 413.
         cors_origins: whose pages may call from a browser.
+        tracer: makes a span of each request; None makes none.
     """
     app = FastAPI(
         title="HiLoRA router",
@@ -60,7 +63,7 @@ def build_rest_app(
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    return HttpEdge(guarded, metrics=metrics, max_body_bytes=max_body_bytes)
+    return HttpEdge(guarded, metrics=metrics, max_body_bytes=max_body_bytes, tracer=tracer)
 
 
 def _operations(metrics: RouterMetrics, readiness: Callable[[], Readiness]) -> APIRouter:

@@ -1,17 +1,24 @@
-"""The router's own figures for Prometheus. Labels come from fixed sets; an adapter's name is never one."""
+"""The router's own figures for Prometheus. Labels come from fixed sets; names of adapters are bounded, see
+`DecisionMetrics`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from hilora.errors import RegistryUnavailable
 from hilora.sequence_routing import SequenceRouter
 from services.common.metrics import LATENCY_BUCKETS_SECONDS, render_metrics
 from services.router.answer import RouteResult
+from services.router.entrypoints.decision_metrics import DecisionMetrics
+from services.router.infra.batching_embedder import EmbedderFigures
+from services.router.observation import GenerationRecord
 from services.router.pool_index import IndexKind
 from services.router.ports import Catalog, Workers
 from services.router.traffic import AdapterTraffic, TrafficWatch
@@ -37,12 +44,23 @@ class RouterMetrics:
     Args:
         catalog: read at every scrape.
         workers: read at every scrape.
+        num_named_adapters: most adapters with a label of their own; 0 shows none.
+        on_route: called with each decision that is counted.
     """
 
-    def __init__(self, *, catalog: Catalog, workers: Workers) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        workers: Workers,
+        num_named_adapters: int = 0,
+        on_route: Callable[[RouteResult], None] = lambda _route: None,
+    ) -> None:
+        self._on_route = on_route
         self._catalog = catalog
         self._workers = workers
         self._registry = CollectorRegistry()
+        self._decisions = DecisionMetrics(self._registry, num_named=num_named_adapters)
         self._requests = Counter(
             "hilora_router_requests", "Requests by door and end.", ("endpoint", "outcome"), registry=self._registry
         )
@@ -52,6 +70,16 @@ class RouterMetrics:
         self._ttft = self._histogram("ttft", "From the request's arrival to the first text.", ("endpoint",))
         self._e2e = self._histogram(
             "e2e_latency", "From the request's arrival to the end of the answer.", ("endpoint",)
+        )
+        self._inter_token = self._histogram("inter_token", "Mean time between the tokens of one generation.", ())
+        self._generations = Counter(
+            "hilora_router_generations", "Generations by end.", ("outcome",), registry=self._registry
+        )
+        self._tokens = Counter(
+            "hilora_router_tokens",
+            "Tokens of generations by kind; `cached` ones are among the prompts'.",
+            ("kind",),
+            registry=self._registry,
         )
         self._traffic_alarms = Counter(
             "hilora_router_traffic_alarms_raised", "Traffic alarms by reason.", ("reason",), registry=self._registry
@@ -69,6 +97,11 @@ class RouterMetrics:
         self._gauge("index_recall", "Share of the nearest adapters that the index finds; 1 where exact.", self._recall)
         for kind in IndexKind:
             self._index_kind.labels(kind.value).set_function(partial(self._is_index, kind))
+        self._gauge(
+            "adapters_ignored",
+            "Adapters in the catalogue that cannot be used here, or not be chosen: GET /readyz says why.",
+            self._ignored,
+        )
         self._gauge("workers_live", "Workers that take requests.", lambda: float(workers.fleet().num_live))
         self._gauge("workers_configured", "Workers in the settings.", lambda: float(workers.fleet().num_configured))
 
@@ -79,6 +112,31 @@ class RouterMetrics:
             "Recent or little trusted adapters with a suspicious share of the decisions; see GET /v1/route/stats.",
             lambda: float(len(traffic.alarms)),
         )
+
+    def watch_embedder(self, figures: Callable[[], EmbedderFigures]) -> None:
+        """Show what the sentence encoder does."""
+        counts: dict[str, tuple[str, Callable[[EmbedderFigures], float]]] = {
+            "encoder_cache_hits": ("Texts whose embedding was remembered.", lambda now: now.num_hits),
+            "encoder_shared": ("Texts that were on their way for another request.", lambda now: now.num_shared),
+            "encoder_texts": ("Texts that were embedded.", lambda now: now.num_embedded),
+            "encoder_passes": ("Batches that were embedded.", lambda now: now.num_passes),
+            "encoder_refused": ("Texts that found the queue full.", lambda now: now.num_refused),
+        }
+        self._registry.register(_Counts(figures, counts))
+        self._gauge("encoder_waiting", "Texts in the queue.", lambda: float(figures().num_waiting))
+        self._gauge("encoder_cache_texts", "Texts that are remembered.", lambda: float(figures().num_remembered))
+        self._gauge(
+            "encoder_cache_bytes", "Memory of what is remembered.", lambda: float(figures().num_remembered_bytes)
+        )
+
+    def observe_generation(self, record: GenerationRecord) -> None:
+        """A generation has ended."""
+        self._generations.labels(record.outcome).inc()
+        self._tokens.labels("prompt").inc(record.num_prompt_tokens)
+        self._tokens.labels("cached").inc(record.num_cached_tokens)
+        self._tokens.labels("completion").inc(record.num_completion_tokens)
+        if record.inter_token_seconds is not None:
+            self._inter_token.observe(record.inter_token_seconds)
 
     def observe_traffic_alarm(self, traffic: AdapterTraffic) -> None:
         """An adapter began to alarm."""
@@ -91,6 +149,8 @@ class RouterMetrics:
 
     def observe_route(self, route: RouteResult) -> None:
         """One decision was made. A named model needs no embedding and does not count as one."""
+        self._on_route(route)
+        self._decisions.observe(route.decision)
         self._decide.observe(route.decide_seconds)
         if route.encode_seconds > 0:
             self._encode.observe(route.encode_seconds)
@@ -124,6 +184,12 @@ class RouterMetrics:
         except RegistryUnavailable:
             return 0.0
 
+    def _ignored(self) -> float:
+        try:
+            return float(len(self._catalog.view().ignored))
+        except RegistryUnavailable:
+            return 0.0
+
     def _newcomers(self) -> float:
         router = self._router()
         return 0.0 if router is None else float(router.num_newcomers)
@@ -141,3 +207,21 @@ class RouterMetrics:
             return self._catalog.view().router
         except RegistryUnavailable:
             return None
+
+
+class _Counts(Collector):
+    """Counters that somebody else keeps, read at every scrape."""
+
+    def __init__(
+        self,
+        figures: Callable[[], EmbedderFigures],
+        counts: Mapping[str, tuple[str, Callable[[EmbedderFigures], float]]],
+    ) -> None:
+        self._figures = figures
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        now = self._figures()
+        for name, (text, read) in self._counts.items():
+            yield CounterMetricFamily(f"hilora_router_{name}", text, value=read(now))

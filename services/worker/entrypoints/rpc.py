@@ -10,6 +10,8 @@ import grpc
 
 from hilora.errors import Unavailable
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
+from services.common.tracing import current_span
+from services.worker.engine.output.events import Finished
 from services.worker.engine.stats import EngineStats
 from services.worker.entrypoints.messages import (
     generate_event,
@@ -30,9 +32,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     Args:
         worker_id: a name for people and logs.
         base_model: public name of the base model.
+        observe: called with the end of each answer.
     """
 
-    def __init__(self, *, worker_id: str, base_model: str) -> None:
+    def __init__(
+        self, *, worker_id: str, base_model: str, observe: Callable[[Finished], None] = lambda _event: None
+    ) -> None:
+        self._observe = observe
         self._worker_id = worker_id
         self._base_model = base_model
         self._generation: Generation | None = None
@@ -72,6 +78,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         events = self._generation.generate(generation_request(request))
         async with contextlib.aclosing(events):
             async for event in events:
+                if isinstance(event, Finished):
+                    self._observe(event)
+                    _trace(event)
                 yield generate_event(event)
 
     async def Abort(
@@ -121,6 +130,19 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             worker_id=self._worker_id,
             base_model=self._base_model,
             catalog_generation=self._catalog.catalog_generation,
+        )
+
+
+def _trace(event: Finished) -> None:
+    span = current_span()
+    if span is not None:
+        span.set(
+            {
+                "gen_ai.usage.input_tokens": event.num_prompt_tokens,
+                "gen_ai.usage.output_tokens": event.num_completion_tokens,
+                "gen_ai.response.finish_reasons": [event.finish_reason.value],
+                "hilora.ttft_seconds": event.ttft_seconds,
+            }
         )
 
 

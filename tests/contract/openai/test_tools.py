@@ -69,19 +69,32 @@ class TestCalls:
         assert message.content == "Let me look."
         assert len(message.tool_calls) == 1
 
-    async def test_in_a_stream_words_come_at_once_and_calls_whole(self, client, says):
+    async def test_in_a_stream_a_call_s_name_comes_first_and_its_arguments_piece_by_piece(self, client, says):
         says(f"Let me look. {CALL}{CALL}")
         stream = await ask(client, tools=TOOLS, stream=True)
-        words, calls, reason = "", {}, None
+        words, begun, arguments, reason = "", {}, {}, None
         async for chunk in stream:
             choice = chunk.choices[0]
             words += choice.delta.content or ""
             for call in choice.delta.tool_calls or ():
-                calls[call.index] = (call.id, call.type, call.function.name, json.loads(call.function.arguments))
+                if call.id is not None:
+                    begun[call.index] = (call.type, call.function.name)
+                    assert call.function.arguments == ""
+                arguments.setdefault(call.index, []).append(call.function.arguments)
             reason = choice.finish_reason or reason
         assert words == "Let me look."
-        assert [call[1:] for call in calls.values()] == [("function", "weather", {"city": "Paris"})] * 2
+        assert begun == {0: ("function", "weather"), 1: ("function", "weather")}
+        assert [json.loads("".join(pieces)) for pieces in arguments.values()] == [{"city": "Paris"}] * 2
+        assert all(len(pieces) > 3 for pieces in arguments.values())
         assert reason == "tool_calls"
+
+    async def test_the_client_s_own_helper_puts_a_streamed_call_together(self, client, says):
+        says(CALL)
+        tool = {**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}
+        async with client.chat.completions.stream(model="base", messages=QUESTION, max_tokens=500, tools=[tool]) as got:
+            final = await got.get_final_completion()
+        call = final.choices[0].message.tool_calls[0]
+        assert (call.function.name, call.function.parsed_arguments) == ("weather", {"city": "Paris"})
 
     async def test_without_a_call_the_answer_is_a_text(self, client, says):
         says("It is sunny.")

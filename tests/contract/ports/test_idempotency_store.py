@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +19,24 @@ from tests.builders.redis_server import redis_server
 from tests.fakes.registry_ports import InMemoryIdempotencyStore
 
 JOB_ID = "a" * 32
+LEASE_SECONDS = 1.0
+ROOT = Path(__file__).resolve().parents[3]
+
+ANSWERING = f"""
+import asyncio, sys
+from services.registry.infra.redis_connection import open_redis
+from services.registry.infra.redis_idempotency import RedisIdempotencyStore
+
+async def main():
+    store = RedisIdempotencyStore(open_redis(sys.argv[1]), lease_seconds={LEASE_SECONDS})
+    assert await store.begin("k", body_digest="d") is None
+    async with store.keeping("k", body_digest="d"):
+        print("answering", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+"""A process that never comes to the end of its answer."""
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +48,21 @@ def redis_url(tmp_path_factory):
 @pytest.fixture(params=["in memory", "redis"])
 async def store(request):
     if request.param == "in memory":
-        yield InMemoryIdempotencyStore()
+        yield InMemoryIdempotencyStore(lease_seconds=LEASE_SECONDS)
         return
     client = open_redis(request.getfixturevalue("redis_url"))
     await client.flushall()
-    yield RedisIdempotencyStore(client)
+    yield RedisIdempotencyStore(client, lease_seconds=LEASE_SECONDS)
     await client.aclose()
+
+
+def answering(redis_url):
+    return subprocess.Popen(
+        [sys.executable, "-c", ANSWERING, redis_url],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=subprocess.PIPE,
+    )
 
 
 async def refusal(store, key, digest):
@@ -75,3 +108,49 @@ class TestKeys:
                 return False
 
         assert sum(await asyncio.gather(*(begin() for _ in range(20)))) == 1
+
+
+class TestReservations:
+    async def test_one_that_is_kept_outlasts_its_lease(self, store):
+        await store.begin("k", body_digest="d")
+        async with store.keeping("k", body_digest="d"):
+            await asyncio.sleep(2 * LEASE_SECONDS)
+            assert await refusal(store, "k", "d") == "idempotency_in_progress"
+            await store.finish("k", body_digest="d", job_id=JOB_ID)
+
+        await asyncio.sleep(1.5 * LEASE_SECONDS)
+        assert await store.begin("k", body_digest="d") == JOB_ID
+
+    async def test_one_that_nobody_keeps_is_soon_free_for_any_body(self, store):
+        await store.begin("k", body_digest="d")
+        await asyncio.sleep(1.2 * LEASE_SECONDS)
+
+        assert await store.begin("k", body_digest="e") is None
+
+    async def test_one_that_was_given_up_stays_free_while_its_block_lasts(self, store):
+        await store.begin("k", body_digest="d")
+        async with store.keeping("k", body_digest="d"):
+            await store.abandon("k")
+            await asyncio.sleep(LEASE_SECONDS)
+            assert await store.begin("k", body_digest="e") is None
+
+    async def test_that_of_a_killed_process_ends_with_its_lease(self, redis_url):
+        client = open_redis(redis_url)
+        await client.flushall()
+        store = RedisIdempotencyStore(client, lease_seconds=LEASE_SECONDS)
+        process = answering(redis_url)
+        try:
+            assert await asyncio.to_thread(process.stdout.readline) == b"answering\n"
+            await asyncio.sleep(1.5 * LEASE_SECONDS)
+            assert await refusal(store, "k", "d") == "idempotency_in_progress"
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        died_at = time.monotonic()
+        while await client.exists(*await client.keys("hilora:idempotency:*") or ["none"]):
+            assert time.monotonic() - died_at < 5 * LEASE_SECONDS
+            await asyncio.sleep(0.02)
+
+        assert time.monotonic() - died_at < 1.5 * LEASE_SECONDS
+        assert await store.begin("k", body_digest="d") is None
+        await client.aclose()

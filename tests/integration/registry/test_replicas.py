@@ -90,6 +90,15 @@ class TestUploads:
         (version,) = await history(replicas, "same")
         assert set(version["job_ids"]) == {answer.json()["job_id"] for answer in answers}
 
+    async def test_of_two_names_for_one_adapter_at_least_one_hears_of_the_other(self, replicas):
+        names = ("twin-0", "twin-1")
+        answers = await asyncio.gather(*(replicas.upload(n, name, _TASKS[9]) for n, name in enumerate(names)))
+        jobs = [await replicas.finished(0, answer.json()["job_id"]) for answer in answers]
+
+        found = [item for job in jobs for item in job["report"]["findings"] if item["code"] == "duplicate_content"]
+        assert found
+        assert all(any(name in item["message"] for name in names) for item in found)
+
     async def test_different_adapters_all_arrive_and_both_streams_tell_the_same_story(self, replicas):
         async with Watcher(replicas, 0) as left, Watcher(replicas, 1) as right:
             answers = await asyncio.gather(

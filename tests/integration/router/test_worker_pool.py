@@ -12,8 +12,10 @@ import pytest
 from hilora.errors import GenerationFailed, NoWorkerAvailable, QueueFull, Unavailable
 from hilora.routing_plan import RocBudget, RoutingPlan
 from services.router.answer import GenerationFinished, GenerationStarted, TextDelta
-from services.router.infra import worker_client
-from services.router.infra.worker_pool import StaticWorkerPool
+from services.router.infra.workers import client as worker_client
+from services.router.infra.workers.client import Silence
+from services.router.infra.workers.directories import ListedWorkers
+from services.router.infra.workers.pool import WorkerPool
 from services.router.request import GenerationRequest, TextPrompt, WorkOrder
 from tests.fakes.router_stack import eventually
 from tests.fakes.worker_service import FakeWorker
@@ -21,15 +23,20 @@ from tests.fakes.worker_service import FakeWorker
 
 @asynccontextmanager
 async def running(
-    num_workers: int, *, catch_up_seconds: float = 0.3, request_timeout_seconds: float = 10
-) -> AsyncIterator[tuple[StaticWorkerPool, Sequence[FakeWorker]]]:
+    num_workers: int,
+    *,
+    catch_up_seconds: float = 0.3,
+    request_timeout_seconds: float = 10,
+    silence: Silence | None = None,
+) -> AsyncIterator[tuple[WorkerPool, Sequence[FakeWorker]]]:
     workers = [FakeWorker(name=f"worker-{number}") for number in range(num_workers)]
     for worker in workers:
         await worker.start()
-    pool = StaticWorkerPool(
-        [worker.address for worker in workers],
+    pool = WorkerPool(
+        ListedWorkers(worker.address for worker in workers),
         request_timeout_seconds=request_timeout_seconds,
         catch_up_seconds=catch_up_seconds,
+        silence=silence,
     )
     await pool.start()
     try:
@@ -40,17 +47,22 @@ async def running(
             await worker.stop()
 
 
-def order(*, catalog_generation: int = 0, request_id: str = "r", timeout_seconds: float | None = None) -> WorkOrder:
-    budget = RocBudget(adapter_id="a@1", adapter_name="a", lora_rank=8, num_rocs=3, weight=0.5)
+def order(
+    *,
+    catalog_generation: int = 0,
+    request_id: str = "r",
+    timeout_seconds: float | None = None,
+    adapter: str = "a",
+    text: str = "one two",
+) -> WorkOrder:
+    budget = RocBudget(adapter_id=f"{adapter}@1", adapter_name=adapter, lora_rank=8, num_rocs=3, weight=0.5)
     return WorkOrder(
-        request=GenerationRequest(
-            request_id=request_id, prompt=TextPrompt(text="one two"), timeout_seconds=timeout_seconds
-        ),
+        request=GenerationRequest(request_id=request_id, prompt=TextPrompt(text=text), timeout_seconds=timeout_seconds),
         plan=RoutingPlan(budgets=(budget,), catalog_generation=catalog_generation),
     )
 
 
-async def run(pool: StaticWorkerPool, work: WorkOrder) -> list:
+async def run(pool: WorkerPool, work: WorkOrder) -> list:
     async with aclosing(pool.generate(work)) as events:
         return [event async for event in events]
 
@@ -131,7 +143,7 @@ class TestPlacement:
         async with running(3) as (pool, workers):
             for worker, num_running in zip(workers, (5, 1, 7), strict=True):
                 worker.service.num_running = num_running
-            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await asyncio.gather(*(client.poll() for client in pool.roster))
             await run(pool, order())
             assert [len(worker.service.requests) for worker in workers] == [0, 1, 0]
 
@@ -145,14 +157,20 @@ class TestPlacement:
     async def test_idle_workers_share(self):
         async with running(2) as (pool, workers):
             for number in range(24):
-                await run(pool, order(request_id=str(number)))
+                await run(pool, order(request_id=str(number), adapter=f"a{number}", text=f"text {number}"))
             assert min(len(worker.service.requests) for worker in workers) >= 1
+
+    async def test_an_adapter_stays_where_its_components_are(self):
+        async with running(3) as (pool, workers):
+            for number in range(12):
+                await run(pool, order(request_id=str(number), text=f"text {number}"))
+            assert sorted(len(worker.service.requests) for worker in workers) == [0, 0, 12]
 
     @pytest.mark.parametrize("state", ["is_draining", "is_stuck", "is_device_lost"])
     async def test_a_worker_that_takes_no_requests_gets_none(self, state):
         async with running(2) as (pool, (away, other)):
             setattr(away.service, state, True)
-            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await asyncio.gather(*(client.poll() for client in pool.roster))
             for number in range(6):
                 await run(pool, order(request_id=str(number)))
             assert not away.service.requests
@@ -163,20 +181,20 @@ class TestFailure:
     async def test_a_dead_worker_s_request_is_run_on_another_once(self):
         async with running(2) as (pool, (dead, alive)):
             alive.service.num_running = 7
-            await asyncio.gather(*(client.poll() for client in pool._clients))
+            await asyncio.gather(*(client.poll() for client in pool.roster))
             await dead.stop()
             events = await run(pool, order())
             assert isinstance(events[-1], GenerationFinished)
             assert len(alive.service.requests) == 1
             assert pool.fleet().num_live == 1
 
-    async def test_two_failures_are_not_tried_a_third_time(self):
-        async with running(3) as (pool, workers):
+    async def test_three_failures_are_not_tried_a_fourth_time(self):
+        async with running(4) as (pool, workers):
             for worker in workers:
                 worker.service.fails_with = Unavailable("no", code="worker_draining", remedy="later")
             with pytest.raises(Unavailable, match="no"):
                 await run(pool, order())
-            assert sum(len(worker.service.requests) for worker in workers) == 2
+            assert sum(len(worker.service.requests) for worker in workers) == 3
 
     async def test_what_a_living_worker_lacks_does_not_count_against_it(self):
         async with running(1) as (pool, (worker,)):
@@ -216,7 +234,7 @@ class TestFailure:
     async def test_a_late_worker_is_used_until_it_is_late_several_times(self, monkeypatch):
         monkeypatch.setattr(worker_client, "_STATS_TIMEOUT_SECONDS", 0.05)
         async with running(1) as (pool, (worker,)):
-            client = pool._clients[0]
+            client = next(iter(pool.roster))
             worker.service.seconds_per_stats = 1
             await client.poll()
             await client.poll()
@@ -234,3 +252,133 @@ class TestFailure:
             await worker.start()
             await eventually(lambda: pool.fleet().num_live == 1)
             assert isinstance((await run(pool, order()))[-1], GenerationFinished)
+
+
+class TestSurvival:
+    async def test_a_lost_stream_goes_on_elsewhere_without_a_missing_or_repeated_token(self):
+        async with running(2) as (pool, workers):
+            first, second = workers
+            second.service.num_running = 7
+            await asyncio.gather(*(client.poll() for client in pool.roster))
+            first.service.fails_with = Unavailable("no", code="device_lost", remedy="later")
+            first.service.fails_after_tokens = 2
+            events = await run(pool, order())
+        assert [type(event) for event in events].count(GenerationStarted) == 1
+        deltas = [event for event in events if isinstance(event, TextDelta)]
+        assert "".join(delta.text for delta in deltas) == "Paris is the capital."
+        assert [token for delta in deltas for token in delta.token_ids] == [0, 1, 2, 3]
+        assert isinstance(events[-1], GenerationFinished)
+        seeds = [worker.service.requests[0].sampling.seed for worker in workers]
+        assert seeds[0] == seeds[1] != 0
+
+    async def test_a_second_worker_that_answers_differently_ends_the_stream(self):
+        async with running(2) as (pool, (first, second)):
+            second.service.num_running = 7
+            await asyncio.gather(*(client.poll() for client in pool.roster))
+            first.service.fails_with = Unavailable("no", code="device_lost", remedy="later")
+            first.service.fails_after_tokens = 2
+            second.service.words = ("Paris", " was", " it")
+            texts = []
+            with pytest.raises(Unavailable) as raised:
+                async for event in pool.generate(order()):
+                    texts.append(getattr(event, "text", None))
+            assert raised.value.code == "worker_lost"
+            assert texts == [None, "Paris", " is"]
+
+    async def test_a_full_worker_s_request_is_run_elsewhere(self):
+        async with running(2) as (pool, (full, roomy)):
+            roomy.service.num_running = 7
+            await asyncio.gather(*(client.poll() for client in pool.roster))
+            full.service.fails_with = QueueFull("full", retry_after_seconds=9)
+            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
+            assert len(full.service.requests) == len(roomy.service.requests) == 1
+            assert pool.fleet().num_live == 2
+
+    async def test_where_all_are_full_the_shortest_wait_is_told(self):
+        async with running(3) as (pool, workers):
+            for worker, seconds in zip(workers, (9, 2, 5), strict=True):
+                worker.service.fails_with = QueueFull("full", retry_after_seconds=seconds)
+            with pytest.raises(QueueFull) as raised:
+                await run(pool, order())
+            assert raised.value.retry_after_seconds == 2
+
+    @pytest.mark.parametrize("silence", [Silence(first_event_seconds=5, stall_seconds=0.2)])
+    async def test_a_stream_that_says_nothing_is_lost_and_run_elsewhere(self, silence):
+        async with running(2, silence=silence) as (pool, (silent, other)):
+            other.service.num_running = 7
+            await asyncio.gather(*(client.poll() for client in pool.roster))
+            silent.service.seconds_per_token = 30
+            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
+            await eventually(lambda: silent.service.aborted == ["r"])
+
+    async def test_a_worker_that_only_fails_is_left_alone(self):
+        async with running(1) as (pool, (worker,)):
+            worker.service.fails_with = Unavailable("no", code="engine_stuck", remedy="later")
+            client = next(iter(pool.roster))
+            for number in range(3):
+                await eventually(lambda: client.state is not None)
+                with pytest.raises(Unavailable, match="no"):
+                    await run(pool, order(request_id=str(number)))
+            await eventually(lambda: client.state is not None)
+            assert [status.circuit for status in pool.fleet().workers] == ["open"]
+            with pytest.raises(NoWorkerAvailable):
+                await run(pool, order())
+            worker.service.fails_with = None
+            await eventually(lambda: client.is_live)
+            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
+            assert [status.circuit for status in pool.fleet().workers] == ["closed"]
+
+
+class ChangingDirectory:
+    """Says what it was told last."""
+
+    def __init__(self) -> None:
+        self.current: frozenset[str] | None = frozenset()
+
+    async def addresses(self) -> frozenset[str]:
+        if self.current is None:
+            raise Unavailable("away", code="worker_directory_away")
+        return self.current
+
+
+class TestDiscovery:
+    async def test_workers_join_and_leave_while_what_they_have_finishes(self):
+        directory = ChangingDirectory()
+        old, new = FakeWorker(name="old"), FakeWorker(name="new")
+        await old.start()
+        await new.start()
+        directory.current = frozenset({old.address})
+        pool = WorkerPool(directory, request_timeout_seconds=10, lookup_seconds=0.05)
+        await pool.start()
+        try:
+            old.service.seconds_per_token = 0.3
+            async with aclosing(pool.generate(order(request_id="before"))) as events:
+                await anext(events)
+                directory.current = frozenset({new.address})
+                await eventually(lambda: any(status.is_leaving for status in pool.fleet().workers))
+                await eventually(lambda: pool.fleet().num_live == 1)
+                await run(pool, order(request_id="after"))
+                rest = [event async for event in events]
+            assert "".join(event.text for event in rest if isinstance(event, TextDelta)) == "Paris is the capital."
+            assert isinstance(rest[-1], GenerationFinished)
+            assert [request.request_id for request in new.service.requests] == ["after"]
+            await eventually(lambda: [status.address for status in pool.fleet().workers] == [new.address])
+        finally:
+            await pool.stop(grace_seconds=0)
+            await old.stop()
+            await new.stop()
+
+    async def test_a_directory_that_is_away_takes_nobody_along(self):
+        directory = ChangingDirectory()
+        worker = FakeWorker()
+        await worker.start()
+        directory.current = frozenset({worker.address})
+        pool = WorkerPool(directory, request_timeout_seconds=10, lookup_seconds=0.02)
+        await pool.start()
+        try:
+            directory.current = None
+            await asyncio.sleep(0.3)
+            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
+        finally:
+            await pool.stop(grace_seconds=0)
+            await worker.stop()

@@ -68,6 +68,22 @@ class TestGenerate:
         assert [(used.adapter_name, used.num_rocs) for used in finished.budgets_used] == [("a", 2), ("b", 2)]
         assert 0 < finished.ttft_seconds <= finished.e2e_latency_seconds
 
+    async def test_tells_which_components_acted_if_asked(self, stack) -> None:
+        request = _request(plan=stack.plan("a", "b", num_rocs=2))
+        plain = (await _generate(stack, request))[-1].finished
+        request.explains_gating = True
+        finished = (await _generate(stack, request))[-1].finished
+        assert (len(plain.gating), plain.num_gated_tokens) == (0, 0)
+        # No step reads the last token.
+        assert finished.num_gated_tokens == finished.num_prompt_tokens + finished.num_completion_tokens - 1
+        assert len({module.module_path for module in finished.gating}) == len(finished.gating) > 0
+        for module in finished.gating:
+            assert [one.adapter_id for one in module.adapters] == [stack.adapter_ids[name] for name in "ab"]
+            for adapter in module.adapters:
+                assert max(adapter.num_tokens_fired) <= finished.num_gated_tokens
+                # Two of four at every token.
+                assert sum(adapter.num_tokens_fired) == 2 * finished.num_gated_tokens
+
     async def test_base_and_adapters_answer_differently_and_repeatably(self, stack) -> None:
         base = _tokens(await _generate(stack, _request()))
         with_a = _tokens(await _generate(stack, _request(plan=stack.plan("a"))))

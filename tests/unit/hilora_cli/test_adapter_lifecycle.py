@@ -131,6 +131,18 @@ class TestSamples:
         assert [item["state"] for item in answer("jobs")] == ["READY"]
 
 
+class TestTags:
+    def test_they_are_set_shown_filtered_by_and_taken_away(self, stack):
+        assert answer("tags", "sorter", "legal", "lang:de")["tags"] == ["lang:de", "legal"]
+        assert "lang:de, legal" in run("tags", "sorter").stdout
+        assert [entry["name"] for entry in answer("list", "--tag", "legal")] == ["sorter"]
+        assert answer("list", "--tag", "other") == []
+        assert answer("tags", "sorter", "--clear")["tags"] == []
+
+    def test_all_and_none_exclude_each_other(self, stack):
+        assert run("tags", "sorter", "legal", "--clear").exit_code == 2
+
+
 class TestProfiles:
     def test_one_is_ordered(self, stack):
         job = answer("profile", "sorter")

@@ -375,7 +375,7 @@ class CatalogEntry(_message.Message):
 
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Words by which requests restrict the pool; the same for all versions."""
+        """Words by which requests may ask for it, sorted."""
 
     def __init__(
         self,
@@ -969,12 +969,19 @@ class ListAdaptersRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TAGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only adapters that bear all of these tags."""
+
     def __init__(
         self,
+        *,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,7 +9,7 @@ from services.router.answer import GenerationFinished, RouteResult, TextDelta
 from services.router.entrypoints.openai.answers import AnswerShape
 from services.router.entrypoints.openai.descriptions import JsonObject
 from services.router.merging import NumberedEvent
-from services.router.tool_calls import CallPiece, Piece, ToolCallScanner
+from services.router.tool_calls import Piece, TextPiece, ToolCallScanner
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class _OpenChoice:
     scanner: ToolCallScanner | None
     offset: int
     """Characters of its text that went out."""
-    num_calls: int = 0
+    has_calls: bool = False
 
 
 class AnswerStream:
@@ -88,12 +88,12 @@ class AnswerStream:
     def _end(self, choice: _OpenChoice, route: RouteResult, finished: GenerationFinished) -> Iterator[JsonObject]:
         if choice.scanner is not None:
             yield from self._pieces(choice, choice.scanner.end())
-        yield self._shape.closing(choice.index, route, finished, has_calls=choice.num_calls > 0)
+        yield self._shape.closing(choice.index, route, finished, has_calls=choice.has_calls)
 
     def _pieces(self, choice: _OpenChoice, pieces: Iterator[Piece]) -> Iterator[JsonObject]:
         for piece in pieces:
-            if isinstance(piece, CallPiece):
-                yield self._shape.call(choice.index, choice.num_calls, piece.call)
-                choice.num_calls += 1
-            else:
+            if isinstance(piece, TextPiece):
                 yield self._shape.text(choice.index, piece.text)
+            else:
+                choice.has_calls = True
+                yield self._shape.call(choice.index, piece)

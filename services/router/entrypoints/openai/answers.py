@@ -24,7 +24,7 @@ from services.router.entrypoints.openai.route_answers import describe_candidates
 from services.router.entrypoints.openai.token_probabilities import chat_logprobs, completion_logprobs
 from services.router.entrypoints.openai.tools import ToolUse
 from services.router.request import ToolCall
-from services.router.tool_calls import CallPiece, Piece, TextPiece, ToolCallScanner
+from services.router.tool_calls import ArgumentsPiece, CallPiece, ToolCallScanner, joined
 
 
 class AnswerKind(StrEnum):
@@ -105,9 +105,13 @@ class AnswerShape:
             return self._delta(index, {"content": text}, logprobs=logprobs)
         return self._chunk({"index": index, "text": text, "logprobs": logprobs, "finish_reason": None})
 
-    def call(self, index: int, call_idx: int, call: ToolCall) -> JsonObject:
-        """A chunk with a call."""
-        return self._delta(index, {"tool_calls": [{"index": call_idx, **_call(call)}]})
+    def call(self, index: int, piece: CallPiece | ArgumentsPiece) -> JsonObject:
+        """A chunk with the beginning of a call, or with more of its arguments."""
+        if isinstance(piece, CallPiece):
+            begun = _call(ToolCall(call_id=piece.call_id, name=piece.name, arguments=""))
+            return self._delta(index, {"tool_calls": [{"index": piece.call_idx, **begun}]})
+        more = {"index": piece.call_idx, "function": {"arguments": piece.text}}
+        return self._delta(index, {"tool_calls": [more]})
 
     def closing(self, index: int, route: RouteResult, finished: GenerationFinished, *, has_calls: bool) -> JsonObject:
         """The chunk that says why an answer ended, and what really ran."""
@@ -157,9 +161,7 @@ class AnswerShape:
     ) -> JsonObject:
         index = prompt_idx * self.num_choices + choice_idx
         if self.kind is AnswerKind.CHAT:
-            pieces = list(self._pieces(choice.text))
-            calls = [piece.call for piece in pieces if isinstance(piece, CallPiece)]
-            content = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+            content, calls = self._read(choice.text)
             message: JsonObject = {"role": "assistant", "content": content, "refusal": None}
             if calls:
                 message["tool_calls"] = [_call(call) for call in calls]
@@ -167,7 +169,7 @@ class AnswerShape:
             body: JsonObject = {"message": message}
             logprobs = self.logprobs(choice.logprobs, offset=0)
         else:
-            calls = []
+            calls = ()
             echo = self.echoes[prompt_idx] if self.echoes else Echo(text="")
             body = {"text": echo.text + ("" if self.is_echo_alone else choice.text)}
             logprobs = self._completion_logprobs(choice, echo)
@@ -194,9 +196,10 @@ class AnswerShape:
         answer = () if self.is_echo_alone else choice.logprobs
         return completion_logprobs((*choice.prompt_logprobs, *answer), first_offset=0, first_token=echo.first_token)
 
-    def _pieces(self, text: str) -> list[Piece]:
+    def _read(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
+        """The words of an answer and its calls."""
         scanner = self.scanner()
-        return [TextPiece(text=text)] if scanner is None else [*scanner.feed(text), *scanner.end()]
+        return (text, ()) if scanner is None else joined([*scanner.feed(text), *scanner.end()])
 
     def _delta(self, index: int, delta: JsonObject, *, logprobs: JsonObject | None = None) -> JsonObject:
         return self._chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None})

@@ -81,7 +81,9 @@ class GatingPassMaker(Protocol):
 def gating_pass_maker(runner: Runner) -> GatingPassMaker | None:
     """What explains a runner's requests; None where nothing does: an encoder reads prompts by itself, and of several
     processes all would have to read again."""
-    return runner.gating_pass if isinstance(runner, ModelRunner) else None
+    if isinstance(runner, ModelRunner) and not isinstance(runner, LeaderRunner):
+        return runner.gating_pass
+    return None
 
 
 def build_runner(loaded: LoadedModel, config: EngineConfig, *, gate_source: GateSource | None = None) -> Runner:

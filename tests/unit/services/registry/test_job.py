@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from hilora.errors import InvalidAdapter
+from hilora.finding import Finding, Severity
 from services.registry.infra.records import job_from_json, job_to_json
 from services.registry.job import (
     IngestRequest,
@@ -16,6 +17,7 @@ from services.registry.job import (
     new_job_id,
     pending_job,
 )
+from services.registry.validation_report import ValidationReport
 
 WORK = [IngestState.PENDING, IngestState.FETCHING, IngestState.VALIDATING, IngestState.DECOMPOSING]
 WORK += [IngestState.PROFILING, IngestState.READY]
@@ -58,6 +60,12 @@ class TestTransitions:
         failed = at(state).failed(InvalidAdapter("no"))
         assert (failed.state, failed.error.code) == (IngestState.FAILED, "invalid_adapter")
         assert at(state).cancelled().state is IngestState.CANCELLED
+
+    def test_a_new_attempt_does_not_show_what_the_one_before_found(self):
+        finding = Finding(code="few_samples", severity=Severity.INFO, place="samples", message="few", remedy="")
+        job = at(IngestState.PROFILING).checked(ValidationReport(findings=(finding,)))
+
+        assert job.requeued(detail="again", due_at=3.0).report is None
 
     @pytest.mark.parametrize(
         ("start", "end"),

@@ -217,6 +217,40 @@ class TestAccess:
         assert again.catalog_generation == first.catalog_generation
 
 
+class TestTags:
+    async def test_they_are_published_sorted_and_hold_for_versions_to_come(self, stack):
+        await stack.publish()
+
+        changed = await stack.lifecycle.set_tags("a", ["legal", "lang:de", "legal"])
+        later = await stack.publish(seed=1)
+
+        assert changed.entry.tags == later.entry.tags == ("lang:de", "legal")
+
+    @pytest.mark.parametrize("tags", [["Legal"], [""], ["a b"], ["x" * 65], [f"t{number}" for number in range(33)]])
+    async def test_words_that_cannot_be_tags_change_nothing(self, stack, tags):
+        before = await stack.publish()
+
+        with pytest.raises(InvalidInput) as refusal:
+            await stack.lifecycle.set_tags("a", tags)
+
+        assert refusal.value.code == "invalid_tag"
+        assert (await shown(stack)).catalog_generation == before.catalog_generation
+
+    async def test_over_rest_they_narrow_the_list_down(self, stack):
+        for name in ("a", "b", "c"):
+            await stack.publish(name)
+        async with stack.client() as client:
+            await client.put("/v1/adapters/a/tags", json={"tags": ["legal", "lang:de"]})
+            await client.put("/v1/adapters/b/tags", json={"tags": ["legal"]})
+            legal = (await client.get("/v1/adapters?tag=legal")).json()["data"]
+            both = (await client.get("/v1/adapters?tag=legal&tag=lang:de")).json()["data"]
+            refused = await client.put("/v1/adapters/a/tags", json={"tags": ["A"]})
+
+        assert [item["name"] for item in legal] == ["a", "b"]
+        assert [(item["name"], item["tags"]) for item in both] == [("a", ["lang:de", "legal"])]
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_tag")
+
+
 class TestOverRest:
     async def test_history_rollback_access_aliases(self, stack):
         await stack.publish()

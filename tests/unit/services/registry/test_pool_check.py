@@ -87,6 +87,55 @@ class TestDuplicates:
         assert "duplicate_content" in codes(await registered(again, "second"))
 
 
+class TestOtherProcesses:
+    """Two ingest processes of one pool; each remembers it for half a minute."""
+
+    @pytest.fixture
+    async def other(self, stack, tmp_path):
+        """A second process, which has read the pool already."""
+        process = RegistryStack(tmp_path, index=stack.index)
+        await registered(process, "unlike", weights=weights_bytes(seed=7))
+        return process
+
+    async def test_the_same_files_that_another_registered_a_moment_ago(self, stack, other):
+        await registered(stack, "first")
+        job = await registered(other, "second")
+        (finding,) = [item for item in job["report"]["findings"] if item["code"] == "duplicate_content"]
+        assert "first" in finding["message"]
+
+    async def test_the_same_update_is_in_the_report_of_the_adapter_as_well(self, stack, other):
+        await registered(stack, "first")
+        weights = weights_bytes(tensors=peft_tensors(in_another_basis(random_adapter())))
+        job = await registered(other, "second", weights=weights, samples=samples_bytes("other", "texts"))
+        async with stack.client() as client:
+            shown = (await client.get("/v1/adapters/second")).json()["report"]
+            first = (await client.get("/v1/adapters/first")).json()["report"]
+        assert shown == job["report"]
+        assert "duplicate_update" in codes(job)
+        assert not {item["code"] for item in first["findings"]} & {"duplicate_update", "duplicate_content"}
+
+    async def test_one_that_was_published_between_comparison_and_publication(self, stack, other, monkeypatch):
+        publish = other.catalog.publish
+
+        async def overtaken(manifest, **options):
+            await registered(stack, "first")
+            return await publish(manifest, **options)
+
+        monkeypatch.setattr(other.catalog, "publish", overtaken)
+        assert "duplicate_content" in codes(await registered(other, "second"))
+
+    async def test_the_records_are_read_again_only_if_somebody_else_published(self, stack, other, monkeypatch):
+        reads = []
+        read = other.registrations.all
+        monkeypatch.setattr(other.registrations, "all", lambda: reads.append(1) or read())
+        await registered(other, "second")
+        await registered(other, "third", weights=weights_bytes(seed=8))
+        assert reads == []
+        await registered(stack, "fourth", weights=weights_bytes(seed=9))
+        await registered(other, "fifth", weights=weights_bytes(seed=10))
+        assert reads == [1]
+
+
 class TestNorms:
     async def test_an_update_far_larger_than_the_pool_s_is_remarked_on(self, stack):
         for seed in range(8):

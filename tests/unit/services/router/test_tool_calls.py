@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.tool_calls import CallPiece, TextPiece, ToolCallFormat, ToolCallScanner
+from services.router.tool_calls import ArgumentsPiece, CallPiece, ToolCallFormat, ToolCallScanner, joined
 
 NAMES = frozenset({"add", "weather"})
 ADD = '{"name": "add", "arguments": {"a": 1}}'
@@ -16,8 +16,7 @@ def read(format, pieces, **options):  # noqa: A002  (the word for it)
     """The text and the calls `(name, arguments)` of an answer that came in pieces."""
     scanner = ToolCallScanner(format, names=NAMES, **options)
     found = [piece for text in pieces for piece in scanner.feed(text)] + list(scanner.end())
-    text = "".join(piece.text for piece in found if isinstance(piece, TextPiece))
-    calls = [piece.call for piece in found if isinstance(piece, CallPiece)]
+    text, calls = joined(found)
     assert len({call.call_id for call in calls}) == len(calls)
     return text, [(call.name, json.loads(call.arguments)) for call in calls]
 
@@ -55,6 +54,7 @@ TEXTS = [
     '{"name": "add", "parameters": {}} and words after it',
     "[1, 2, 3]",
     "[TOOL_CALLS]what?",
+    "[TOOL_CALLS][no{",
     "{" * 50,
     "[" * 100_000,
 ]
@@ -71,6 +71,21 @@ class TestCalls:
     def test_auto_finds_them_all(self, format, answer, text, calls):  # noqa: A002
         assert read(ToolCallFormat.AUTO, list(answer)) == (text, calls)
 
+    def test_a_cut_off_call_keeps_what_came_of_its_arguments(self):
+        scanner = ToolCallScanner(ToolCallFormat.HERMES, names=NAMES)
+        found = [*scanner.feed('<tool_call>{"name": "add", "arguments": {"a": 1'), *scanner.end()]
+        assert joined(found)[1][0].arguments == '{"a": 1'
+
+    def test_arguments_go_out_before_the_call_is_complete(self):
+        scanner = ToolCallScanner(ToolCallFormat.LIST, names=NAMES)
+        first, second = scanner.feed('[{"name": "add", "arguments": {"a"')
+        assert isinstance(first, CallPiece)
+        assert second == ArgumentsPiece(call_idx=0, text='{"a"')
+
+    def test_an_answer_that_a_grammar_made_either_form_is_a_text_if_it_is_no_list_of_calls(self):
+        for answer in ('{"name": "add", "arguments": {}}', '[{"name": "other"}]', "[1, 2]", '["name"]'):
+            assert read(ToolCallFormat.LIST, list(answer)) == (answer, [])
+
     def test_arguments_belong_to_the_forced_function(self):
         assert read(ToolCallFormat.ARGUMENTS, ['{"a"', ": 1}"], forced_name="add") == ("", [("add", {"a": 1})])
 
@@ -85,6 +100,11 @@ class TestTexts:
         assert [piece.text for piece in scanner.feed("Hello wor")] == ["Hello wor"]
         assert [piece.text for piece in scanner.feed("ld <to")] == ["ld"]
         assert [piece.text for piece in scanner.feed("p>")] == [" <top>"]
+
+    def test_json_that_is_no_call_is_not_held_back(self):
+        scanner = ToolCallScanner(ToolCallFormat.AUTO, names=NAMES)
+        assert not list(scanner.feed('{"ans'))
+        assert [piece.text for piece in scanner.feed('wer": ')] == ['{"answer":']
 
     @given(st.lists(st.sampled_from(["<tool", "_call>", "</tool_call>", "[TOOL", "_CALLS]", "{", "}", "a", " ", "\n"])))
     def test_nothing_is_lost_but_blanks_around_calls(self, pieces):

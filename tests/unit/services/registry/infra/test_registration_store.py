@@ -49,6 +49,17 @@ class TestRecords:
         store.put(second, replaces=FIRST)
         assert store.get("sorter") == second
 
+    def test_the_list_is_read_anew_where_another_process_wrote_or_removed(self, store, tmp_path):
+        store.put(FIRST, replaces=None)
+        assert store.all() == [FIRST]
+        other = DiskRegistrationStore(tmp_path)
+        for generation in range(1, 20):
+            changed = replace(FIRST, catalog_generation=generation)
+            other.put(changed, replaces=other.get("sorter"))
+            assert store.all() == [changed]
+        (tmp_path / "sorter.json").unlink()
+        assert store.all() == []
+
     def test_no_update_is_lost_among_many_writers(self, store, tmp_path):
         store.put(FIRST, replaces=None)
 

@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from hilora.errors import Unavailable
+from hilora.errors import Exhausted, Unavailable
 from services.router.infra.batching_embedder import BatchingEmbedder
+from services.router.infra.embedding_cache import EmbeddingCache, key_of
 from tests.fakes.router_encoder import HashEncoder
 
 
@@ -86,3 +87,82 @@ class TestLifecycle:
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(end) for end in ends] == [Unavailable] * 3
         await embedder.stop(grace_seconds=0)
+
+
+class TestMemory:
+    async def test_a_text_that_came_lately_costs_no_pass(self, embedder, encoder):
+        first, again = await embedder.embed("again"), await embedder.embed("again")
+        np.testing.assert_array_equal(first, again)
+        assert encoder.batches == [["again"]]
+        assert embedder.figures().num_hits == 1
+
+    async def test_equal_texts_at_the_same_time_share_one_place(self, embedder, encoder):
+        vectors = await asyncio.gather(*(embedder.embed("same") for _ in range(5)))
+        assert encoder.batches == [["same"]]
+        assert len({vector.tobytes() for vector in vectors}) == 1
+        assert embedder.figures().num_shared == 4
+
+    async def test_one_that_leaves_does_not_take_the_text_from_the_others(self, embedder):
+        leaving, staying = (asyncio.create_task(embedder.embed("shared")) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await staying).shape == (32,)
+
+    async def test_a_failure_is_not_remembered(self, embedder, encoder):
+        encode = encoder.encode
+
+        def break_once(texts):
+            encoder.encode = encode
+            raise RuntimeError("out of memory")
+
+        encoder.encode = break_once
+        ends = await asyncio.gather(*(embedder.embed("a") for _ in range(2)), return_exceptions=True)
+        assert [type(end) for end in ends] == [RuntimeError] * 2
+        assert (await embedder.embed("a")).shape == (32,)
+
+    async def test_nobody_can_change_what_is_remembered(self, embedder):
+        vector = await embedder.embed("a")
+        with pytest.raises(ValueError, match="read-only"):
+            vector[0] = 1.0
+
+    async def test_an_abandoned_text_can_be_asked_for_again(self, embedder, encoder):
+        busy = asyncio.create_task(embedder.embed("busy"))
+        await asyncio.sleep(0.005)
+        leaving = asyncio.create_task(embedder.embed("text"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await busy
+        assert (await embedder.embed("text")).shape == (32,)
+
+
+class TestBounds:
+    async def test_one_text_too_many_is_refused_while_equal_ones_still_fit(self, encoder):
+        embedder = BatchingEmbedder(lambda: encoder, max_batch=1, max_waiting=2)
+        await embedder.start()
+        busy = asyncio.create_task(embedder.embed("busy"))
+        await asyncio.sleep(0.005)
+        waiting = [asyncio.create_task(embedder.embed(text)) for text in ("a", "b", "b")]
+        await asyncio.sleep(0)
+        with pytest.raises(Exhausted) as raised:
+            await embedder.embed("c")
+        assert raised.value.code == "encoder_queue_full"
+        await asyncio.gather(busy, *waiting)
+        assert (await embedder.embed("c")).shape == (32,)
+        assert embedder.figures().num_refused == 1
+        await embedder.stop(grace_seconds=0)
+
+    def test_the_least_recently_used_text_goes_first(self):
+        cache = EmbeddingCache(max_entries=2, max_bytes=1 << 20)
+        for text in ("a", "b"):
+            cache.put(key_of(text), np.ones(4, np.float32))
+        assert cache.get(key_of("a")) is not None
+        cache.put(key_of("c"), np.ones(4, np.float32))
+        assert [cache.get(key_of(text)) is not None for text in "abc"] == [True, False, True]
+
+    @pytest.mark.parametrize("max_bytes", [0, 700, 5000])
+    def test_bytes_stay_within_their_bound(self, max_bytes):
+        cache = EmbeddingCache(max_entries=100, max_bytes=max_bytes)
+        for number in range(50):
+            cache.put(key_of(str(number % 20)), np.ones(8, np.float32))
+            assert cache.num_bytes <= max_bytes
+        assert cache.num_bytes == len(cache) * (8 * 4 + 300)

@@ -8,6 +8,7 @@ from services.worker.engine.output.events import Finished, FinishReason, TextDel
 from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogprob
 from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.entrypoints.messages import generate_event, generation_request
+from services.worker.lora.gating.gating_counts import AdapterGating, ModuleGating
 
 
 def _sampling(**fields) -> SamplingParams:
@@ -105,3 +106,27 @@ class TestEvents:
         assert finished.WhichOneof("stop_reason") == field
         assert field is None or getattr(finished, field) == reason
         assert (finished.num_cached_tokens, finished.choice_idx) == (1, 1)
+
+
+class TestGating:
+    def test_it_is_asked_for_and_told(self) -> None:
+        assert not generation_request(worker_pb2.GenerateRequest(request_id="r", prompt="x")).explains_gating
+        asked = worker_pb2.GenerateRequest(request_id="r", prompt="x", explains_gating=True)
+        assert generation_request(asked).explains_gating
+        event = Finished(
+            finish_reason=FinishReason.STOP,
+            num_prompt_tokens=3,
+            num_completion_tokens=2,
+            budgets_used=(),
+            ttft_seconds=0.1,
+            e2e_latency_seconds=0.2,
+            gating=(
+                ModuleGating(module_path="m", adapters=(AdapterGating(adapter_id="a@1", num_tokens_fired=(4, 0)),)),
+            ),
+            num_gated_tokens=4,
+        )
+        finished = generate_event(event).finished
+        assert finished.num_gated_tokens == 4
+        (module,) = finished.gating
+        assert module.module_path == "m"
+        assert [(one.adapter_id, list(one.num_tokens_fired)) for one in module.adapters] == [("a@1", [4, 0])]

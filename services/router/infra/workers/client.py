@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +14,12 @@ from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.errors import error_from_rpc
 from services.common.rpc_client import open_channel
 from services.common.tls import TlsIdentity
+from services.common.tracing import outgoing_metadata
 from services.router.answer import GenerationFinished, TokenizedPrompt, WorkerEvent
 from services.router.infra.wire_generation import event_from_wire, order_to_wire, tokenize_to_wire, tokenized_from_wire
+from services.router.infra.workers.circuit import Circuit
+from services.router.placement import WorkerView
+from services.router.ports import WorkerStatus
 from services.router.request import Prompt, WorkOrder
 
 _STATS_TIMEOUT_SECONDS = 2.0
@@ -33,6 +39,20 @@ class WorkerState:
     max_model_len: int
     is_draining: bool
     """Whether it takes no new requests: it is about to stop, or a step of its engine does not return."""
+    kv_cache_usage: float = 0.0
+    """Share of its KV cache in use, 0 to 1."""
+    resident_adapter_ids: frozenset[str] = frozenset()
+    """Adapters whose components are on its device."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Silence:
+    """How long a worker's stream may say nothing before the worker counts as lost to it."""
+
+    first_event_seconds: float = 300.0
+    """Until the request is admitted; includes the time in the worker's queue."""
+    stall_seconds: float = 120.0
+    """Between two events; includes the reading of the prompt."""
 
 
 class WorkerClient:
@@ -40,14 +60,20 @@ class WorkerClient:
 
     Args:
         address: `host:port` of the worker's gRPC server.
+        silence: how long a stream may say nothing.
         identity: the certificate to show; None speaks without TLS.
     """
 
-    def __init__(self, address: str, *, identity: TlsIdentity | None = None) -> None:
+    def __init__(self, address: str, *, silence: Silence | None = None, identity: TlsIdentity | None = None) -> None:
         self.address = address
+        self.circuit = Circuit(monotonic=time.monotonic)
         self.state: WorkerState | None = None
         """None while the worker does not answer."""
-        self._num_in_flight = 0
+        self.num_in_flight = 0
+        """Requests of this router that are there now."""
+        self._silence = silence or Silence()
+        self._polled_at = time.monotonic()
+        self._sent_adapter_ids: set[str] = set()
         self._num_late_polls = 0
         self._channel = open_channel(address, identity=identity)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
@@ -59,13 +85,37 @@ class WorkerClient:
     @property
     def is_live(self) -> bool:
         """Whether the worker answers and takes requests."""
-        return self.state is not None and not self.state.is_draining
+        return self.state is not None and not self.state.is_draining and self.circuit.takes_requests
 
-    @property
-    def load(self) -> float:
-        """Requests per place in the batch. What this router sent since the last poll counts as well."""
-        assert self.state is not None, "only a worker that answered has a load"
-        return max(self.state.num_requests, self._num_in_flight) / max(1, self.state.max_num_seqs)
+    def view(self, *, prefix_share: float) -> WorkerView:
+        """What placement goes by. Adapters that were sent there since the last poll count as held."""
+        state = self.state
+        assert state is not None, "only a worker that answered can be chosen"
+        return WorkerView(
+            address=self.address,
+            num_reported=state.num_requests,
+            num_in_flight=self.num_in_flight,
+            max_num_seqs=state.max_num_seqs,
+            kv_cache_usage=state.kv_cache_usage,
+            resident_adapter_ids=state.resident_adapter_ids | self._sent_adapter_ids,
+            prefix_share=prefix_share,
+            age_seconds=time.monotonic() - self._polled_at,
+        )
+
+    def status(self, *, is_leaving: bool) -> WorkerStatus:
+        """What people and metrics see of it."""
+        state = self.state
+        return WorkerStatus(
+            address=self.address,
+            is_live=self.is_live and not is_leaving,
+            is_leaving=is_leaving or (state is not None and state.is_draining),
+            circuit=str(self.circuit.state),
+            num_in_flight=self.num_in_flight,
+            num_requests=0 if state is None else state.num_requests,
+            catalog_generation=0 if state is None else state.catalog_generation,
+            kv_cache_usage=0.0 if state is None else state.kv_cache_usage,
+            num_resident_adapters=0 if state is None else len(state.resident_adapter_ids),
+        )
 
     async def poll(self) -> None:
         """Ask for the state; a worker that refuses, or is late several times in a row, has none."""
@@ -77,6 +127,8 @@ class WorkerClient:
                 self.state = None
             return
         self._num_late_polls = 0
+        self._polled_at = time.monotonic()
+        self._sent_adapter_ids.clear()
         self.state = WorkerState(
             base_model=stats.base_model,
             catalog_generation=stats.catalog_generation,
@@ -84,28 +136,46 @@ class WorkerClient:
             max_num_seqs=stats.max_num_seqs,
             max_model_len=stats.max_model_len,
             is_draining=stats.is_draining or stats.is_stuck or stats.is_device_lost,
+            kv_cache_usage=stats.kv_cache_usage,
+            resident_adapter_ids=frozenset(stats.resident_adapter_ids),
         )
 
     async def generate(self, order: WorkOrder, *, timeout_seconds: float) -> AsyncGenerator[WorkerEvent]:
         """The worker's events. Closing the generator cancels the call, which aborts the request over there.
 
         Raises:
-            Unavailable: `request_timeout`; `worker_lost`, if the connection broke or the stream ended too early.
+            Unavailable: `request_timeout`; `worker_lost`, if the connection broke or the stream ended too early;
+                `worker_stalled`, if it said nothing for too long.
             HiloraError: what the worker raised.
         """
         peer = self._peer
-        self._num_in_flight += 1
-        call = self._stub.Generate(order_to_wire(order), timeout=timeout_seconds)
+        self.num_in_flight += 1
+        self.circuit.sent()
+        self._sent_adapter_ids.update(budget.adapter_id for budget in order.plan.budgets if budget.num_rocs > 0)
+        call = self._stub.Generate(order_to_wire(order), timeout=timeout_seconds, metadata=outgoing_metadata())
         num_open = order.request.sampling.num_choices
+        patience = self._silence.first_event_seconds
         try:
-            async for message in call:
+            messages = aiter(call)
+            while True:
+                try:
+                    async with asyncio.timeout(patience):
+                        message = await anext(messages)
+                except StopAsyncIteration:
+                    break
+                except TimeoutError as error:
+                    raise _lost(f"The {peer} said nothing for {patience:g} seconds.", code="worker_stalled") from error
+                patience = self._silence.stall_seconds
                 event = event_from_wire(message)
                 num_open -= isinstance(event, GenerationFinished)
+                if num_open == 0:
+                    self.circuit.succeeded()
                 yield event
         except grpc.aio.AioRpcError as error:
             raise self._translated(error, peer=peer, timeout_seconds=timeout_seconds) from error
         finally:
-            self._num_in_flight -= 1
+            self.num_in_flight -= 1
+            self.circuit.abandoned()
             call.cancel()
         if num_open > 0:
             raise _lost(f"The {peer} ended its stream before the answer was finished.")
@@ -145,5 +215,5 @@ class WorkerClient:
         return translated
 
 
-def _lost(message: str) -> Unavailable:
-    return Unavailable(message, code="worker_lost", remedy="Send the request again.")
+def _lost(message: str, *, code: str = "worker_lost") -> Unavailable:
+    return Unavailable(message, code=code, remedy="Send the request again.")

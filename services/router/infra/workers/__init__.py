@@ -1,0 +1,1 @@
+"""Workers found, chosen among, and survived."""
