@@ -1,14 +1,15 @@
 """Whether a conversation has left the topic that its plan was made for.
 
-Let `K` be the adapters of the plan, `p` the calibrated posterior of the new text and `r_i` the log-likelihood ratio of
-adapter i against a task that the pool has no adapter for. The topic has moved when another adapter explains the text
-and leaves the plan's no chance:
+Let `K` be the adapters of the plan, `p` the calibrated posterior of the new text, `r_i` the log-likelihood ratio of
+adapter i against a task that the pool has no adapter for, and `r_K` the largest of the plan's. The topic has moved when
+another adapter j leaves the plan's no chance, and comes near to explaining the text:
 
-    max_{j not in K} p_j  >  odds * sum_{i in K} p_i        and        r_j >= 0
+    p_j  >  odds * sum_{i in K} p_i        and        r_j  >=  min(0, (1 - share) * r_K)
 
-A text that says little ("and now this one?") spreads its posterior over the pool, so that no single adapter takes
-`odds` times what the plan's have together; one that no adapter explains has no `r_j >= 0`. Both leave the plan as it
-is: without evidence of another topic the topic stays.
+At `r_j = 0` it explains the text as well as a new task would. Below that it has to close a share of the gap between the
+plan's adapters and a new task: another wording of j's task lies far from the plan's adapters and near j, while a text
+that says little ("and now this one?") lies far from both. The posterior alone cannot tell the two apart: far from
+everything it is just as certain. Without evidence of another topic the topic stays.
 
 Shapes: E embedding dimension.
 """
@@ -22,8 +23,27 @@ from numpy.typing import NDArray
 
 from hilora.fitted_pool import FittedPool
 
-DEFAULT_ODDS = 9.0
-"""The posterior that makes a single candidate: 9 to 1 is the 90 % of `RoutingSettings.candidate_mass`."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopicRules:
+    """When a topic has moved. Both values are argued in docs/experiments.md."""
+
+    odds: float = 9.0
+    """How many times as likely as the plan's adapters together another one must be: at least 1. 9 to 1 is the 90 % of
+    `RoutingSettings.candidate_mass`, by which a single candidate is enough."""
+    share: float = 0.7
+    """Share of the gap between the plan's adapters and a new task that the other one must close, where it does not
+    explain the text itself; within [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not self.odds >= 1.0:
+            raise ValueError(f"odds {self.odds} are below 1")
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share {self.share} is outside [0, 1]")
+
+
+DEFAULT_RULES = TopicRules()
+"""The rules where nobody sets others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,17 +66,17 @@ def watch_topic(
     *,
     kept_places: NDArray[np.intp],
     excluded: NDArray[np.intp],
-    odds: float = DEFAULT_ODDS,
+    rules: TopicRules = DEFAULT_RULES,
 ) -> TopicVerdict:
     """Whether a text belongs to another topic than a plan.
 
     Args:
         pool: the fitted adapters.
         z_E: the text's embedding.
-        kept_places: where the plan's adapters stand, none excluded; without any, each adapter that explains the text
+        kept_places: where the plan's adapters stand, none excluded; without any, an adapter that explains the text
             moves the topic.
         excluded: places of adapters that must not be chosen.
-        odds: how many times as likely as the plan's adapters together the other one must be.
+        rules: when the topic has moved.
 
     Raises:
         ValueError: an embedding of another dimension, or with values that are not finite.
@@ -76,8 +96,11 @@ def watch_topic(
         )
     best = int(others[0])
     challenger_posterior, ratio = float(scores.posterior_C[best]), float(scores.ratios_C[best])
+    kept_ratio = float(scores.ratios_C[is_kept_C].max(initial=-np.inf))
+    # A plan without adapters leaves no gap to close: only what explains the text ends it.
+    least_ratio = min(0.0, (1.0 - rules.share) * kept_ratio) if len(kept) else 0.0
     return TopicVerdict(
-        has_moved=ratio >= 0.0 and challenger_posterior > odds * kept_posterior,
+        has_moved=ratio >= least_ratio and challenger_posterior > rules.odds * kept_posterior,
         kept_posterior=kept_posterior,
         challenger=pool.profiles[int(scores.idx_C[best])].adapter_name,
         challenger_posterior=challenger_posterior,

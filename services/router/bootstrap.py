@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp
 
 from hilora.errors import RegistryUnavailable
+from hilora.topic_watch import TopicRules
 from services.common.auth import is_loopback
 from services.common.http_server import HttpServer
 from services.common.inference_keys import CallerRing, InferenceKeyFile, KeyLimits
@@ -146,7 +147,7 @@ class Router:
             defaults=_routing_defaults(settings),
             plans=Plans(_plan_store(settings, self._redis)),
             sessions=sessions,
-            replan_odds=settings.replan_odds,
+            topic_rules=TopicRules(odds=settings.replan_odds, share=settings.replan_share),
         )
         observers: list[GenerationObserver] = [metrics.observe_generation, trace_generation]
         if self._route_log is not None:

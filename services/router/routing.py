@@ -14,7 +14,7 @@ from hilora.errors import InvalidInput
 from hilora.routing_explanation import base_decision, explicit_decision
 from hilora.routing_plan import RoutingDecision
 from hilora.strategies import RoutingQuestion
-from hilora.topic_watch import DEFAULT_ODDS
+from hilora.topic_watch import DEFAULT_RULES, TopicRules
 from services.router.answer import RouteResult, SessionStanding, SessionVerdict
 from services.router.catalog import CatalogView
 from services.router.composition import composed_decision
@@ -55,7 +55,7 @@ class RouteText:
         defaults: what holds where a request does not say.
         plans: remembers plans by their ids.
         sessions: knows which plan a conversation has.
-        replan_odds: how many times as likely as a session's adapters another one must be to end its plan.
+        topic_rules: when a session's topic has moved, and its plan ends.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RouteText:
         defaults: RoutingDefaults,
         plans: Plans,
         sessions: Sessions,
-        replan_odds: float = DEFAULT_ODDS,
+        topic_rules: TopicRules = DEFAULT_RULES,
     ) -> None:
         self._catalog = catalog
         self._embedder = embedder
@@ -75,7 +75,7 @@ class RouteText:
         self._defaults = defaults
         self._plans = plans
         self._sessions = sessions
-        self._replan_odds = replan_odds
+        self._topic_rules = topic_rules
 
     async def route(self, prompt: Prompt | str, options: RoutingOptions, *, num_runners_up: int = 5) -> RouteResult:
         """Decide for one prompt.
@@ -184,7 +184,7 @@ class RouteText:
         verdict, reason = SessionVerdict.NEW, "The session begins."
         if visit is not None and visit.before is not None and z_E is not None:
             judged = await asyncio.to_thread(
-                judge, visit, visit.before, view=view, question=question, odds=self._replan_odds
+                judge, visit, visit.before, view=view, question=question, rules=self._topic_rules
             )
             verdict, reason = judged.verdict, judged.reason
             if judged.decision is not None:

@@ -11,7 +11,7 @@ from hilora.fitted_pool import FittedPool
 from hilora.routing_explanation import explained_decision
 from hilora.routing_plan import RoutingDecision
 from hilora.strategies import RoutingQuestion
-from hilora.topic_watch import TopicVerdict, watch_topic
+from hilora.topic_watch import TopicRules, TopicVerdict, watch_topic
 from services.router.answer import SessionVerdict
 from services.router.catalog import CatalogView
 from services.router.plan_record import SessionRecord
@@ -30,7 +30,7 @@ class JudgedPlan:
 
 
 def judge(
-    visit: SessionVisit, before: SessionRecord, *, view: CatalogView, question: RoutingQuestion, odds: float
+    visit: SessionVisit, before: SessionRecord, *, view: CatalogView, question: RoutingQuestion, rules: TopicRules
 ) -> JudgedPlan:
     """Look whether a session's plan is still the right one.
 
@@ -41,7 +41,7 @@ def judge(
         before: where it stood.
         view: the catalogue now.
         question: the new text, with its embedding, and who must not be chosen.
-        odds: see `watch_topic`.
+        rules: when a topic has moved.
     """
     if visit.options_digest != before.options_digest:
         return JudgedPlan(
@@ -55,7 +55,7 @@ def judge(
         )
     assert question.z_E is not None, "who asks for a session's plan has a text"
     topic = watch_topic(
-        pool, question.z_E, kept_places=places_K, excluded=pool.excluded_places(question.exclude), odds=odds
+        pool, question.z_E, kept_places=places_K, excluded=pool.excluded_places(question.exclude), rules=rules
     )
     if topic.has_moved:
         return JudgedPlan(
@@ -87,8 +87,6 @@ def _places(before: SessionRecord, view: CatalogView, closed: frozenset[str]) ->
 def _why_kept(topic: TopicVerdict) -> str:
     if topic.challenger is None or topic.kept_posterior >= topic.challenger_posterior:
         return "its adapters are the likeliest"
-    if topic.challenger_ratio < 0.0:
-        return "no other adapter explains the text"
     return "the text does not tell enough for another one"
 
 

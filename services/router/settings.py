@@ -75,8 +75,10 @@ class RouterSettings(TlsServiceSettings):
     max_sessions: int = Field(default=10_000, ge=1)
     """Points of sessions that this process remembers; the oldest go first."""
     replan_odds: float = Field(default=9.0, ge=1)
-    """A session's plan ends when another adapter explains the text and is more than so many times as likely as the
-    plan's adapters together."""
+    """A session's plan ends when another adapter is more than so many times as likely as the plan's together, and comes
+    near to explaining the text."""
+    replan_share: float = Field(default=0.7, ge=0, le=1)
+    """How near: the share of the gap between the plan's adapters and a new task that the other one closes."""
     plan_ttl_seconds: float = Field(default=3600.0, gt=0)
     """How long a plan can be asked for by its id after it was last used."""
     max_plans: int = Field(default=10_000, ge=1)

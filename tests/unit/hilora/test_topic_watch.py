@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hilora.gaussian_index import NOBODY
 from hilora.sequence_routing import SequenceRouter
-from hilora.topic_watch import watch_topic
+from hilora.topic_watch import TopicRules, watch_topic
 from tests.builders.profiles import clustered_profiles
 
 PROFILES = clustered_profiles(num_samples=[20, 20, 20, 20, 20])
@@ -19,8 +19,9 @@ def text_of(*places):
     return z_E / np.linalg.norm(z_E)
 
 
-def watch(z_E, kept, *, excluded=NOBODY, odds=9.0, pool=POOL):
-    return watch_topic(pool, z_E, kept_places=np.array(kept, dtype=np.intp), excluded=excluded, odds=odds)
+def watch(z_E, kept, *, excluded=NOBODY, pool=POOL, **rules):
+    kept_places = np.array(kept, dtype=np.intp)
+    return watch_topic(pool, z_E, kept_places=kept_places, excluded=excluded, rules=TopicRules(**rules))
 
 
 class TestWatch:
@@ -63,14 +64,35 @@ class TestWatch:
         assert (verdict.has_moved, verdict.challenger) == (False, None)
         assert verdict.kept_posterior == pytest.approx(1.0)
 
-    @given(seed=st.integers(0, 500), kept=st.sets(st.integers(0, 4)), odds=st.floats(1.0, 1e6))
+    def test_another_wording_of_another_task_moves_it_although_nobody_explains_it(self):
+        # Near to task 1, but further away than any text of its own.
+        away = np.random.default_rng(2).normal(size=24)
+        z_E = text_of(1) + away / np.linalg.norm(away)
+        z_E = z_E / np.linalg.norm(z_E)
+        verdict = watch(z_E, [0])
+        assert verdict.challenger_ratio < 0
+        assert verdict.has_moved
+        assert not watch(z_E, [0], share=1.0).has_moved
+        assert not watch(z_E, []).has_moved
+
+    def test_rules_out_of_range_are_mistakes(self):
+        for rules in ({"odds": 0.9}, {"share": -0.1}, {"share": 1.1}, {"odds": float("nan")}):
+            with pytest.raises(ValueError, match=next(iter(rules))):
+                TopicRules(**rules)
+
+    @given(
+        seed=st.integers(0, 500),
+        kept=st.sets(st.integers(0, 4)),
+        odds=st.floats(1.0, 1e6),
+        share=st.floats(0.0, 1.0),
+    )
     @settings(max_examples=80, deadline=None)
-    def test_higher_odds_never_move_what_lower_ones_leave(self, seed, kept, odds):
+    def test_stricter_rules_never_move_what_looser_ones_leave(self, seed, kept, odds, share):
         rng = np.random.default_rng(seed)
         z_E = text_of(int(rng.integers(5))) + 0.3 * rng.normal(size=24) / 5
         z_E = z_E / np.linalg.norm(z_E)
-        if watch(z_E, sorted(kept), odds=odds).has_moved:
-            assert watch(z_E, sorted(kept), odds=1.0).has_moved
+        if watch(z_E, sorted(kept), odds=odds, share=share).has_moved:
+            assert watch(z_E, sorted(kept), odds=1.0, share=0.0).has_moved
 
     @given(order=st.permutations(range(5)), seed=st.integers(0, 100))
     @settings(max_examples=30, deadline=None)
@@ -78,7 +100,9 @@ class TestWatch:
         shuffled = SequenceRouter([PROFILES[place] for place in order], catalog_generation=1).pool
         z_E = text_of(seed % 5, (seed // 5) % 5)
         kept = [POOL.place_of("task-00@0123456789ab", "task-00"), POOL.place_of("task-03@0123456789ab", "task-03")]
-        theirs = [shuffled.place_of(POOL.profiles[place].adapter_id, POOL.profiles[place].adapter_name) for place in kept]
+        theirs = [
+            shuffled.place_of(POOL.profiles[place].adapter_id, POOL.profiles[place].adapter_name) for place in kept
+        ]
         one, other = watch(z_E, kept), watch(z_E, theirs, pool=shuffled)
         assert (one.has_moved, one.challenger) == (other.has_moved, other.challenger)
         assert one.kept_posterior == pytest.approx(other.kept_posterior)

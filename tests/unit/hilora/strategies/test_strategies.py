@@ -169,9 +169,7 @@ class TestAll:
         decision = decide(name, random_text(8), num_runners_up=2)
         num_chosen = len(decision.plan.budgets)
         first = decision.candidates[:num_chosen]
-        assert {candidate.adapter_id for candidate in first} == {
-            budget.adapter_id for budget in decision.plan.budgets
-        }
+        assert {candidate.adapter_id for candidate in first} == {budget.adapter_id for budget in decision.plan.budgets}
         assert all(candidate.num_rocs > 0 for candidate in first)
         assert all(candidate.num_rocs == 0 for candidate in decision.candidates[num_chosen:])
         assert len(decision.candidates) == min(num_chosen + 2, len(NAMES))
@@ -192,7 +190,7 @@ class TestAll:
         assert decision.plan.is_base_only
         assert decision.is_out_of_distribution
 
-    @pytest.mark.parametrize("name", [name for name in CHOOSING])
+    @pytest.mark.parametrize("name", CHOOSING)
     def test_a_question_without_a_text_is_a_mistake(self, name):
         with pytest.raises(ValueError, match="embedding"):
             decide(name, None)
