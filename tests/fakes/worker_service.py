@@ -91,6 +91,9 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 choice_idx=choice_idx,
                 num_cached_tokens=self.num_cached_tokens,
             )
+            if request.explains_gating:
+                finished.num_gated_tokens = num_prompt_tokens + len(words)
+                finished.gating.append(_gating(request.plan, num_tokens=finished.num_gated_tokens))
             yield worker_pb2.GenerateEvent(finished=finished)
 
     def _delta(self, sampling, position, word, choice_idx) -> worker_pb2.TextDelta:
@@ -129,6 +132,20 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
             is_stuck=self.is_stuck,
             is_device_lost=self.is_device_lost,
         )
+
+
+def _gating(plan, *, num_tokens) -> worker_pb2.ModuleGating:
+    """Of each adapter's components, the first acts at every token, the second at one less, and so on."""
+    return worker_pb2.ModuleGating(
+        module_path="model.layers.0.mlp.up_proj",
+        adapters=[
+            worker_pb2.AdapterGating(
+                adapter_id=budget.adapter_id,
+                num_tokens_fired=[max(0, num_tokens - place) for place in range(budget.num_rocs)],
+            )
+            for budget in plan.budgets
+        ],
+    )
 
 
 def _position(token_id, word, *, num_top) -> worker_pb2.PositionLogprobs:

@@ -47,12 +47,11 @@ KINDS = [("in memory", "plan"), ("in memory", "session"), ("plans", "plan"), ("s
 
 
 @pytest.fixture(params=KINDS, ids=[" ".join(kind) for kind in KINDS])
-async def case(request):
+async def case(request, redis):
     """How to make a store, and a record."""
     kind, what = request.param
-    client = None if kind == "in memory" else request.getfixturevalue("redis")
     record = plan_record if what == "plan" else session_record
-    return lambda **limits: make(kind, client, **limits), record
+    return lambda **limits: make(kind, redis, **limits), record
 
 
 class TestStores:
