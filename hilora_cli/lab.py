@@ -119,6 +119,50 @@ def ablate_command(
     Console().print(table)
 
 
+@app.command("topics")
+def topics_command(
+    testbed: Annotated[Path, typer.Option("--testbed", help="A testbed folder.")],
+    shares: Annotated[
+        list[float] | None, typer.Option("--share", min=0, max=1, help="HILORA_ROUTER_REPLAN_SHARE; may be repeated.")
+    ] = None,
+    odds: Annotated[float, typer.Option(min=1, help="HILORA_ROUTER_REPLAN_ODDS.")] = 9.0,
+    split: Annotated[str, typer.Option(help="Lines to ask: dev or test.")] = "dev",
+    limit_per_task: Annotated[int | None, typer.Option(min=1, help="At most that many lines of each task.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """How often a session's plan would end, by what the next turn says."""
+    from dataclasses import asdict
+    from typing import cast
+
+    from rich.console import Console
+    from rich.table import Table
+    from transformers.utils import logging as transformers_logging
+
+    from hilora.topic_watch import TopicRules
+    from hilora_lab.evaluation.embedding import MiniLMEncoder
+    from hilora_lab.evaluation.topic_rates import TopicBench
+    from hilora_lab.testbed.folder import Split, read_testbed
+
+    transformers_logging.disable_progress_bar()
+    if split not in {"dev", "test"}:
+        raise typer.BadParameter("must be dev or test", param_hint="--split")
+    with Console(stderr=True).status("Loading and embedding the testbed"):
+        bench = TopicBench(
+            read_testbed(testbed), MiniLMEncoder(), split=cast("Split", split), limit_per_task=limit_per_task
+        )
+        found = {share: bench.rates(TopicRules(odds=odds, share=share)) for share in shares or [TopicRules().share]}
+    if as_json:
+        typer.echo(json.dumps({str(share): [asdict(rate) for rate in rates] for share, rates in found.items()}))
+        return
+    for share, rates in found.items():
+        title = f"Plans that end, odds {odds:g}, share {share:g}, {split} split"
+        table = Table("the next turn", "plan of the same task", "of another", "nearest is its own", title=title)
+        for rate in rates:
+            cells = (rate.same_task, rate.other_task, rate.nearest_is_own)
+            table.add_row(rate.kind, *("" if cell is None else f"{cell:.3f}" for cell in cells))
+        Console().print(table)
+
+
 @app.command("profiles")
 def profiles_command(
     testbed: Annotated[Path, typer.Option("--testbed", help="A testbed folder.")],
