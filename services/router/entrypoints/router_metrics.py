@@ -64,6 +64,12 @@ class RouterMetrics:
         self._requests = Counter(
             "hilora_router_requests", "Requests by door and end.", ("endpoint", "outcome"), registry=self._registry
         )
+        self._sessions = Counter(
+            "hilora_router_sessions",
+            "Decisions of sessions by what became of the session's plan.",
+            ("verdict",),
+            registry=self._registry,
+        )
         self._encode = self._histogram("encode", "Embedding of the text, waiting included.", ())
         self._decide = self._histogram("decide", "Choice of adapters and budgets.", ())
         self._route = self._histogram("route", "Embedding and choice.", ())
@@ -151,6 +157,8 @@ class RouterMetrics:
         """One decision was made. A named model needs no embedding and does not count as one."""
         self._on_route(route)
         self._decisions.observe(route.decision)
+        if route.session is not None:
+            self._sessions.labels(route.session.verdict.value).inc()
         self._decide.observe(route.decide_seconds)
         if route.encode_seconds > 0:
             self._encode.observe(route.encode_seconds)

@@ -70,6 +70,10 @@ def route_attributes(route: RouteResult) -> dict[str, AttributeValue]:
         "hilora.route.encode_seconds": route.encode_seconds,
         "hilora.route.decide_seconds": route.decide_seconds,
     }
+    if route.strategy is not None:
+        attributes["hilora.route.strategy"] = route.strategy
+    if route.session is not None:
+        attributes["hilora.route.session_verdict"] = route.session.verdict.value
     if decision.candidates:
         attributes["hilora.route.top_posterior"] = max(candidate.posterior for candidate in decision.candidates)
     return attributes

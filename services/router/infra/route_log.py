@@ -120,9 +120,14 @@ def describe_record(record: GenerationRecord, *, keeps_text: bool) -> dict[str, 
 
 
 def _describe_route(route: RouteResult) -> dict[str, Any]:
-    decision = route.decision
+    decision, session = route.decision, route.session
     return {
         "mode": decision.mode.value,
+        "strategy": route.strategy,
+        "plan_id": route.plan_id,
+        "session": None if session is None else session.after.session_id,
+        "session_turn": None if session is None else session.after.turn,
+        "session_verdict": None if session is None else session.verdict.value,
         "is_out_of_distribution": decision.is_out_of_distribution,
         "catalog_generation": decision.plan.catalog_generation,
         "encoder_id": route.encoder_id,
