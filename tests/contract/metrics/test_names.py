@@ -20,8 +20,8 @@ ROUTER = {
     "decisions", "e2e_latency_seconds", "encode_seconds", "encoder_cache_bytes", "encoder_cache_hits",
     "encoder_cache_texts", "encoder_passes", "encoder_refused", "encoder_shared", "encoder_texts", "encoder_waiting",
     "generations", "index_kind", "index_recall", "inter_token_seconds", "out_of_distribution", "plans_repeated",
-    "requests", "route_seconds", "sessions", "tokens", "top_posterior", "traffic_alarms", "traffic_alarms_raised", "ttft_seconds",
-    "workers_configured", "workers_live",
+    "requests", "route_seconds", "sessions", "tokens", "top_posterior", "traffic_alarms", "traffic_alarms_raised",
+    "ttft_seconds", "workers_configured", "workers_live",
 }  # fmt: skip
 WORKER = {
     "cached_tokens", "catalog_generation", "device_lost", "draining", "e2e_latency_seconds", "generation_tokens",
