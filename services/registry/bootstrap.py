@@ -132,6 +132,7 @@ class RegistryService:
             catalog=shared.catalog,
             collector=collector,
             profiles=shared.data.profiles,
+            missing_profiles=shared.missing_profiles,
             interval_seconds=settings.maintenance_interval_seconds,
         )
         self._http = (

@@ -17,11 +17,18 @@ from numpy.typing import NDArray
 from hilora.access import AdapterAccess
 from hilora.adapter import RocBasis, adapter_id_of
 from hilora.errors import AdapterAlreadyRegistered, Conflict, UnknownAdapter
+from hilora.finding import Finding, Severity
 from services.registry.artifact import ArtifactManifest, ProfileRecord
 from services.registry.catalog_entry import CatalogEntry, CatalogNews, CatalogResync, CatalogSnapshot
 from services.registry.ports import ArtifactStore, CatalogIndex, ProfileStore, RegistrationStore
 from services.registry.publication import CatalogPublisher, KnownName, Published
-from services.registry.registration import AdapterVersion, Registration, VersionState, first_registration
+from services.registry.registration import (
+    AdapterVersion,
+    ProfileFailure,
+    Registration,
+    VersionState,
+    first_registration,
+)
 from services.registry.validation_report import ValidationReport
 
 
@@ -190,8 +197,14 @@ class Catalog:
         return await asyncio.to_thread(self._artifacts.manifest, entry.revision)
 
     async def validation_report(self, entry: CatalogEntry) -> ValidationReport | None:
-        """What was found when an entry was ingested; `None` for versions older than such reports."""
-        return await asyncio.to_thread(self._artifacts.validation_report, entry.revision)
+        """What was found when an entry was ingested, and why it has no profile, if making one failed since; `None` for
+        versions older than such reports."""
+        report = await asyncio.to_thread(self._artifacts.validation_report, entry.revision)
+        registration = await asyncio.to_thread(self._registrations.get, entry.adapter_name)
+        version = registration.with_revision(entry.revision) if registration else None
+        if version is None or version.profile_failure is None or version.profile_ids:
+            return report
+        return (report or ValidationReport()).adding([_without_profile(version.profile_failure, entry.adapter_name)])
 
     async def open_components(self, adapter_id: str, basis: RocBasis) -> BinaryIO:
         """The components of a version, also of one that was replaced or retired while its files are still here.
@@ -245,6 +258,18 @@ def _check_replaceable(current: Registration, *, source_sha256: str, is_replacem
         f"{current.adapter_name} is registered with other content ({current.adapter_id(shown)}).",
         remedy="Choose another name, or send it again with replace=true to publish a new version.",
         place="name",
+    )
+
+
+def _without_profile(failure: ProfileFailure, adapter_name: str) -> Finding:
+    return Finding(
+        code="profile_failed",
+        severity=Severity.WARNING,
+        place="samples",
+        message=f"No request is routed to it: making its profile failed {failure.num_attempts} times, the last with "
+        f"{failure.code}: {failure.message}",
+        remedy=f"Send texts to POST /v1/adapters/{adapter_name}/samples, or, once the cause is gone, order a profile "
+        f"at POST /v1/adapters/{adapter_name}/profile.",
     )
 
 

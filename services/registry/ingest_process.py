@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 from hilora.errors import HiloraError
+from services.common.log import get_logger
 from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.entrypoints.profile_tasks import register_reprofile_task, start_reprofiling
@@ -16,6 +20,8 @@ from services.registry.pool_check import PoolCheck
 from services.registry.process_setup import build_shared_parts
 from services.registry.reprofiling import Reprofiling
 from services.registry.settings import RegistrySettings
+
+_log = get_logger(__name__)
 
 
 class IngestProcess:
@@ -43,6 +49,7 @@ class IngestProcess:
                 sources=shared.profile_texts,
             ),
             orders=shared.orders,
+            missing_profiles=shared.missing_profiles,
             artifacts=shared.data.artifacts,
             profiles=shared.data.profiles,
             validator=shared.validator,
@@ -60,6 +67,8 @@ class IngestProcess:
             encoder=encoder,
             max_versions=settings.reprofile_batch,
         )
+        self._reprofiled_at = float("-inf")
+        self._look_seconds = settings.reprofile_look_seconds
         self._celery = shared.celery
         self._log_level = settings.log_level
         self._num_concurrent = settings.max_concurrent_ingests
@@ -77,14 +86,29 @@ class IngestProcess:
 
     def reprofile(self) -> bool:
         """See `Reprofiling.run`."""
+        self._reprofiled_at = time.monotonic()
         return self._loop.call(self._reprofiling.run())
 
     def serve(self) -> None:
-        """Take jobs until SIGTERM or SIGINT; embed the pool again if the encoder was changed."""
+        """Take jobs until SIGTERM or SIGINT; embed the pool again if the encoder was changed, now or later."""
         with self._loop:
             if self._loop.call(self._reprofiling.is_due()):
                 start_reprofiling(self._celery)
+            threading.Thread(target=self._look, name="reprofiling-look", daemon=True).start()
             run_ingest_process(self._celery, num_concurrent=self._num_concurrent, log_level=self._log_level)
+
+    def _look(self) -> None:
+        """From time to time, order what is missing: another process may have published under another encoder."""
+        while True:
+            time.sleep(self._look_seconds)
+            if time.monotonic() - self._reprofiled_at < self._look_seconds:
+                continue  # turns follow one another already
+            try:
+                if self._loop.call(self._reprofiling.is_due()):
+                    start_reprofiling(self._celery)
+            except Exception:
+                # It must outlive every surprise, as a Redis that is away: the next look repeats it.
+                _log.exception("reprofiling_look_failed")
 
 
 def build_ingest_worker(settings: RegistrySettings) -> IngestProcess:

@@ -24,6 +24,7 @@ from services.registry.catalog_entry import CatalogEntry
 from services.registry.fetching import Fetcher
 from services.registry.job import IngestRequest, IngestState, SourceKind, pending_job
 from services.registry.lifecycle import AdapterLifecycle
+from services.registry.missing_profiles import MissingProfiles
 from services.registry.pool_check import Comparison, PoolCheck
 from services.registry.ports import (
     ArtifactStore,
@@ -61,6 +62,7 @@ class Ingestion:
         lifecycle: where sample texts are added to an adapter.
         profiling: makes profiles of texts that nobody sent.
         orders: where a profile is ordered for an adapter without sample texts.
+        missing_profiles: told of profiles that could not be made.
         artifacts: where versions are stored.
         profiles: where their profiles are.
         validator: checks files.
@@ -81,6 +83,7 @@ class Ingestion:
         lifecycle: AdapterLifecycle,
         profiling: AdapterProfiling,
         orders: ProfileOrders,
+        missing_profiles: MissingProfiles,
         artifacts: ArtifactStore,
         profiles: ProfileStore,
         validator: AdapterValidator,
@@ -97,6 +100,7 @@ class Ingestion:
         self._lifecycle = lifecycle
         self._profiling = profiling
         self._orders = orders
+        self._missing_profiles = missing_profiles
         self._artifacts = artifacts
         self._profiles = profiles
         self._validator = validator
@@ -319,6 +323,8 @@ class Ingestion:
         job = running.job
         _log.warning("ingest_failed", job_id=job.job_id, adapter=job.adapter_name, code=error.code, reason=str(error))
         await running.put(lambda job: job.failed(error))
+        if request is not None and request.source_kind is SourceKind.PROFILE and request.source == ProfileSource.AUTO:
+            await self._missing_profiles.note(request.adapter_name, error)
         await self._record(running, request, AuditOutcome.FAILED, code=error.code)
         await asyncio.to_thread(self._staging.discard, job.job_id)
 

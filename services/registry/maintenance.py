@@ -10,13 +10,14 @@ from hilora.errors import HiloraError
 from services.common.log import get_logger
 from services.registry.catalog import Catalog
 from services.registry.collection import Collector
+from services.registry.missing_profiles import MissingProfiles
 from services.registry.ports import ProfileStore
 
 _log = get_logger(__name__)
 
 
 class Maintenance:
-    """Reconciles and collects from time to time; a component.
+    """Reconciles, collects and orders missing profiles from time to time; a component.
 
     A change of another registry that died in between is brought to its end here, not only at the next start.
 
@@ -24,15 +25,23 @@ class Maintenance:
         catalog: compared with the disk.
         collector: deletes what nobody needs.
         profiles: may hold half-written folders.
+        missing_profiles: orders those that could not be made before.
         interval_seconds: time between two rounds.
     """
 
     def __init__(
-        self, *, catalog: Catalog, collector: Collector, profiles: ProfileStore, interval_seconds: float
+        self,
+        *,
+        catalog: Catalog,
+        collector: Collector,
+        profiles: ProfileStore,
+        missing_profiles: MissingProfiles,
+        interval_seconds: float,
     ) -> None:
         self._catalog = catalog
         self._collector = collector
         self._profiles = profiles
+        self._missing_profiles = missing_profiles
         self._interval_seconds = interval_seconds
         self._task: asyncio.Task[None] | None = None
 
@@ -53,6 +62,7 @@ class Maintenance:
         await self._catalog.reconcile()
         await asyncio.to_thread(self._profiles.sweep)
         await self._collector.collect()
+        await self._missing_profiles.look()
 
     async def _work(self) -> None:
         while True:

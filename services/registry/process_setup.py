@@ -31,6 +31,7 @@ from services.registry.infra.transfer import FetchLimits
 from services.registry.infra.url_source import UrlSource
 from services.registry.job import SourceKind
 from services.registry.lifecycle import AdapterLifecycle
+from services.registry.missing_profiles import MissingProfiles, ProfileRetryPolicy
 from services.registry.ports import AdapterSource, ArchiveUnpacker, ProfileTexts
 from services.registry.profile_orders import ProfileOrders
 from services.registry.publication import CatalogPublisher
@@ -54,6 +55,7 @@ class SharedParts:
     lifecycle: AdapterLifecycle
     profile_texts: tuple[ProfileTexts, ...]
     orders: ProfileOrders
+    missing_profiles: MissingProfiles
     base: TransformersBaseModel
     validator: AdapterValidator
     sources: Mapping[SourceKind, AdapterSource]
@@ -134,6 +136,14 @@ def build_shared_parts(settings: RegistrySettings) -> SharedParts:
         ),
         profile_texts=profile_texts,
         orders=orders,
+        missing_profiles=MissingProfiles(
+            publisher=publisher,
+            registrations=data.registrations,
+            orders=orders,
+            policy=ProfileRetryPolicy(
+                max_attempts=settings.max_profile_attempts, wait_seconds=settings.profile_retry_seconds
+            ),
+        ),
         base=base,
         validator=AdapterValidator(
             reader=HardenedSafetensorsReader(),

@@ -58,6 +58,11 @@ class ProfileOrders:
         self._registrations = registrations
         self._sources = tuple(sources)
 
+    @property
+    def has_sources(self) -> bool:
+        """Whether a profile can be made at all where nobody sends texts."""
+        return bool(self._sources)
+
     async def order(
         self,
         adapter_name: str,

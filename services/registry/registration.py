@@ -55,6 +55,18 @@ class Review:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileFailure:
+    """Why a version is without a profile."""
+
+    num_attempts: int
+    """Orders that failed for good, one after the other."""
+    failed_at: float
+    """Unix seconds of the last."""
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterVersion:
     """One immutable version in the history of a name."""
 
@@ -70,6 +82,8 @@ class AdapterVersion:
     """Ingests that made it or added samples to it, newest last."""
     profile_ids: Mapping[str, str] = field(default_factory=dict[str, str])
     """Its profile under each encoder, by `encoder_id`; without one it can be named, never chosen."""
+    profile_failure: ProfileFailure | None = None
+    """What came of the attempts to make a profile; means nothing once there is one."""
     review: Review | None = None
     left_at: float = 0.0
     """Unix seconds at which the bare name ceased to mean it; 0 if it never did."""

@@ -34,6 +34,9 @@ class Reprofiling:
         profiles: their profiles.
         encoder: the encoder in use.
         max_versions: versions of one run.
+
+    A process that runs since before the catalogue took up another encoder is out of date: it leaves the pool to the
+    processes that were started with that encoder, lest the two change it back and forth.
     """
 
     def __init__(
@@ -50,10 +53,13 @@ class Reprofiling:
         self._profiles = profiles
         self._encoder = encoder
         self._max_versions = max_versions
+        self._started_at = time.time()
 
     async def is_due(self) -> bool:
         """Whether a version lacks a profile, or the catalogue still shows those of another encoder."""
         record = await asyncio.to_thread(self._registrations.record)
+        if self._is_outdated(record):
+            return False
         is_other = bool(record.encoder_id) and record.encoder_id != self._encoder.encoder_id
         return is_other or bool(await asyncio.to_thread(self._missing))
 
@@ -66,6 +72,8 @@ class Reprofiling:
         Raises:
             RegistryUnavailable: the index does not answer.
         """
+        if self._is_outdated(await asyncio.to_thread(self._registrations.record)):
+            return False
         missing = await asyncio.to_thread(self._missing)
         num_done = 0
         for adapter_name, version in missing[: self._max_versions]:
@@ -87,6 +95,14 @@ class Reprofiling:
             # A change-over that was cut in the middle is completed here.
             await self._publisher.reconcile()
         return False
+
+    def _is_outdated(self, record: CatalogRecord) -> bool:
+        is_outdated = record.encoder_id not in {"", self._encoder.encoder_id} and (
+            record.encoder_since > self._started_at
+        )
+        if is_outdated:
+            _log.warning("encoder_outdated", encoder_id=self._encoder.encoder_id, catalog_encoder_id=record.encoder_id)
+        return is_outdated
 
     def _missing(self) -> list[tuple[str, AdapterVersion]]:
         """Versions that have texts but no profile under the encoder; current ones first."""

@@ -112,7 +112,15 @@ class RegistrySettings(TlsServiceSettings):
     collection_grace_seconds: float = Field(default=86_400.0, ge=0)
     """Nothing younger is collected, and what was collected can be brought back for as long."""
     maintenance_interval_seconds: float = Field(default=300.0, gt=0)
-    """Time between two rounds of garbage collection and comparison of catalogue and disk."""
+    """Time between two rounds of garbage collection, comparison of catalogue and disk, and the look for adapters whose
+    profile is missing."""
+    max_profile_attempts: int = Field(default=5, ge=1)
+    """After so many failed attempts to make the profile of an adapter without sample texts, nothing is tried any more
+    until somebody asks for it."""
+    profile_retry_seconds: float = Field(default=600.0, gt=0)
+    """Time between the first such failure and the next attempt; each further one doubles it, up to a day."""
+    reprofile_look_seconds: float = Field(default=300.0, gt=0)
+    """Time between two looks of an ingest process for versions without a profile under its encoder."""
     reprofile_batch: int = Field(default=16, ge=1)
     """After a change of the encoder, how many versions are embedded again before ingests have their turn."""
     reprofile_pause_seconds: float = Field(default=0.2, ge=0)

@@ -38,6 +38,7 @@ from services.registry.ingestion import Ingestion
 from services.registry.intake import Intake
 from services.registry.job import SourceKind
 from services.registry.lifecycle import AdapterLifecycle
+from services.registry.missing_profiles import MissingProfiles, ProfileRetryPolicy
 from services.registry.pool_check import PoolCheck
 from services.registry.ports import AdapterSource, ProfileTexts, TextEncoder
 from services.registry.profile_orders import ProfileOrders
@@ -128,6 +129,12 @@ class RegistryStack:
             registrations=self.registrations,
             sources=[texts.source for texts in profile_texts],
         )
+        self.missing_profiles = MissingProfiles(
+            publisher=self.publisher,
+            registrations=self.registrations,
+            orders=self.orders,
+            policy=ProfileRetryPolicy(max_attempts=3, wait_seconds=100.0),
+        )
         self.lifecycle = AdapterLifecycle(
             publisher=self.publisher,
             registrations=self.registrations,
@@ -190,6 +197,7 @@ class RegistryStack:
                 sources=profile_texts,
             ),
             orders=self.orders,
+            missing_profiles=self.missing_profiles,
             artifacts=self.artifacts,
             profiles=self.profiles,
             validator=validator,

@@ -95,6 +95,28 @@ class TestChangeOver:
         assert back.encoder.batches == []
 
 
+class TestTwoEncoders:
+    async def test_a_process_of_before_the_change_over_does_not_change_it_back(self, old):
+        new = with_encoder(old)
+        while await new.reprofiling.run():
+            pass
+        after = await new.catalog.snapshot()
+
+        assert not await old.reprofiling.is_due()
+        assert not await old.reprofiling.run()
+
+        assert await new.catalog.snapshot() == after
+
+    async def test_a_process_of_after_it_takes_up_what_one_of_before_it_publishes(self, old):
+        new = with_encoder(old)
+        while await new.reprofiling.run():
+            pass
+        assert not await new.reprofiling.is_due()
+        await publish(old, "late", seed=9)
+
+        assert await new.reprofiling.is_due()
+
+
 class TestMeanwhile:
     async def test_what_arrives_can_be_named_and_is_chosen_after_the_change_over(self, old):
         new = with_encoder(old)
