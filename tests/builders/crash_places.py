@@ -35,6 +35,11 @@ RECORD = Place("the name's record is replaced", r"rename .*/adapters/[^./][^/]*\
 ALIASES = Place("the catalogue's record is replaced", r"rename .*/adapters/\.catalog\.json$")
 COMMIT = Place("the change is published", r"redis EVAL .*xadd.*hilora:catalog:lock")
 REBUILD = Place("the catalogue is rebuilt", r"redis EVAL (?!.*xadd).*hilora:catalog:lock hilora:catalog:generation")
+ARTIFACT_ASIDE = Place("the artifact is set aside", r"rename .*/artifacts/\.aside/[0-9a-f]{64}$")
+PROFILE_ASIDE = Place("the profile is set aside", r"rename .*/profiles/\.aside/[0-9a-f]{64}\+[0-9a-f]{64}$")
+ARTIFACT_PURGED = Place("the artifact is deleted", r"rmtree .*/artifacts/\.aside/[0-9a-f]{64}$")
+PROFILE_PURGED = Place("the profile is deleted", r"rmtree .*/profiles/\.aside/[0-9a-f]{64}\+[0-9a-f]{64}$")
+FILE_PURGED = Place("one of its files is deleted", r"unlink (?!/)\S+$")
 STORE_LOCK = Place("the right to prepare the store is taken", r"redis SET hilora:store:lock")
 
 ACKNOWLEDGEMENT = Place("the message is acknowledged", r"redis pipeline ZREM \S*unacked_index")

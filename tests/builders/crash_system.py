@@ -32,9 +32,10 @@ class CrashSystem:
 
     Args:
         directory: folder of everything they keep.
+        settings: of the registry, besides those that a test of crashes needs.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: Any) -> None:
         self._directory = directory
         self.data_dir = directory / "data"
         self._redis_dir = directory / "redis"
@@ -50,6 +51,7 @@ class CrashSystem:
             maintenance_interval_seconds=0.5,
             watch_heartbeat_seconds=0.3,
             allow_anonymous_admin=True,
+            **settings,
         )
         self.traps = {role: Trap(directory / f"{role}.trap") for role in ("registry", "ingest")}
         self._processes: dict[str, ForkServerProcess] = {}
