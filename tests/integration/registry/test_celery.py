@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -11,8 +12,10 @@ import redis
 from pydantic import SecretStr
 
 from services.registry import bootstrap, process_setup
+from services.registry.artifact import SampleProfile
 from services.registry.infra.redis_connection import open_redis
 from services.registry.infra.redis_jobs import RedisJobStore
+from services.registry.infra.store_migration import DataFolder
 from services.registry.job import IngestState
 from services.registry.settings import RegistrySettings
 from tests.builders import light_ingest
@@ -238,3 +241,32 @@ class TestStreamsOverSockets:
 
         await asyncio.gather(*listening)
         await processes.http.aclose()
+
+
+class TestReprofiling:
+    @pytest.mark.parametrize("processes", [{"reprofile_look_seconds": 0.5}], indirect=True)
+    async def test_what_appears_under_another_encoder_is_embedded_without_a_restart(self, processes):
+        processes.start_ingest()
+        await processes.start_service()
+        await processes.in_state(IngestState.READY, await processes.upload("sorter"))
+        data = DataFolder(processes.settings.data_dir)
+        (registration,) = data.registrations.all()
+        (version,) = registration.versions
+        (encoder_id, profile_id) = next(iter(version.profile_ids.items()))
+        old = data.profiles.write(
+            version.revision,
+            SampleProfile(
+                texts=data.profiles.texts(version.revision, profile_id),
+                embeddings_mE=data.profiles.embeddings(version.revision, profile_id),
+                encoder_id="another",
+                source="upload",
+            ),
+        )
+        changed = registration.replacing(replace(version, profile_ids={"another": old.profile_id}))
+        data.registrations.put(changed, replaces=registration)
+
+        async def is_embedded():
+            return encoder_id in data.registrations.get("sorter").versions[0].profile_ids
+
+        await processes.until(is_embedded)
+        assert (await processes.http.get("/v1/adapters/sorter")).json()["encoder_id"] == encoder_id
