@@ -85,8 +85,11 @@ def is_whole(system, version):
 
 
 def leftovers(system, revision):
-    """What is still on the disk of a version, aside or not."""
-    return [path for kind in ("artifacts", "profiles") for path in (system.data_dir / kind).rglob(f"{revision}*")]
+    """The files that are still there of a version, aside or not. An empty folder is swept within the hour."""
+    folders = (
+        folder for kind in ("artifacts", "profiles") for folder in (system.data_dir / kind).rglob(f"{revision}*")
+    )
+    return [file for folder in folders for file in folder.rglob("*") if file.is_file()]
 
 
 class TestCollection:

@@ -85,6 +85,8 @@ class WriteOnceFolders:
             with contextlib.suppress(FileNotFoundError):  # its writer finished between the two steps
                 if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
                     shutil.rmtree(folder)
+        if self._depth > 1:
+            self._remove_empty_parents()
 
     def stored(self) -> list[str]:
         """See `StoreCleaner.stored`."""
@@ -139,6 +141,13 @@ class WriteOnceFolders:
         with contextlib.suppress(OSError):  # other profiles of the same artifact are left
             if self._depth > 1:
                 self.folder(key).parent.rmdir()
+
+    def _remove_empty_parents(self) -> None:
+        """Of keys that were purged by a process which died right then. A fresh one may be about to be filled."""
+        for parent in self._root.glob("[0-9a-f]*"):
+            with contextlib.suppress(OSError):  # not empty
+                if time.time() - parent.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                    parent.rmdir()
 
     def _aside_folder(self, key: str) -> Path:
         self.folder(key)  # refuses what is no key

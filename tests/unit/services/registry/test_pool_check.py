@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hilora.adapter import LoRAAdapter, LoRAFactors
+from services.registry.job import SourceKind
 from tests.builders.adapters import peft_config, peft_tensors, random_adapter
 from tests.builders.archives import adapter_files, config_bytes, samples_bytes, weights_bytes
 from tests.fakes.registry_stack import RegistryStack
@@ -134,6 +135,34 @@ class TestOtherProcesses:
         await registered(stack, "fourth", weights=weights_bytes(seed=9))
         await registered(other, "fifth", weights=weights_bytes(seed=10))
         assert reads == [1]
+
+
+class HubOfOneCommit:
+    """See `AdapterSource`: every reference means the same files, as a branch and its commit do."""
+
+    def check(self, reference):
+        assert reference.startswith("org/x")
+
+    def fetch(self, reference, folder, *, on_progress):
+        for name, data in adapter_files().items():
+            (folder / name).write_bytes(data)
+        on_progress(1, 1)
+        return f"org/x@{'c' * 40}"
+
+
+class TestReferences:
+    @pytest.mark.parametrize("samples", [[], ["sort b a"]])
+    async def test_a_branch_and_its_commit_are_one_version(self, stack, samples):
+        stack.sources[SourceKind.HUB] = HubOfOneCommit()
+        async with stack.client() as client:
+            for reference in ("org/x", f"org/x@{'c' * 40}"):
+                body = {"name": "x", "source": {"hub": reference}, "samples": samples}
+                answer = await client.post("/v1/adapters", json=body)
+                assert answer.status_code == 202, answer.text
+                await stack.work()
+                assert (await client.get(answer.headers["Location"])).json()["state"] == "READY"
+            (version,) = (await client.get("/v1/adapters/x/versions")).json()["versions"]
+        assert len(version["job_ids"]) == 2
 
 
 class TestNorms:
