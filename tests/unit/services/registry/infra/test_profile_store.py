@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -26,6 +27,20 @@ class TestProfiles:
         assert (record.encoder_id, record.num_samples, record.embedding_dim) == ("hash:1", 3, 8)
         assert store.texts(REVISION, record.profile_id) == profile.texts
         assert np.array_equal(store.embeddings(REVISION, record.profile_id), profile.embeddings_mE)
+
+    def test_the_empty_folder_that_a_killed_purge_left_is_swept_once_it_is_old(self, store, tmp_path):
+        store.write(REVISION, a_profile())
+        old, fresh = (tmp_path / "profiles" / (letter * 64) for letter in "bc")
+        for folder in (old, fresh):
+            folder.mkdir()
+        os.utime(old, (0, 0))
+        os.utime(tmp_path / "profiles" / REVISION, (0, 0))
+
+        store.sweep()
+
+        assert not old.exists()
+        assert fresh.exists()
+        assert len(store.folders.stored()) == 1
 
     def test_equal_ones_are_stored_once(self, store):
         assert store.write(REVISION, a_profile()) == store.write(REVISION, a_profile())
