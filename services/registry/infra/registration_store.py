@@ -72,11 +72,10 @@ class DiskRegistrationStore:
                 stamp = _stamp(file.stat())
             except FileNotFoundError:
                 continue
-            before = known.get(file.name)
-            if before is not None and before[0] == stamp:
-                found[file.name] = before
-            else:
-                found[file.name] = (stamp, _read(file, REGISTRATION))
+            read = known.get(file.name)
+            if read is None or read[0] != stamp:
+                read = stamp, _read(file, REGISTRATION)
+            found[file.name] = read
         self._read_before = found
         return [registration for _, registration in found.values() if registration is not None]
 
