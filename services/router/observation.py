@@ -19,7 +19,7 @@ class GenerationRecord:
     seconds: float
     """Until its end."""
     outcome: str
-    """`ok`, `failed` or `aborted`."""
+    """`ok`, `refused` (the client's fault), `exhausted` (a limit), `failed` or `aborted`."""
     error_code: str | None = None
     """Of the error that ended it."""
     route: RouteResult | None = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from hilora.errors import HiloraError, RequestAborted
+from hilora.errors import Exhausted, HiloraError, InvalidInput, RequestAborted, UnknownAdapter
 from services.common.log import get_logger
 from services.router.answer import GenerationEvent, GenerationFinished, RouteResult, TextDelta
 from services.router.generation import GenerateText
@@ -127,6 +127,10 @@ def _ending(error: BaseException | None, *, is_finished: bool) -> tuple[str, str
             return "ok", None
         case RequestAborted():
             return "aborted", error.code
+        case Exhausted():
+            return "exhausted", error.code
+        case InvalidInput() | UnknownAdapter():
+            return "refused", error.code
         case HiloraError():
             return "failed", error.code
         case Exception():

@@ -37,7 +37,7 @@ class TestRouteLog:
         assert 0 < automatic["ttft_seconds"] <= automatic["seconds"]
         assert (named["mode"], named["outcome"]) == ("explicit", "ok")
         assert named["text_sha256"] == automatic["text_sha256"]
-        assert (unknown["outcome"], unknown["error_code"]) == ("failed", "model_not_found")
+        assert (unknown["outcome"], unknown["error_code"]) == ("refused", "model_not_found")
         assert file.stat().st_mode & 0o077 == 0
 
     async def test_words_are_kept_only_if_the_operator_says_so(self, tmp_path):
