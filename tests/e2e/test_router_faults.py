@@ -19,7 +19,15 @@ import pytest
 from services.router.bootstrap import build_router
 from services.router.settings import RouterSettings
 from tests.builders.patience import patient
-from tests.builders.system import RunningSystem, chosen_adapters, lines_of, task_lines, upload, wait_until
+from tests.builders.system import (
+    RunningSystem,
+    chosen_adapters,
+    lines_of,
+    planned_adapters,
+    task_lines,
+    upload,
+    wait_until,
+)
 from tests.e2e.test_supervision import child
 from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.router_encoder import HashEncoder
@@ -52,8 +60,8 @@ class FaultyStack:
 
     async def plans(self, task):
         """Whether a text of a task is routed to its adapter."""
-        answer = await self.client.post("/v1/route", json={"input": TASK_WORDS[task], "model": "auto"})
-        return task in answer.text if answer.is_success else False
+        answer = await self.client.post("/v1/route", json={"prompt": TASK_WORDS[task], "model": "auto"})
+        return answer.is_success and task in planned_adapters(answer.json())
 
     def upsert(self, task):
         """Have the registry announce an adapter; the workers have it already."""

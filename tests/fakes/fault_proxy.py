@@ -108,7 +108,8 @@ class FaultProxy:
         ends = [writer]
         self._writers.add(writer)
         try:
-            with suppress(OSError):
+            # `refuse` cancels; a callback of asyncio's server that ends cancelled is reported as an error.
+            with suppress(OSError, asyncio.CancelledError):
                 far_reader, far_writer = await asyncio.open_connection(*self._target)
                 ends.append(far_writer)
                 self._writers.add(far_writer)
