@@ -92,7 +92,7 @@ def run_router_bench(order: RouterBenchOrder, *, on_progress: Progress) -> dict[
     return {
         **figures,
         "goals": {key: f"{sign} {value:g}" for key, (sign, value) in GOALS.items()},
-        "is_met": _judged(figures),
+        "is_met": judged(figures),
         "num_adapters": order.num_adapters,
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "machine": machine,
@@ -251,8 +251,8 @@ def _described(
     memory: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The figures and what stands behind them."""
-    own = {level: _added(by_target, "router") for level, by_target in latencies.items()}
-    peer = {level: _added(by_target, "peer") for level, by_target in latencies.items()}
+    own = {level: added_latency(by_target, "router") for level, by_target in latencies.items()}
+    peer = {level: added_latency(by_target, "peer") for level, by_target in latencies.items()}
     peer_p50: dict[str, Any] = {"peer": None if order.peer is None else order.peer.name}
     peer_p50 |= {level: added and added["p50"] for level, added in peer.items()}
     if order.peer is None:
@@ -277,7 +277,7 @@ def _described(
     }
 
 
-def _added(by_target: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float] | None:
+def added_latency(by_target: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float] | None:
     """What a target adds to the backend's own median, in milliseconds; None without answers of both.
 
     The percentiles are those of the target's latencies: whatever makes the backend late at times counts as the
@@ -307,7 +307,7 @@ def _summary(said: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _judged(figures: Mapping[str, Any]) -> dict[str, bool | None]:
+def judged(figures: Mapping[str, Any]) -> dict[str, bool | None]:
     """Whether each goal is met; None for what could not be measured."""
     own, peer = figures["added_latency_ms_p50"], figures["peer_added_latency_ms_p50"]
     values: dict[str, float | None] = {
