@@ -1,8 +1,7 @@
 """One call of a tool as a JSON object that comes in pieces: its arguments go on before the object is complete.
 
 The object is `{"name": ..., "arguments": {...}}`; Llama writes `parameters` for `arguments`. The arguments are passed
-on as the model wrote them: whoever calls the function reads them, and a model that wrote no JSON must not look as if it
-had.
+on as the model wrote them: whoever calls the function reads them, and what is no JSON must not look as if it were.
 """
 
 from __future__ import annotations

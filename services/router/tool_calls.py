@@ -32,7 +32,7 @@ class ToolCallFormat(StrEnum):
     MISTRAL = "mistral"
     """`[TOOL_CALLS]` and a list of calls, or a name and its arguments: Mistral."""
     LIST = "list"
-    """The whole answer is a list of calls, because a grammar made it so."""
+    """The whole answer is a list of calls, or holds none at all, because a grammar made it so."""
     ARGUMENTS = "arguments"
     """The whole answer is the arguments of one call, because a grammar made it so."""
 
@@ -260,7 +260,8 @@ def _json_values(text: str) -> list[dict[str, Any]] | None:
             return None
         found.extend(cast("list[Any]", value) if isinstance(value, list) else [value])
         rest = rest[end:].lstrip(" \t\r\n;")
-    calls = [cast("dict[str, Any]", value) for value in found if isinstance(value, dict)]
-    if len(calls) < len(found) or not all(isinstance(call.get("name"), str) for call in calls):
+    if not all(
+        isinstance(value, dict) and isinstance(cast("dict[str, Any]", value).get("name"), str) for value in found
+    ):
         return None
     return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -87,7 +87,7 @@ def _operations(metrics: RouterMetrics, readiness: Callable[[], Readiness]) -> A
             status_code=200 if state.can_generate else 503,
         )
 
-    @routes.get("/metrics", response_model=None)
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Prometheus text exposition."""
         content, content_type = metrics.render()

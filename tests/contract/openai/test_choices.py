@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import openai
 import pytest
 
 from hilora.errors import QueueFull
@@ -112,6 +113,24 @@ class TestLogprobs:
         answer = await client.completions.create(model="base", prompt="my prompt", logprobs=0, echo=True, max_tokens=0)
         assert answer.choices[0].text == "my prompt"
         assert len(answer.choices[0].logprobs.tokens) == 2
+
+    async def test_every_answer_has_the_echo_s_probabilities(self, client):
+        answer = await client.completions.create(model="base", prompt="my prompt", logprobs=0, echo=True, n=2)
+        assert [choice.logprobs.tokens[1] for choice in answer.choices] == [" prompt", " prompt"]
+
+    async def test_an_echo_streams_with_its_probabilities(self, client):
+        stream = await client.completions.create(model="base", prompt="my prompt", logprobs=0, echo=True, stream=True)
+        chunks = [chunk.choices[0] async for chunk in stream]
+        told = [choice.logprobs for choice in chunks if choice.logprobs]
+        assert "".join(choice.text for choice in chunks) == "my prompt" + _ANSWER
+        assert told[0].tokens[1] == " prompt"
+        assert told[0].token_logprobs[0] is None
+        assert told[1].text_offset == [len("my prompt")]
+
+    async def test_several_scored_echoes_do_not_stream(self, client):
+        with pytest.raises(openai.BadRequestError) as raised:
+            await client.completions.create(model="base", prompt="x", logprobs=0, echo=True, n=2, stream=True)
+        assert raised.value.code == "unsupported_parameter"
 
     async def test_an_echo_streams_first(self, client):
         stream = await client.completions.create(model="base", prompt="my prompt ", echo=True, stream=True)

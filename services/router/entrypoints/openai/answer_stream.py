@@ -69,6 +69,8 @@ class AnswerStream:
                 yield self._shape.opening(index, event)
 
     def _text(self, choice: _OpenChoice, delta: TextDelta) -> Iterator[JsonObject]:
+        if delta.prompt_logprobs:
+            yield self._shape.scored_echo(choice.index, delta.prompt_logprobs)
         if self._shape.is_echo_alone or not (delta.text or delta.logprobs):
             return
         if self._on_first_text is not None:

@@ -75,7 +75,8 @@ class AnswerShape:
     def whole(self, done: Sequence[CompletedGeneration]) -> JsonObject:
         """The answer of a request that does not stream, by prompt."""
         choices = [
-            self._whole_choice(generation.route, prompt_idx, choice_idx, choice)
+            # The prompt is scored once, with the first answer to it.
+            self._whole_choice(generation.route, prompt_idx, choice_idx, choice, generation.choices[0].prompt_logprobs)
             for prompt_idx, generation in enumerate(done)
             for choice_idx, choice in enumerate(generation.choices)
         ]
@@ -94,10 +95,23 @@ class AnswerShape:
         if self.kind is AnswerKind.CHAT:
             chunk = self._delta(index, {"role": "assistant", "content": ""})
         else:
-            echo = self.echoes[index // self.num_choices].text if self.echoes else ""
-            chunk = self.text(index, echo)
+            chunk = self.text(index, self._echoed_at_once(index))
         chunk["hilora"] = self.hilora(route, route.decision.plan.budgets)
         return chunk
+
+    def _echoed_at_once(self, index: int) -> str:
+        """The prompt, where it need not wait for its log-probabilities."""
+        echo = self._echo_of(index)
+        return echo.text if echo.first_token is None else ""
+
+    def _echo_of(self, index: int) -> Echo:
+        return self.echoes[index // self.num_choices] if self.echoes else Echo(text="")
+
+    def scored_echo(self, index: int, positions: Sequence[PositionLogprobs]) -> JsonObject:
+        """A chunk with the prompt and its log-probabilities."""
+        echo = self._echo_of(index)
+        logprobs = completion_logprobs(positions, first_offset=0, first_token=echo.first_token)
+        return self.text(index, echo.text, logprobs=logprobs)
 
     def text(self, index: int, text: str, *, logprobs: JsonObject | None = None) -> JsonObject:
         """A chunk with more text."""
@@ -157,7 +171,12 @@ class AnswerShape:
         return described | describe_gating(route, finished) if self.explains_gating else described
 
     def _whole_choice(
-        self, route: RouteResult, prompt_idx: int, choice_idx: int, choice: CompletedChoice
+        self,
+        route: RouteResult,
+        prompt_idx: int,
+        choice_idx: int,
+        choice: CompletedChoice,
+        prompt_logprobs: tuple[PositionLogprobs, ...],
     ) -> JsonObject:
         index = prompt_idx * self.num_choices + choice_idx
         if self.kind is AnswerKind.CHAT:
@@ -170,9 +189,9 @@ class AnswerShape:
             logprobs = self.logprobs(choice.logprobs, offset=0)
         else:
             calls = ()
-            echo = self.echoes[prompt_idx] if self.echoes else Echo(text="")
+            echo = self._echo_of(index)
             body = {"text": echo.text + ("" if self.is_echo_alone else choice.text)}
-            logprobs = self._completion_logprobs(choice, echo)
+            logprobs = self._completion_logprobs(choice, echo, prompt_logprobs)
         return {
             "index": index,
             **body,
@@ -188,13 +207,15 @@ class AnswerShape:
             return {}
         return {"hilora": describe_gating(route, finished)}
 
-    def _completion_logprobs(self, choice: CompletedChoice, echo: Echo) -> JsonObject | None:
+    def _completion_logprobs(
+        self, choice: CompletedChoice, echo: Echo, prompt_logprobs: tuple[PositionLogprobs, ...]
+    ) -> JsonObject | None:
         if not self.tells_logprobs:
             return None
         if echo.first_token is None:
             return completion_logprobs(choice.logprobs, first_offset=len(echo.text))
         answer = () if self.is_echo_alone else choice.logprobs
-        return completion_logprobs((*choice.prompt_logprobs, *answer), first_offset=0, first_token=echo.first_token)
+        return completion_logprobs((*prompt_logprobs, *answer), first_offset=0, first_token=echo.first_token)
 
     def _read(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """The words of an answer and its calls."""

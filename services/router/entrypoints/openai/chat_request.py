@@ -150,7 +150,7 @@ class ChatBody(SamplingFields):
     def tool_use(self, format: ToolCallFormat) -> ToolUse:  # noqa: A002  (the word for it)
         """What the tools come to. Raises as `ToolUse`."""
         allows_several = self.parallel_tool_calls is not False
-        return ToolUse(self.tools, self.tool_choice, allows_several=allows_several, format=format)
+        return ToolUse(self.tools, self.tool_choice, allows_several=allows_several, format=format, form=self.grammar())
 
     def chat_prompt(self, tools: ToolUse) -> ChatPrompt:
         """The conversation in the router's own terms. Raises as `chat_prompt`."""
@@ -164,16 +164,8 @@ class ChatBody(SamplingFields):
         Raises:
             InvalidInput: `invalid_parameter`, where a call and another form of answer are both demanded.
         """
-        wanted, forced = self.grammar(), tools.grammar()
-        if wanted is not None and forced is not None:
-            raise InvalidInput(
-                "tool_choice demands a call, and response_format another form of answer.",
-                code="invalid_parameter",
-                remedy="Send one of them.",
-                place="tool_choice",
-            )
         return self.sampling_params(
             max_tokens=self.max_completion_tokens or self.max_tokens or max_model_len,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            grammar=forced or wanted,
+            grammar=tools.grammar(),
         )

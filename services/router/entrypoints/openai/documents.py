@@ -19,7 +19,7 @@ class ErrorFields(_Document):
     type: str
     param: str | None
     code: str
-    """Stable; see docs/errors in the repository."""
+    """Stable: never changes once published."""
     remedy: str | None
 
 

@@ -51,17 +51,17 @@ class HiloraOptions(StrictRequest):
     max_candidates: NumCandidates | None = None
     min_candidates: NumCandidates | None = None
     gamma: float | None = Field(default=None, gt=0, le=1)
-    roc_score: RocScore | None = None
-    gate_scope: GateScope | None = None
+    roc_score: RocScore | None = Field(default=None, strict=False)
+    gate_scope: GateScope | None = Field(default=None, strict=False)
     adapters: list[ComposedBody] = Field(default_factory=list[ComposedBody], max_length=MAX_COMPOSED_ADAPTERS)
     exclude_adapters: list[Text] = Field(default_factory=list[Text], max_length=10_000)
     tags: list[Annotated[Text, Field(max_length=128)]] = Field(default_factory=list[str], max_length=32)
     tenant: Text | None = Field(default=None, max_length=128)
-    min_trust_tier: TrustTier | None = None
+    min_trust_tier: TrustTier | None = Field(default=None, strict=False)
     plan_id: Text | None = Field(default=None, min_length=1, max_length=128)
     session_id: Text | None = Field(default=None, min_length=1, max_length=256)
-    low_confidence: LowConfidencePolicy | None = None
-    routed_part: RoutedPart | None = None
+    low_confidence: LowConfidencePolicy | None = Field(default=None, strict=False)
+    routed_part: RoutedPart | None = Field(default=None, strict=False)
     seed: int = Field(default=0, ge=0, lt=UINT64)
     explain: bool | Literal["tokens"] = False
 

@@ -26,6 +26,7 @@ StopText = Annotated[Text, Field(min_length=1, max_length=1024)]
 
 
 class StrictRequest(BaseModel):
-    """Unknown fields are errors: a misspelt parameter must not pass for a default."""
+    """Unknown fields are errors: a misspelt parameter must not pass for a default. So are values of another type, the
+    text "5" for the number 5, as at OpenAI. Fields of an enumeration need `Field(strict=False)`."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -111,7 +112,7 @@ class OpenAIRoutes:
     async def _complete(self, body: CompletionBody, request: Request) -> Response:
         """Continue a text, or several."""
         body.check()
-        prompts = [await self._prompt(prompt) for prompt in body.prompts()]
+        prompts = await asyncio.gather(*map(self._prompt, body.prompts()))
         sampling = body.sampling()
         echoes: tuple[Echo, ...] = ()
         if body.echo:
@@ -182,20 +183,21 @@ class OpenAIRoutes:
         """What to ask the worker, and what to put before the answers, where prompts are given back."""
         if body.logprobs is None:
             return sampling, tuple(Echo(text=prompt.text) for prompt in prompts)
-        if body.stream:
+        if body.stream and sampling.num_choices > 1:
             raise InvalidInput(
-                "A stream cannot give a prompt back with its log-probabilities.",
+                "A stream of several answers cannot give their prompt back with its log-probabilities.",
                 code="unsupported_parameter",
-                remedy="Leave out stream, echo or logprobs.",
+                remedy="Leave out n, stream, echo or logprobs.",
                 place="echo",
             )
-        echoes: list[Echo] = []
-        for prompt in prompts:
-            token_ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else ()
-            first_ids = token_ids or (await self.workers.tokenize(prompt)).token_ids
-            first_token = await self.workers.detokenize(first_ids[:1]) if first_ids else ""
-            echoes.append(Echo(text=prompt.text, first_token=first_token))
+        echoes = await asyncio.gather(*map(self._echo, prompts))
         return replace(sampling, prompt_logprobs=sampling.logprobs), tuple(echoes)
+
+    async def _echo(self, prompt: TextPrompt | TokenPrompt) -> Echo:
+        token_ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else ()
+        first_ids = token_ids or (await self.workers.tokenize(prompt)).token_ids
+        first_token = await self.workers.detokenize(first_ids[:1]) if first_ids else ""
+        return Echo(text=prompt.text, first_token=first_token)
 
     async def _generate(
         self,

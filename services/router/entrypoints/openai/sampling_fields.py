@@ -6,15 +6,21 @@ other; nothing that would alter an answer is ignored in silence.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, JsonValue
 
 from hilora.errors import InvalidInput
+from services.router.entrypoints.openai.answer_forms import (
+    ResponseFormat,
+    StructuredOutputs,
+    choice_grammar,
+    json_schema_grammar,
+    regex_grammar,
+)
 from services.router.entrypoints.openai.hilora_options import HiloraOptions
 from services.router.entrypoints.openai.request_fields import UINT64, StopText, StrictRequest, Text
-from services.router.request import Grammar, GrammarKind, SamplingParams
+from services.router.request import Grammar, SamplingParams
 
 UINT32_MAX = 2**32 - 1
 MAX_CHOICES = 32
@@ -27,6 +33,9 @@ _INT32 = 2**31
 TokenId = Annotated[int, Field(ge=0, le=UINT32_MAX)]
 """A token of the base's tokenizer."""
 
+_BiasedToken = Annotated[int, Field(ge=0, le=UINT32_MAX, strict=False)]
+# Keys of JSON are texts.
+
 
 class StreamOptions(StrictRequest):
     """OpenAI's `stream_options`."""
@@ -34,78 +43,6 @@ class StreamOptions(StrictRequest):
     include_usage: bool = False
     include_obfuscation: bool = False
     continuous_usage_stats: Literal[False] = False
-
-
-class JsonSchemaFormat(StrictRequest):
-    """The schema of a `response_format`."""
-
-    name: Text = Field(default="answer", max_length=256)
-    description: Text | None = None
-    strict: bool | None = None
-    # `schema` is a method of pydantic's own.
-    json_schema: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue], alias="schema")
-
-
-class ResponseFormat(StrictRequest):
-    """OpenAI's `response_format`."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
-
-    def grammar(self) -> Grammar | None:
-        """What the answer must look like.
-
-        Raises:
-            InvalidInput: `missing_parameter`.
-        """
-        match self.type:
-            case "text":
-                return None
-            case "json_object":
-                return Grammar(kind=GrammarKind.JSON_OBJECT)
-            case "json_schema":
-                if self.json_schema is None:
-                    raise InvalidInput(
-                        "A response_format of type json_schema needs a json_schema.",
-                        code="missing_parameter",
-                        remedy='Send {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.',
-                        place="response_format.json_schema",
-                    )
-                return Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(self.json_schema.json_schema))
-
-
-class StructuredOutputs(StrictRequest):
-    """vLLM's `structured_outputs`: exactly one of them."""
-
-    json_: dict[str, JsonValue] | Text | None = Field(default=None, alias="json")
-    json_object: bool | None = None
-    regex: Text | None = None
-    choice: list[Text] | None = None
-
-    def grammar(self) -> Grammar:
-        """What the answer must look like.
-
-        Raises:
-            InvalidInput: `invalid_parameter`, unless exactly one is given.
-        """
-        given: list[Grammar] = []
-        if self.json_ is not None:
-            text = self.json_ if isinstance(self.json_, str) else json.dumps(self.json_)
-            given.append(Grammar(kind=GrammarKind.JSON_SCHEMA, text=text))
-        if self.json_object:
-            given.append(Grammar(kind=GrammarKind.JSON_OBJECT))
-        if self.regex is not None:
-            given.append(Grammar(kind=GrammarKind.REGEX, text=self.regex))
-        if self.choice is not None:
-            given.append(Grammar(kind=GrammarKind.CHOICE, choices=tuple(self.choice)))
-        if len(given) != 1:
-            raise InvalidInput(
-                f"structured_outputs names {len(given)} forms of an answer.",
-                code="invalid_parameter",
-                remedy="Give exactly one of json, json_object, regex and choice.",
-                place="structured_outputs",
-            )
-        return given[0]
 
 
 class SamplingFields(StrictRequest):
@@ -119,7 +56,7 @@ class SamplingFields(StrictRequest):
     stop: StopText | Annotated[list[StopText], Field(max_length=_MAX_STOPS)] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+    logit_bias: dict[_BiasedToken, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         default=None, max_length=_MAX_BIASES
     )
     response_format: ResponseFormat | None = None
@@ -137,6 +74,9 @@ class SamplingFields(StrictRequest):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, JsonValue] | Text | None = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
     priority: int = Field(default=0, ge=-_INT32, lt=_INT32)
 
     # They describe the request or the customer and change no token.
@@ -157,19 +97,25 @@ class SamplingFields(StrictRequest):
         """What the answer must look like.
 
         Raises:
-            InvalidInput: `invalid_parameter`, if `response_format` and `structured_outputs` both say so.
+            InvalidInput: `invalid_parameter`, if more than one parameter says so.
         """
-        wanted = self.response_format.grammar() if self.response_format else None
-        if self.structured_outputs is None:
-            return wanted
-        if wanted is not None:
+        wanted = {
+            "response_format": self.response_format.grammar() if self.response_format else None,
+            "structured_outputs": self.structured_outputs.grammar() if self.structured_outputs else None,
+            # What vLLM called it before `structured_outputs`.
+            "guided_json": None if self.guided_json is None else json_schema_grammar(self.guided_json),
+            "guided_regex": None if self.guided_regex is None else regex_grammar(self.guided_regex),
+            "guided_choice": None if self.guided_choice is None else choice_grammar(self.guided_choice),
+        }
+        given = {name: grammar for name, grammar in wanted.items() if grammar is not None}
+        if len(given) > 1:
             raise InvalidInput(
-                "response_format and structured_outputs both say what the answer must look like.",
+                f"{' and '.join(given)} say what the answer must look like.",
                 code="invalid_parameter",
                 remedy="Send one of them.",
-                place="structured_outputs",
+                place=list(given)[-1],
             )
-        return self.structured_outputs.grammar()
+        return next(iter(given.values()), None)
 
     def sampling_params(
         self, *, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None

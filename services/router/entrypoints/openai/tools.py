@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from hilora.errors import InvalidInput
+from services.router.entrypoints.openai.call_schemas import (
+    FunctionBody,
+    FunctionName,
+    call_list_schema,
+    calls_or_answer_schema,
+    parameters_of,
+)
 from services.router.entrypoints.openai.request_fields import StrictRequest, Text
 from services.router.request import Grammar, GrammarKind, ToolCall
 from services.router.tool_calls import ToolCallFormat
 
 MAX_TOOLS = 128
-
-FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
-"""Name of a function."""
-
-
-class FunctionBody(StrictRequest):
-    """A function that may be called."""
-
-    name: FunctionName
-    description: Text | None = None
-    parameters: dict[str, JsonValue] | None = None
-    strict: bool | None = None
 
 
 class ToolBody(StrictRequest):
@@ -79,6 +74,7 @@ class ToolUse:
         choice: whether it must; None is `auto`.
         allows_several: whether an answer may make several calls.
         format: how the base writes calls, as the operator says.
+        form: what an answer without calls must look like; None leaves that to the model.
 
     Raises:
         InvalidInput: `invalid_parameter`: a choice without tools, or of a function that is not there.
@@ -91,7 +87,9 @@ class ToolUse:
         *,
         allows_several: bool,
         format: ToolCallFormat,  # noqa: A002  (the word for it)
+        form: Grammar | None = None,
     ) -> None:
+        self._form = form
         self._tools = tools or []
         self._choice = choice
         self._allows_several = allows_several
@@ -122,36 +120,50 @@ class ToolUse:
             return ""
         return json.dumps([tool.model_dump(exclude_none=True) for tool in self._tools], ensure_ascii=False)
 
+    @property
+    def _is_forced(self) -> bool:
+        return self.forced_name is not None or self._choice == "required"
+
     def format(self) -> ToolCallFormat:
         """How the calls of the answer are written."""
         if self.forced_name is not None:
             return ToolCallFormat.ARGUMENTS
-        return ToolCallFormat.LIST if self._choice == "required" else self._format
+        return ToolCallFormat.LIST if self._is_forced or self._form is not None else self._format
 
     def grammar(self) -> Grammar | None:
-        """What a forced call must look like."""
+        """What the answer must look like.
+
+        Raises:
+            InvalidInput: `invalid_parameter`, where a call and another form of answer are both demanded.
+        """
+        if not self.is_active:
+            return self._form
+        if self._is_forced and self._form is not None:
+            raise _conflict("tool_choice demands a call, and another parameter demands another form of answer.")
+        functions = [tool.function for tool in self._tools]
         if self.forced_name is not None:
-            schema = next(_parameters(tool) for tool in self._tools if tool.function.name == self.forced_name)
-        elif self._choice == "required":
-            schema = {"type": "array", "items": {"anyOf": [_call_schema(tool) for tool in self._tools]}, "minItems": 1}
-            if not self._allows_several:
-                schema["maxItems"] = 1
-        else:
+            return _written(
+                next(parameters_of(function) for function in functions if function.name == self.forced_name)
+            )
+        if self._is_forced:
+            return _written(call_list_schema(functions, allows_several=self._allows_several))
+        if self._form is None:
             return None
-        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(schema))
+        # The model chooses: calls, or an answer of that form.
+        if self._form.kind not in {GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT}:
+            raise _conflict("Beside tools, only JSON can be the form of an answer.")
+        schema = calls_or_answer_schema(functions, answer=self._form.text, allows_several=self._allows_several)
+        return _written(schema)
 
 
-def _parameters(tool: ToolBody) -> dict[str, Any]:
-    return dict(tool.function.parameters or {"type": "object", "properties": {}})
+def _written(schema: dict[str, Any]) -> Grammar:
+    return Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(schema))
 
 
-def _call_schema(tool: ToolBody) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {"name": {"const": tool.function.name}, "arguments": _parameters(tool)},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
+def _conflict(why: str) -> InvalidInput:
+    return InvalidInput(
+        why, code="invalid_parameter", remedy="Send one of the two, or tool_choice none.", place="tool_choice"
+    )
 
 
 def _invalid_choice(why: str) -> InvalidInput:

@@ -63,6 +63,10 @@ class TestGrammars:
             ),
             ({"structured_outputs": {"regex": "a+"}}, Grammar(kind=GrammarKind.REGEX, text="a+")),
             ({"structured_outputs": {"choice": ["a", "b"]}}, Grammar(kind=GrammarKind.CHOICE, choices=("a", "b"))),
+            ({"guided_json": _SCHEMA}, Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(_SCHEMA))),
+            ({"guided_json": '{"a": 1}'}, Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"a": 1}')),
+            ({"guided_regex": "a+"}, Grammar(kind=GrammarKind.REGEX, text="a+")),
+            ({"guided_choice": ["a", "b"]}, Grammar(kind=GrammarKind.CHOICE, choices=("a", "b"))),
         ],
     )
     def test_each_way_to_ask_for_a_form(self, fields, expected):
@@ -76,6 +80,11 @@ class TestGrammars:
             {"structured_outputs": {}},
             {"structured_outputs": {"regex": "a", "choice": ["a"]}},
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            {"guided_regex": "a", "guided_choice": ["a"]},
+            {"guided_regex": "a", "tools": [_TOOL]},
+            {"guided_json": "{", "tools": [_TOOL]},
+            {"guided_json": "[" * 100_000, "tools": [_TOOL]},
+            {"guided_json": "[" * 900 + "]" * 900, "tools": [_TOOL]},
             {"response_format": {"type": "json_object"}, "tools": [_TOOL], "tool_choice": "required"},
             {"tool_choice": "required"},
             {"tools": [_TOOL], "tool_choice": {"type": "function", "function": {"name": "subtract"}}},
@@ -98,6 +107,18 @@ class TestGrammars:
     def test_tools_that_must_not_be_called_are_not_described(self):
         body = chat(tools=[_TOOL], tool_choice="none")
         assert body.chat_prompt(body.tool_use(ToolCallFormat.AUTO)).tools == ""
+
+    def test_beside_tools_an_answer_has_its_form_or_calls(self):
+        fields = {"tools": [_TOOL], "response_format": {"type": "json_object"}}
+        body = chat(**fields)
+        tools = body.tool_use(ToolCallFormat.HERMES)
+        answer, calls = json.loads(sampling_of(body).grammar.text)["anyOf"]
+        assert (answer, calls["type"]) == ({"type": "object"}, "array")
+        assert tools.format() is ToolCallFormat.LIST
+
+    def test_tools_that_must_not_be_called_leave_the_form_alone(self):
+        body = chat(tools=[_TOOL], tool_choice="none", response_format={"type": "json_object"})
+        assert sampling_of(body).grammar == Grammar(kind=GrammarKind.JSON_OBJECT)
 
 
 class TestPrompts:
