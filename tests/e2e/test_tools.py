@@ -7,40 +7,19 @@ import json
 import openai
 import pytest
 
-from tests.builders.models import save_base
-from tests.builders.system import RunningSystem
+from tests.builders.speller import SHIFT, running_speller
 
-TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}[{{ message.role }}]"
-    "{{ message.content }}{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-)
-SHIFT = {
-    "type": "function",
-    "function": {
-        "name": "shift",
-        "description": "Moves each letter.",
-        "parameters": {
-            "type": "object",
-            "properties": {"by": {"enum": [1, 2, 3]}, "upper": {"type": "boolean"}},
-            "required": ["by", "upper"],
-            "additionalProperties": False,
-        },
-    },
-}
 REST = {"type": "function", "function": {"name": "rest"}}
 QUESTION = [{"role": "user", "content": "shift it"}]
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speller")
-    save_base(folder / "base", chat_template=TEMPLATE, max_position_embeddings=2048)
-    command = ("serve", "--base", str(folder / "base"))
-    running = RunningSystem(data_dir=folder / "data", command=command, pool=frozenset()).start()
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+    with (
+        running_speller(tmp_path_factory.mktemp("speller")) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         yield client
-    assert running.terminate() == 0, running.log[-4000:]
 
 
 def ask(client, **fields):
@@ -71,11 +50,19 @@ class TestForcedCalls:
         )
         assert again.usage.prompt_tokens > answer.usage.prompt_tokens
 
-    def test_a_call_streams_name_first(self, client):
+    def test_a_call_streams_in_pieces(self, client):
         stream = ask(client, tools=[SHIFT], tool_choice="required", parallel_tool_calls=False, stream=True)
-        calls = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
-        assert [call.function.name for call in calls if call.function.name] == [calls[0].function.name] == ["shift"]
-        check_shift("".join(call.function.arguments or "" for call in calls))
+        pieces = [call.function for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
+        assert [piece.name for piece in pieces if piece.name] == ["shift"]
+        assert len(pieces) > 2
+        check_shift("".join(piece.arguments for piece in pieces))
+
+    def test_an_answer_of_a_form_may_call_instead(self, client):
+        form = {"type": "json_schema", "json_schema": {"name": "move", "schema": SHIFT["function"]["parameters"]}}
+        choice = ask(client, tools=[SHIFT], response_format=form, parallel_tool_calls=False).choices[0]
+        calls = choice.message.tool_calls or ()
+        assert choice.finish_reason == ("tool_calls" if calls else "stop")
+        check_shift(calls[0].function.arguments if calls else choice.message.content)
 
     def test_tools_are_part_of_the_prompt(self, client):
         alone, described = (ask(client, **fields) for fields in ({}, {"tools": [SHIFT]}))
