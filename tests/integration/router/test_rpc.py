@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+import numpy as np
 import pytest
 
 from hilora.errors import InvalidInput, UnknownAdapter
@@ -119,3 +120,50 @@ class TestGenerate:
                 continue
         assert raised.value.code() in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
         await eventually(lambda: len(stack.worker.service.aborted) == 1)
+
+    async def test_several_answers_with_their_probabilities_are_passed_on(self, stub):
+        sampling = worker_pb2.SamplingParams(n=2, logprobs=1)
+        events = [
+            event.generated
+            async for event in stub.Generate(router_pb2.RoutedGenerateRequest(prompt="x", sampling=sampling))
+        ]
+        deltas = [event.delta for event in events if event.HasField("delta")]
+        assert {delta.choice_idx for delta in deltas} == {0, 1}
+        assert all(len(delta.logprobs[0].top) == 1 for delta in deltas)
+        assert sorted(event.finished.choice_idx for event in events if event.HasField("finished")) == [0, 1]
+
+
+class TestEmbed:
+    async def test_vectors_are_those_that_adapters_are_chosen_by(self, stub, stack):
+        answer = await stub.Embed(router_pb2.EmbedRequest(texts=["add numbers", "rhyme"]))
+        expected = stack.encoder.encode(["add numbers", "rhyme"])
+        assert answer.encoder_id == "hash:1"
+        np.testing.assert_allclose([vector.values for vector in answer.embeddings], expected, atol=1e-6)
+
+    @pytest.mark.parametrize("texts", [[], ["x"] * 2049])
+    async def test_none_and_too_many_are_refused(self, stub, texts):
+        with pytest.raises(InvalidInput), translated_errors("router"):
+            await stub.Embed(router_pb2.EmbedRequest(texts=texts))
+
+
+class TestListModels:
+    async def test_it_lists_what_rest_lists(self, stub):
+        answer = await stub.ListModels(router_pb2.ListModelsRequest())
+        models = {model.id: model for model in answer.models}
+        assert list(models) == ["auto", "tiny-base", "capitals", "poems", "sums"]
+        assert (models["sums"].parent, models["tiny-base"].parent) == ("tiny-base", "")
+        assert models["sums"].root == "sums@aaaaaaaaaaaa"
+        assert models["sums"].max_model_len == 512
+
+
+class TestTokens:
+    async def test_a_prompt_becomes_tokens(self, stub):
+        answer = await stub.Tokenize(worker_pb2.TokenizeRequest(prompt="a b", omits_special_tokens=True))
+        assert (list(answer.token_ids), list(answer.tokens), answer.max_model_len) == ([0, 1], ["a", "b"], 512)
+
+    async def test_tokens_become_a_text(self, stub):
+        assert (await stub.Detokenize(worker_pb2.DetokenizeRequest(token_ids=[4, 5]))).text == "t4 t5"
+
+    async def test_nothing_to_tokenize_is_refused(self, stub):
+        with pytest.raises(InvalidInput), translated_errors("router"):
+            await stub.Tokenize(worker_pb2.TokenizeRequest())

@@ -329,3 +329,30 @@ class TestLifecycle:
         with pytest.raises(InvalidInput) as caught:
             await worker.start()
         assert caught.value.code == "base_model_not_loadable"
+
+
+class TestTokens:
+    async def test_there_and_back(self, stack) -> None:
+        with translated_errors("worker"):
+            told = await stack.stub.Tokenize(worker_pb2.TokenizeRequest(prompt="héllo", omits_special_tokens=True))
+            text = (await stack.stub.Detokenize(worker_pb2.DetokenizeRequest(token_ids=told.token_ids))).text
+        assert text == "héllo"
+        assert len(told.tokens) == len(told.token_ids) == len("héllo".encode())
+        assert told.max_model_len > 0
+
+    async def test_a_conversation_has_the_tokens_that_it_runs_with(self, stack) -> None:
+        turn = worker_pb2.ChatMessage(role=worker_pb2.CHAT_ROLE_TOOL, content="hi", tool_call_id="c1")
+        chat = worker_pb2.ChatInput(messages=[turn])
+        with translated_errors("worker"):
+            told = await stack.stub.Tokenize(worker_pb2.TokenizeRequest(chat=chat))
+        request = _request()
+        request.chat.CopyFrom(chat)
+        events = await _generate(stack, request)
+        assert events[0].started.num_prompt_tokens == len(told.token_ids)
+        # This template does not know tools: their results are words of the user.
+        assert "".join(told.tokens).startswith("[user]<tool_response>")
+
+    async def test_a_token_that_there_is_not_is_refused(self, stack) -> None:
+        with pytest.raises(InvalidInput) as raised, translated_errors("worker"):
+            await stack.stub.Detokenize(worker_pb2.DetokenizeRequest(token_ids=[2**31]))
+        assert raised.value.code == "invalid_token_id"

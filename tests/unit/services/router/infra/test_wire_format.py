@@ -8,15 +8,26 @@ from hilora.adapter import RocBasis
 from hilora.errors import Unavailable
 from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingMode, RoutingPlan
 from hilora_rpc.v1 import routing_pb2, worker_pb2
-from services.router.answer import FinishReason, GenerationFinished, GenerationStarted, TextDelta
+from services.router.answer import (
+    FinishReason,
+    GenerationFinished,
+    GenerationStarted,
+    PositionLogprobs,
+    TextDelta,
+    TokenLogprob,
+)
 from services.router.infra import wire_decisions, wire_generation
 from services.router.request import (
     ChatMessage,
     ChatPrompt,
     ChatRole,
     GenerationRequest,
+    Grammar,
+    GrammarKind,
     SamplingParams,
     TextPrompt,
+    TokenPrompt,
+    ToolCall,
     WorkOrder,
 )
 
@@ -39,6 +50,26 @@ _SAMPLING = st.builds(
     seed=st.none() | st.integers(0, 2**64 - 1),
     stop=st.lists(st.text(), max_size=3).map(tuple),
     ignore_eos=st.none() | st.booleans(),
+    min_tokens=st.none() | st.integers(0, 100),
+    min_p=st.none() | st.floats(0, 1),
+    repetition_penalty=st.none() | st.floats(0.01, 100),
+    presence_penalty=st.none() | st.floats(-2, 2),
+    frequency_penalty=st.none() | st.floats(-2, 2),
+    logit_bias=st.dictionaries(st.integers(0, 2**32 - 1), st.floats(-100, 100), max_size=3),
+    n=st.none() | st.integers(1, 32),
+    stop_token_ids=st.lists(st.integers(0, 2**32 - 1), max_size=3).map(tuple),
+    include_stop_str_in_output=st.none() | st.booleans(),
+    skip_special_tokens=st.none() | st.booleans(),
+    logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
+    grammar=st.none()
+    | st.builds(Grammar, kind=st.sampled_from([GrammarKind.JSON_SCHEMA, GrammarKind.REGEX]), text=st.text())
+    | st.just(Grammar(kind=GrammarKind.JSON_OBJECT))
+    | st.builds(Grammar, kind=st.just(GrammarKind.CHOICE), choices=st.lists(st.text(), max_size=3).map(tuple)),
+)
+_POSITION = PositionLogprobs(
+    chosen=TokenLogprob(token_id=3, logprob=-0.5, token_bytes=b"\xc3"),
+    top=(TokenLogprob(token_id=4, logprob=-1.5, token_bytes=b"a"),),
 )
 
 
@@ -56,6 +87,9 @@ class TestRoundTrips:
         [
             GenerationStarted(num_prompt_tokens=4),
             TextDelta(text="é", token_ids=(3, 9)),
+            TextDelta(
+                text="a", token_ids=(3,), choice_idx=2, logprobs=(_POSITION,), prompt_logprobs=(_POSITION, _POSITION)
+            ),
             GenerationFinished(
                 finish_reason=FinishReason.LENGTH,
                 num_prompt_tokens=4,
@@ -63,6 +97,20 @@ class TestRoundTrips:
                 budgets_used=(RocBudget(adapter_id="a@1", adapter_name="a", lora_rank=4, num_rocs=2, weight=0.5),),
                 ttft_seconds=0.25,
                 e2e_latency_seconds=0.5,
+            ),
+            *(
+                GenerationFinished(
+                    finish_reason=FinishReason.STOP,
+                    num_prompt_tokens=4,
+                    num_completion_tokens=5,
+                    num_cached_tokens=3,
+                    choice_idx=1,
+                    stop_reason=reason,
+                    budgets_used=(),
+                    ttft_seconds=0.25,
+                    e2e_latency_seconds=0.5,
+                )
+                for reason in ("END", 7, 0)
             ),
         ],
     )
@@ -121,6 +169,21 @@ class TestOrders:
         message = wire_generation.order_to_wire(WorkOrder(request=request, plan=RoutingPlan()))
         assert (message.request_id, message.prompt, message.WhichOneof("input")) == ("r", "x", "prompt")
         assert message.HasField("plan")
+
+    def test_token_ids(self):
+        request = GenerationRequest(request_id="r", prompt=TokenPrompt(token_ids=(5, 6), text="five six"), priority=-2)
+        message = wire_generation.order_to_wire(WorkOrder(request=request, plan=RoutingPlan()))
+        assert (list(message.tokens.token_ids), message.priority) == ([5, 6], -2)
+
+    def test_turns_with_calls_and_results_come_back_as_they_went(self):
+        call = ToolCall(call_id="c1", name="add", arguments='{"a": 1}')
+        turns = (
+            ChatMessage(role=ChatRole.ASSISTANT, content="", tool_calls=(call,)),
+            ChatMessage(role=ChatRole.TOOL, content="2", tool_call_id="c1", name="add"),
+        )
+        message = wire_generation.chat_to_wire(ChatPrompt(messages=turns, tools="[]", continues_final_message=True))
+        assert tuple(map(wire_generation.message_from_wire, message.messages)) == turns
+        assert (message.tools, message.continues_final_message) == ("[]", True)
 
     def test_a_conversation(self):
         turns = tuple(ChatMessage(role=role, content=role.value) for role in ChatRole)
