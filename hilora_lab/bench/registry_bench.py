@@ -69,14 +69,14 @@ def run_registry_bench(order: RegistryBenchOrder, *, on_progress: Progress) -> d
         served = asyncio.run(_measure_served(order, Path(folder), on_progress))
     small, large = order.searched
     on_progress("search", 0, 2)
-    searches = measure_search(small, kinds=(IndexKind.DENSE, IndexKind.EXACT, IndexKind.HALF))
+    searches = measure_search(small, kinds=(IndexKind.DENSE, IndexKind.EXACT, IndexKind.BYTE))
     on_progress("search", 1, 2)
-    searches += measure_search(large, kinds=(IndexKind.HALF, IndexKind.EXACT, IndexKind.IVF))
+    searches += measure_search(large, kinds=(IndexKind.BYTE, IndexKind.EXACT, IndexKind.IVF))
     on_progress("search", 2, 2)
     figures = {
         **served["figures"],
         "search_ms_10k": _search_ms(searches, IndexKind.EXACT, small),
-        "search_ms_100k": _search_ms(searches, IndexKind.HALF, large),
+        "search_ms_100k": _search_ms(searches, IndexKind.BYTE, large),
     }
     return {
         **figures,
