@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,7 @@ from hilora.access import Requester
 from hilora.errors import InvalidInput
 from hilora.routing_explanation import base_decision, explicit_decision
 from hilora.routing_plan import RoutingDecision
+from hilora.sequence_routing import SequenceRouter
 from hilora.strategies import RoutingQuestion
 from hilora.topic_watch import DEFAULT_RULES, TopicRules
 from services.router.answer import RouteResult, SessionStanding, SessionVerdict
@@ -35,6 +39,10 @@ from services.router.routing_rules import (
 )
 from services.router.session_plan import judge
 from services.router.sessions import Sessions, SessionVisit
+
+_COMPUTED_AT_ONCE = 1000
+"""Adapters among which a decision takes a fraction of a millisecond."""
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -183,9 +191,8 @@ class RouteText:
         )
         verdict, reason = SessionVerdict.NEW, "The session begins."
         if visit is not None and visit.before is not None and z_E is not None:
-            judged = await asyncio.to_thread(
-                judge, visit, visit.before, view=view, question=question, rules=self._topic_rules
-            )
+            judge_session = partial(judge, visit, visit.before, view=view, question=question, rules=self._topic_rules)
+            judged = await _computed(judge_session, view.router)
             verdict, reason = judged.verdict, judged.reason
             if judged.decision is not None:
                 kept = visit.before.kept
@@ -193,7 +200,7 @@ class RouteText:
                 times.decide = time.perf_counter() - started
                 return judged.decision, visit.standing(verdict, reason, kept)
         if not rules.strategy.reads_text or view.can_choose(requester, tags=options.tags):
-            decision = await asyncio.to_thread(rules.strategy.decide, view.router, question)
+            decision = await _computed(partial(rules.strategy.decide, view.router, question), view.router)
         else:
             decision = _nobody(view, rules, has_tags=bool(options.tags))
         decision = with_policy(decision, options.low_confidence or self._defaults.low_confidence)
@@ -210,6 +217,13 @@ class RouteText:
             num_turns=self._defaults.routed_turns,
             max_chars=self._defaults.max_routed_chars,
         )
+
+
+async def _computed(compute: Callable[[], _T], router: SequenceRouter) -> _T:
+    """What is computed over a pool: here if it is small, or the way to a thread and back would take longer."""
+    if router.num_adapters <= _COMPUTED_AT_ONCE:
+        return compute()
+    return await asyncio.to_thread(compute)
 
 
 def _nobody(view: CatalogView, rules: RoutingRules, *, has_tags: bool) -> RoutingDecision:
