@@ -303,7 +303,10 @@ def build_router(
 
 def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
     return lambda: SentenceTransformerEncoder(
-        settings.encoder, instruction=settings.encoder_instruction, num_threads=settings.encoder_threads
+        settings.encoder,
+        instruction=settings.encoder_instruction,
+        num_threads=settings.encoder_threads,
+        backend=settings.encoder_backend,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hilora.access import TrustTier
 from hilora.strategies import STRATEGY_NAMES
-from services.common.sequence_encoder import DEFAULT_ENCODER
+from services.common.sequence_encoder import DEFAULT_ENCODER, EncoderBackend
 from services.common.tls_settings import TlsServiceSettings
 from services.router.routing_options import LowConfidencePolicy, RoutedPart
 from services.router.sessions import SessionMatching
@@ -47,7 +47,10 @@ class RouterSettings(TlsServiceSettings):
     encoder_instruction: str = ""
     """Text put before every input of the encoder; must be the registry's."""
     encoder_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one pass of the encoder; by default torch's own choice."""
+    """CPU threads of one pass of the encoder; by default the backend's own choice."""
+    encoder_backend: EncoderBackend = EncoderBackend.TORCH
+    """What computes it: `torch`, or `openvino` (extra `openvino`): the same vectors, on CPUs in about half the time for
+    short texts."""
     encoder_max_batch: int = Field(default=32, ge=1)
     """Most texts that are embedded together."""
     encoder_max_waiting: int = Field(default=4096, ge=1)
