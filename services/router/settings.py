@@ -36,8 +36,9 @@ class RouterSettings(TlsServiceSettings):
     `redis` for those that register themselves at `HILORA_ROUTER_REDIS_URL`."""
     worker_lookup_seconds: float = Field(default=2.0, gt=0)
     """Time between two lookups of a name, or of what is registered; a worker leaves once three did not name it."""
-    worker_first_event_seconds: float = Field(default=300.0, gt=0)
-    """A worker that has not admitted a request after this time, its queue included, is lost to it."""
+    worker_first_event_seconds: float = Field(default=60.0, gt=0)
+    """A worker that has not admitted a request and answered no poll for so long is lost to it; waiting in the queue of
+    one that answers polls does not count."""
     worker_stall_seconds: float = Field(default=120.0, gt=0)
     """So is one that says nothing for so long while it answers."""
     base_model_name: str | None = None

@@ -44,6 +44,8 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.num_running = 0
         self.num_stats_calls = 0
         self.seconds_per_stats = 0.0
+        self.seconds_in_queue = 0.0
+        """Between a request's arrival and its Started."""
 
     async def Generate(self, request, context) -> AsyncIterator[worker_pb2.GenerateEvent]:
         self.requests.append(request)
@@ -63,6 +65,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         for budget in request.plan.budgets:
             if budget.adapter_id in self.dropped_adapter_ids:
                 raise StaleCatalogGeneration(f"{budget.adapter_id} is gone")
+        await asyncio.sleep(self.seconds_in_queue)
         num_prompt_tokens = (
             len(request.prompt.split())
             or len(request.tokens.token_ids)
