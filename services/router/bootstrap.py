@@ -85,6 +85,7 @@ class Router:
             load_encoder or _encoder_of(settings),
             max_batch=settings.encoder_max_batch,
             max_waiting=settings.encoder_max_waiting,
+            timeout_seconds=settings.encoder_timeout_seconds,
             cache=EmbeddingCache(max_entries=settings.encoder_cache_texts, max_bytes=settings.encoder_cache_bytes),
         )
         identity = settings.tls_identity()

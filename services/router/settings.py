@@ -53,6 +53,8 @@ class RouterSettings(TlsServiceSettings):
     """Most texts that are embedded together."""
     encoder_max_waiting: int = Field(default=4096, ge=1)
     """Different texts that may wait for the encoder; one more is refused with 429."""
+    encoder_timeout_seconds: float = Field(default=30.0, gt=0)
+    """A text that has no embedding after this time is answered with 503 (`encoder_timeout`)."""
     encoder_cache_texts: int = Field(default=4096, ge=0)
     """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
     encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
