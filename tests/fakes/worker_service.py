@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from hilora.errors import HiloraError, StaleCatalogGeneration
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.rpc_server import RpcServer
+from services.common.tls import TlsIdentity
 
 
 class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
@@ -164,7 +165,8 @@ def _position(token_id, word, *, num_top) -> worker_pb2.PositionLogprobs:
 class FakeWorker:
     """A `FakeWorkerService` that listens. `start` after `stop` takes the same port again."""
 
-    def __init__(self, **service_arguments) -> None:
+    def __init__(self, *, identity: TlsIdentity | None = None, **service_arguments) -> None:
+        self._identity = identity
         self.service = FakeWorkerService(**service_arguments)
         self._port = 0
         self._server: RpcServer | None = None
@@ -179,6 +181,7 @@ class FakeWorker:
             port=self._port,
             register=[lambda server: worker_pb2_grpc.add_WorkerServiceServicer_to_server(self.service, server)],
             service_names=["hilora_rpc.v1.WorkerService"],
+            identity=self._identity,
         )
         await self._server.start()
         self._port = int(self._server.address.rpartition(":")[2])
