@@ -35,7 +35,7 @@ from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_memory import LocalMemory
 from services.router.infra.local_rate_limiter import LocalRateLimiter
-from services.router.infra.redis_memory import shared_plans, shared_sessions
+from services.router.infra.redis_memory import RedisOutages, shared_plans, shared_sessions
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
 from services.router.infra.route_log import RouteLog
 from services.router.infra.workers.client import Silence
@@ -85,6 +85,7 @@ class Router:
             load_encoder or _encoder_of(settings),
             max_batch=settings.encoder_max_batch,
             max_waiting=settings.encoder_max_waiting,
+            timeout_seconds=settings.encoder_timeout_seconds,
             cache=EmbeddingCache(max_entries=settings.encoder_cache_texts, max_bytes=settings.encoder_cache_bytes),
         )
         identity = settings.tls_identity()
@@ -139,13 +140,14 @@ class Router:
             base_model_name=settings.base_model_name,
             min_trust_tier=settings.min_trust_tier,
         )
-        sessions = Sessions(_session_store(settings, self._redis), matching=settings.sessions)
+        outages = RedisOutages()
+        sessions = Sessions(_session_store(settings, self._redis, outages), matching=settings.sessions)
         route_text = RouteText(
             catalog=self._catalog,
             embedder=self._embedder,
             models=models,
             defaults=_routing_defaults(settings),
-            plans=Plans(_plan_store(settings, self._redis)),
+            plans=Plans(_plan_store(settings, self._redis, outages)),
             sessions=sessions,
             topic_rules=TopicRules(odds=settings.replan_odds, share=settings.replan_share),
         )
@@ -322,14 +324,14 @@ def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
     )
 
 
-def _plan_store(settings: RouterSettings, redis: Redis | None) -> PlanStore:
+def _plan_store(settings: RouterSettings, redis: Redis | None, outages: RedisOutages) -> PlanStore:
     local = LocalMemory[PlanRecord](ttl_seconds=settings.plan_ttl_seconds, max_records=settings.max_plans)
-    return local if redis is None else shared_plans(redis, local)
+    return local if redis is None else shared_plans(redis, local, outages=outages)
 
 
-def _session_store(settings: RouterSettings, redis: Redis | None) -> SessionStore:
+def _session_store(settings: RouterSettings, redis: Redis | None, outages: RedisOutages) -> SessionStore:
     local = LocalMemory[SessionRecord](ttl_seconds=settings.session_ttl_seconds, max_records=settings.max_sessions)
-    return local if redis is None else shared_sessions(redis, local)
+    return local if redis is None else shared_sessions(redis, local, outages=outages)
 
 
 def _index_rules(settings: RouterSettings) -> IndexRules:

@@ -99,7 +99,7 @@ class RouteText:
             LowConfidence: no adapter explains the text, and the request wants to be refused then.
             Conflict: `plan_gone`.
             RegistryUnavailable: before the first snapshot of the catalogue.
-            Unavailable: `encoder_loading`.
+            Unavailable: `encoder_loading`, `encoder_failed`, `encoder_timeout`.
         """
         check_single_choice(options)
         requester = self._models.requester(options)

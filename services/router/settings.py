@@ -36,8 +36,9 @@ class RouterSettings(TlsServiceSettings):
     `redis` for those that register themselves at `HILORA_ROUTER_REDIS_URL`."""
     worker_lookup_seconds: float = Field(default=2.0, gt=0)
     """Time between two lookups of a name, or of what is registered; a worker leaves once three did not name it."""
-    worker_first_event_seconds: float = Field(default=300.0, gt=0)
-    """A worker that has not admitted a request after this time, its queue included, is lost to it."""
+    worker_first_event_seconds: float = Field(default=60.0, gt=0)
+    """A worker that has not admitted a request and answered no poll for so long is lost to it; waiting in the queue of
+    one that answers polls does not count."""
     worker_stall_seconds: float = Field(default=120.0, gt=0)
     """So is one that says nothing for so long while it answers."""
     base_model_name: str | None = None
@@ -55,6 +56,8 @@ class RouterSettings(TlsServiceSettings):
     """Most texts that are embedded together."""
     encoder_max_waiting: int = Field(default=4096, ge=1)
     """Different texts that may wait for the encoder; one more is refused with 429."""
+    encoder_timeout_seconds: float = Field(default=30.0, gt=0)
+    """A text that has no embedding after this time is answered with 503 (`encoder_timeout`)."""
     encoder_cache_texts: int = Field(default=4096, ge=0)
     """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
     encoder_cache_bytes: int = Field(default=16 << 20, ge=0)

@@ -145,6 +145,8 @@ class FakeEmbedder:
     def __init__(self, *, is_loaded: bool = True) -> None:
         self.is_loaded = is_loaded
         self.texts: list[str] = []
+        self.seconds = 0.0
+        """Time that a text takes."""
 
     @property
     def encoder_id(self) -> str | None:
@@ -154,6 +156,8 @@ class FakeEmbedder:
         if not self.is_loaded:
             raise Unavailable("loading", code="encoder_loading")
         self.texts.append(text)
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
         return HashEncoder().encode([text])[0]
 
     async def count_tokens(self, texts: Sequence[str]) -> int:
