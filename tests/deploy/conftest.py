@@ -1,4 +1,4 @@
-"""Tests of the deployment files. Two folders need programs that `make install` does not bring, and run only when asked for:
+"""Tests of the deployment files. Two folders need programs that `make install` does not bring, and run when asked for:
 
     make test-deploy       tests/deploy/static       pytest -m deploy
     make test-containers   tests/deploy/containers   pytest -m containers

@@ -103,6 +103,6 @@ def test_the_context_holds_what_is_copied_and_no_secret():
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
 
     assert "*" in ignored
-    assert not [line for line in ignored if line.startswith("!.env") or line == "!tests" or line == "!.git"]
+    assert not [line for line in ignored if line.startswith("!.env") or line in {"!tests", "!.git"}]
     for needed in ("pyproject.toml", "constraints.txt", "scripts/list_requirements.py", "hilora", "services", "proto"):
         assert f"!{needed}" in ignored
