@@ -64,5 +64,5 @@ def test_no_request_fails_while_routers_and_workers_are_restarted(replicas, envi
     assert result.stdout.count("restarted") == 4
     for container, began in began_of.items():
         assert replicas.podman.inspect(container)["State"]["StartedAt"] != began, "it was not restarted"
-    sys.stdout.write(f"{len(load.outcomes)} requests, slowest {max(o.seconds for o in load.outcomes):.1f} s")
+    sys.stdout.write(f"{len(load.outcomes)} requests, slowest {max(o.seconds for o in load.outcomes):.1f} s\n")
     assert load.failed() == []
