@@ -13,7 +13,7 @@ from openai import OpenAI
 from tests.builders.deploy_files import ROOT
 from tests.builders.light_load import ANSWER, PROMPT
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 
 TESTBED = ROOT / "examples/testbed"
 
