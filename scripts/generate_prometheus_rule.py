@@ -1,6 +1,6 @@
 """Makes the PrometheusRule of the Kubernetes component `monitoring` of deploy/observability/rules.
 
-The Prometheus operator wants rules inside an object, Prometheus alone wants them in files, and kustomize can make neither
+The Prometheus operator wants rules inside an object, Prometheus alone wants them in files, and kustomize makes neither
 of the other. `--check` fails if the object is out of date.
 """
 
