@@ -108,7 +108,7 @@ def test_sizes_are_reported(podman, images, record_property):
     base = podman.inspect(BASE)["Size"]
     for service, image in IMAGES.items():
         own = podman.inspect(image)["Size"] - base
-        figures = {"image": service, "mebibytes_above_base": own >> 20, "build_seconds": round(images[service])}
+        figures = {"image": service, "mebibytes_above_base": own >> 20, "build_seconds": round(images.get(service, 0))}
         record_property(service, figures)
         sys.stdout.write(json.dumps(figures) + "\n")
         assert own < 3 << 30
