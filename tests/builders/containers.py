@@ -189,7 +189,7 @@ class Compose:
             timeout=seconds,
             check=False,
         )
-        assert result.returncode == 0, f"compose {' '.join(arguments)}: {result.stderr[-3000:]}"
+        assert result.returncode == 0, f"compose {' '.join(arguments)}: {(result.stdout + result.stderr)[-4000:]}"
         return result.stdout
 
     def containers(self, service: str) -> list[str]:
