@@ -104,13 +104,15 @@ class Router:
             ),
             identity=identity,
         )
-        metrics = RouterMetrics(
+        self._metrics = metrics = RouterMetrics(
             catalog=self._catalog,
             workers=self._workers,
             num_named_adapters=settings.metrics_adapters,
             on_route=trace_route,
         )
         metrics.watch_embedder(self._embedder.figures)
+        if identity is not None:
+            metrics.watch_certificate(identity.expires_at)
         self._route_log = _route_log_of(settings)
         traffic = TrafficWatch(
             catalog=self._catalog,
@@ -244,6 +246,10 @@ class Router:
             return frozenset(self._catalog.view().adapters)
         except RegistryUnavailable:
             return frozenset()
+
+    async def render_metrics(self) -> bytes:
+        """What `/metrics` shows."""
+        return self._metrics.render()[0]
 
     def readiness(self) -> Readiness:
         """State of every part at this moment."""

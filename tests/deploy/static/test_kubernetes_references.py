@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from tests.builders.deploy_files import (
     OVERLAYS,
@@ -243,3 +244,15 @@ def test_production_spreads_its_replicas():
         assert all(
             selects(c["labelSelector"], labels_of(workload)) for c in pod_of(workload)["topologySpreadConstraints"]
         )
+
+
+def test_alerts_and_dashboards_are_those_of_the_observability_folder():
+    documents = rendered("production")
+    (rules,) = of_kind(documents, "PrometheusRule")
+    files = sorted((ROOT / "deploy/observability/rules").glob("*.yml"))
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+
+    assert rules["spec"]["groups"] == groups, "python scripts/generate_prometheus_rule.py"
+    shown = named(documents, "ConfigMap", "hilora-dashboards")
+    assert shown["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert set(shown["data"]) == {file.name for file in (ROOT / "deploy/observability/dashboards").glob("*.json")}
