@@ -230,6 +230,7 @@ class WorkerService:
         async def change(*, is_healthy: bool) -> None:
             self._is_healthy = is_healthy
             _log.warning("engine_health_changed", is_healthy=is_healthy)
+            await self._server.set_alive(is_alive=is_healthy)
             if self._is_announced:
                 await self._server.set_serving(is_serving=is_healthy)
 
