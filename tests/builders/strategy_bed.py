@@ -77,17 +77,20 @@ def texts() -> tuple[str, ...]:
 
 @cache
 def factors(name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """`A [R, D]` and `c B [O, R]` by layer, in float64, straight from PEFT's files."""
+    """`A [R, D]` and `c B [O, R]` by layer, in float64, straight from PEFT's files. Ranks and alphas differ, and one
+    adapter has rsLoRA's scaling."""
     folder = TESTBED / "adapters" / name
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert not (config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"])
     tensors = load_file(folder / "adapter_model.safetensors")
     found = {}
     for key, a_RD in tensors.items():
         if ".lora_A." in key:
             path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             b_OR = tensors[key.replace(".lora_A.", ".lora_B.")]
-            found[path] = (a_RD.double(), config["lora_alpha"] / config["r"] * b_OR.double())
+            alpha = config["alpha_pattern"].get(path.rpartition(".")[2], config["lora_alpha"])
+            rank = len(a_RD)
+            scaling = alpha / rank**0.5 if config["use_rslora"] else alpha / rank
+            found[path] = (a_RD.double(), scaling * b_OR.double())
     return found
 
 
@@ -149,7 +152,10 @@ class StrategyBed:
         self.tokenizer = tokenizer
         self.profiles = [
             AdapterProfile(
-                adapter_id=adapter_id_of(name, "testbed"), adapter_name=name, lora_rank=8, samples_ME=samples()[name]
+                adapter_id=adapter_id_of(name, "testbed"),
+                adapter_name=name,
+                lora_rank=max(len(a_RD) for a_RD, _ in factors(name).values()),
+                samples_ME=samples()[name],
             )
             for name in NAMES
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -12,9 +14,9 @@ def components(name: str, path: str, *, in_svd: bool) -> list[tuple[torch.Tensor
     """`(a, b)` of each rank-one term."""
     if in_svd:
         u, values, vt = torch.linalg.svd(delta(name, path), full_matrices=False)
-        return [(values[j] * vt[j], u[:, j]) for j in range(8)]
+        return [(values[j] * vt[j], u[:, j]) for j in range(len(factors(name)[path][0]))]
     a_RD, b_OR = factors(name)[path]
-    return [(a_RD[j], b_OR[:, j]) for j in range(8)]
+    return [(a_RD[j], b_OR[:, j]) for j in range(len(a_RD))]
 
 
 @pytest.mark.parametrize("text", texts()[1:3])
@@ -37,7 +39,11 @@ def test_logits_equal_the_plain_implementation(bed, plain, text, strategy):
                 for a_D, b_O in terms[path][place]
             ]
             contests = [scored] if is_global else [[s for s in scored if s[1] == i] for i in range(len(plan.budgets))]
-            places = [plan.num_rocs] if is_global else [budget.num_rocs for budget in plan.budgets]
+            granted = [
+                max(1, math.floor(len(of_layer) * budget.num_rocs / budget.lora_rank + 0.5))
+                for budget, of_layer in zip(plan.budgets, terms[path], strict=True)
+            ]
+            places = [sum(granted)] if is_global else granted
             y_O = torch.zeros(delta(plan.budgets[0].adapter_name, path).shape[0], dtype=torch.float64)
             for contest, num_places in zip(contests, places, strict=True):
                 for _, place, a_D, b_O in sorted(contest, key=lambda entry: -entry[0])[:num_places]:

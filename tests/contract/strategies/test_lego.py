@@ -1,14 +1,16 @@
-"""LoRA-LEGO (2409.16167), written out with scikit-like loops in numpy, on what the strategy chose."""
+"""LoRA-LEGO (2409.16167), written out in loops over points, on what the strategy chose."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from hilora.routing_plan import PlanPreparation, PreparationMethod
+from hilora.strategies import RoutingQuestion
 from hilora.strategies.lego import LegoStrategy
 from tests.builders.strategy_bed import (
     NAMES,
@@ -72,9 +74,7 @@ def test_logits_equal_the_plain_implementation(bed, plain, text):
     assert len(chosen) == 3
     updates = {path: lego(path, chosen, K) for path in factors(NAMES[0])}
     tokens, logits = bed.answer(plan, text)
-    assert_same_logits(
-        logits, plain.logits(bed.prompt_ids(text), tokens, lambda path, x_TD: x_TD @ updates[path].T)
-    )
+    assert_same_logits(logits, plain.logits(bed.prompt_ids(text), tokens, lambda path, x_TD: x_TD @ updates[path].T))
 
 
 def test_as_many_clusters_as_components_and_one_adapter_are_exact(bed, plain):
@@ -85,18 +85,11 @@ def test_as_many_clusters_as_components_and_one_adapter_are_exact(bed, plain):
     own = names_of(alone)[0]
     assert_same_logits(logits, plain.logits(bed.prompt_ids(text), tokens, mixture({own: 1.0})))
 
-    question = {"z_E": embed(text)}
     strategy = LegoStrategy(num_rocs=24)
-    from dataclasses import replace
-
-    from hilora.strategies import RoutingQuestion
-
-    all_kept = strategy.decide(
-        bed.router,
-        RoutingQuestion(settings=replace(strategy.settings, candidate_mass=1.0, max_candidates=3), **question),
-    ).plan
+    settings = replace(strategy.settings, candidate_mass=1.0, max_candidates=3)
+    all_kept = strategy.decide(bed.router, RoutingQuestion(z_E=embed(text), settings=settings)).plan
     assert all_kept.preparation == PlanPreparation(method=PreparationMethod.LEGO, num_kept=24)
     tokens, logits = bed.answer(all_kept, text)
-    # Output reweighting: r / k = 8 / 24.
+    # Nothing is clustered; output reweighting: the mean rank of three over their sum.
     weights = dict.fromkeys(names_of(all_kept), math.sqrt(1 / 3))
     assert_same_logits(logits, plain.logits(bed.prompt_ids(text), tokens, mixture(weights)))

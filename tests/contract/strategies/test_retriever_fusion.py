@@ -24,8 +24,9 @@ def test_logits_equal_the_plain_implementation(bed, plain, text):
     chosen = [NAMES[place] for place in nearest]
 
     def fusion(path: str, x_TD: torch.Tensor) -> torch.Tensor:
-        a_RD = torch.stack([factors(name)[path][0] for name in chosen]).mean(dim=0)
-        b_OR = torch.stack([factors(name)[path][1] for name in chosen]).mean(dim=0)
+        pairs = [factors(name)[path] for name in chosen]
+        a_RD = sum(torch.nn.functional.pad(a_RD, (0, 0, 0, 8 - len(a_RD))) for a_RD, _ in pairs) / 3
+        b_OR = sum(torch.nn.functional.pad(b_OR, (0, 8 - b_OR.shape[1])) for _, b_OR in pairs) / 3
         return x_TD @ a_RD.T @ b_OR.T
 
     plan = bed.decide("retriever-fusion", text).plan
