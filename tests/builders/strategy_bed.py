@@ -217,6 +217,10 @@ class StrategyBed:
         assert recorder.finished.num_completion_tokens == MAX_TOKENS
         return recorder.token_ids, self._recorder.of(name)
 
+    def logits_of(self, request_id: str) -> torch.Tensor:
+        """The logits that a request of the engine was sampled from."""
+        return self._recorder.of(request_id)
+
 
 def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal within the tolerance."""
