@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora.character_grams import GramIds
 from hilora.routing_plan import RoutingDecision
-from hilora.routing_settings import RoutingSettings
+from hilora.routing_settings import RoutingSettings, ScoreRule
 from hilora.sequence_routing import SequenceRouter
 
 
@@ -27,6 +28,13 @@ class RoutingQuestion:
     """Names of adapters that must not be chosen."""
     num_runners_up: int = 5
     """Adapters to report besides the chosen ones."""
+    grams: GramIds | None = None
+    """How the text is written (`gram_ids`); None if that is not known."""
+
+    @property
+    def counted_grams(self) -> GramIds | None:
+        """The grams, where the rules let them count."""
+        return self.grams if self.settings.score_rule is ScoreRule.STACKED else None
 
 
 class Strategy(Protocol):
