@@ -29,7 +29,7 @@ from hilora.score_stack import StackWeights, fit_stack_weights
 SHORTLIST = 128
 """Adapters whose wording is looked at: the cost of a request does not grow with the pool beyond."""
 
-_MAX_ROWS = 1024
+_MAX_ROWS = 512
 """Held-out texts that are enough for two numbers."""
 
 
