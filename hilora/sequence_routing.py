@@ -73,6 +73,11 @@ class SequenceRouter:
         return self._pool
 
     @property
+    def counts_grams(self) -> bool:
+        """Whether it makes a difference how a text is written."""
+        return self._pool is not None and self._pool.stack is not None
+
+    @property
     def num_newcomers(self) -> int:
         """Adapters that came after the fit."""
         return 0 if self._pool is None else len(self._pool.profiles) - self._pool.num_fitted

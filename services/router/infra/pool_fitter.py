@@ -147,6 +147,9 @@ def is_same_profile(profile: AdapterProfile | None, known: AdapterProfile | None
     """Whether what was fitted to one profile holds for the other; a new snapshot brings equal ones as new objects."""
     if profile is None or known is None or profile.lora_rank != known.lora_rank:
         return False
+    # Equal embeddings come from equal texts; but a registry that was renewed may know grams that it did not know.
+    if (profile.grams is None) != (known.grams is None):
+        return False
     return np.array_equal(profile.samples_ME, known.samples_ME)
 
 
