@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.calibration import softmax
+from hilora.character_grams import gram_ids
 from hilora.covariance import FloatArray
 from hilora.fitted_pool import AdapterProfile, FittedPool
 from hilora.gaussian_index import NOBODY, DenseGaussianIndex
 from hilora.held_out_samples import NUM_FOLDS
-from hilora.score_stack import fit_stack_weights
+from hilora.score_stack import StackWeights, fit_stack_weights
 from hilora.stacked_scores import SHORTLIST
 from hilora_lab.bench.routing_data import RoutingData
 from hilora_lab.bench.routing_metrics import RankedQueries, interval_over_tasks, without_own
@@ -52,7 +53,8 @@ def run_routing_bench(data: RoutingData, *, on_progress: OnProgress) -> dict[str
 
     Returns:
         The report: `scorers` by name, each with the keys of `RankedQueries.summary`, its `temperature`, and the 95 %
-        interval `top1_ci` over tasks; `default` and `gain`, what the default's top-1 has over the Gaussian alone.
+        interval `top1_ci` over tasks; `default` and `gain`, what the default's top-1 has over the Gaussian alone;
+        `product`, what its wording weighs and a query takes.
     """
     started = time.perf_counter()
     num_steps = NUM_FOLDS + 2
@@ -64,7 +66,7 @@ def run_routing_bench(data: RoutingData, *, on_progress: OnProgress) -> dict[str
     held_out, held_out_idx = _held_out(data, samples, lambda done: on_progress("scorers", 1 + done, num_steps))
     scored = {name: _scored(scores, held_out[name], held_out_idx, data) for name, scores in asked.items()}
     scored["stacked_lexical"] = _stacked_lexical(asked, held_out, held_out_idx, data)
-    scored[DEFAULT_SCORER] = _product(data, queries)
+    scored[DEFAULT_SCORER], product = _product(data, pool)
     on_progress("scorers", num_steps, num_steps)
     names = sorted({task.cluster for task in data.tasks})
     cluster_L = np.array([names.index(task.cluster) for task in data.tasks], dtype=np.intp)
@@ -91,6 +93,7 @@ def run_routing_bench(data: RoutingData, *, on_progress: OnProgress) -> dict[str
         "num_samples": [int(counts.min()), int(counts.max())],
         "default": DEFAULT_SCORER,
         "gain": {"over": "pooled_eb", "top1": round(100.0 * float(gain_N.mean()), 3), "ci": _interval(gain_N, data)},
+        "product": product,
         "scorers": scorers,
         "warnings": sample_warnings(counts),
         "seconds": round(time.perf_counter() - started, 1),
@@ -160,12 +163,9 @@ def _of_logits(logits_NL: FloatArray, temperature: float, data: RoutingData) -> 
     )
 
 
-def _product(data: RoutingData, queries: CountedTexts) -> _Scored:
-    """The fitted pool of the product, query by query, and once more with the right adapter excluded."""
-    counts = np.bincount(data.sample_task_N)
-    ends = np.cumsum(counts)
-    samples = CountedTexts.of(data.samples)
-    whole = SampledPool(samples=samples, adapter_M=data.sample_task_N, num_adapters=len(data.tasks))
+def _product(data: RoutingData, whole: SampledPool) -> tuple[_Scored, dict[str, float]]:
+    """The fitted pool of the product, query by query, and once more with the right adapter excluded; and what a query
+    takes beyond its embedding."""
     pool = FittedPool.fit(
         [
             AdapterProfile(
@@ -173,22 +173,34 @@ def _product(data: RoutingData, queries: CountedTexts) -> _Scored:
                 adapter_id=f"{place:06}",
                 adapter_name=task.name,
                 lora_rank=1,
-                samples_ME=data.samples.embeddings_NE[ends[place] - counts[place] : ends[place]],
+                samples_ME=whole.blocks[place],
                 grams=whole.grams_of(place),
             )
             for place, task in enumerate(data.tasks)
         ],
         build_index=DenseGaussianIndex,
     )
+    milliseconds: list[float] = []
     shape = (len(data.queries), len(data.tasks))
     posterior_NL, without_own_NL = np.zeros(shape), np.zeros(shape)
-    for row, (z_E, ids) in enumerate(zip(data.queries.embeddings_NE, queries.grams, strict=True)):
+    for row, (z_E, text) in enumerate(zip(data.queries.embeddings_NE, data.queries.texts, strict=True)):
         own = data.query_task_N[row : row + 1]
         for table, excluded in ((posterior_NL, NOBODY), (without_own_NL, own)):
-            found = pool.score_nearest(pool.checked(z_E), num_results=SHORTLIST, excluded=excluded, grams=ids)
+            started = time.perf_counter()
+            found = pool.score_nearest(
+                pool.checked(z_E), num_results=SHORTLIST, excluded=excluded, grams=gram_ids(text)
+            )
+            milliseconds.append((time.perf_counter() - started) * 1e3)
             table[row, found.idx_C] = found.posterior_C
-    temperature = pool.model.temperature if pool.stack is None else pool.stack.weights.temperature
-    return _Scored(temperature=temperature, posterior_NL=posterior_NL, without_own_NL=without_own_NL)
+    weights = StackWeights(temperature=pool.model.temperature, lexical_weight=0.0)
+    if pool.stack is not None:
+        weights = pool.stack.weights
+    scored = _Scored(temperature=weights.temperature, posterior_NL=posterior_NL, without_own_NL=without_own_NL)
+    return scored, {
+        "lexical_weight": round(weights.lexical_weight, 4),
+        "milliseconds_p50": round(float(np.quantile(milliseconds, 0.5)), 4),
+        "milliseconds_p99": round(float(np.quantile(milliseconds, 0.99)), 4),
+    }
 
 
 def _interval(values_N: FloatArray, data: RoutingData) -> list[float]:
