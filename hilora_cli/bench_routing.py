@@ -85,7 +85,8 @@ def routing_table(report: dict[str, Any]) -> Table:
     """The scorers of a report, the best first."""
     from rich.table import Table
 
-    table = Table("scorer", title=f"{report['num_queries']} queries, {report['num_adapters']} adapters")
+    table = Table(title=f"{report['num_queries']} queries, {report['num_adapters']} adapters")
+    table.add_column("scorer", no_wrap=True)
     for heading in ("top-1", "95 %", "top-3", "top-10", "cluster", "ECE", "90 % set", "covers", "removed 1 / 3"):
         table.add_column(heading, justify="right")
     ordered = sorted(report["scorers"].items(), key=lambda item: -item[1]["top1"])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora.adapter_review import FEW_SAMPLES, are_uneven
 from hilora.calibration import softmax
 from hilora.character_grams import gram_ids
 from hilora.covariance import FloatArray
@@ -32,8 +33,6 @@ DEFAULT_SCORER = "stacked"
 """What the product does."""
 
 _MAX_HELD_OUT = 2048
-_FEW_SAMPLES = 5
-_UNEVEN_SAMPLES = 4.0
 
 OnProgress = Callable[[str, int, int], None]
 """Told what is done: title, steps done, all steps."""
@@ -103,10 +102,10 @@ def run_routing_bench(data: RoutingData, *, on_progress: OnProgress) -> dict[str
 def sample_warnings(counts_L: NDArray[np.intp]) -> list[str]:
     """What to think of before the numbers of a pool with so many samples are believed."""
     warnings: list[str] = []
-    few = int((counts_L < _FEW_SAMPLES).sum())
+    few = int((counts_L < FEW_SAMPLES).sum())
     if few:
-        warnings.append(f"{few} adapters have fewer than {_FEW_SAMPLES} samples: little tells them apart.")
-    if counts_L.max() > _UNEVEN_SAMPLES * counts_L.min():
+        warnings.append(f"{few} adapters have fewer than {FEW_SAMPLES} samples: little tells them apart.")
+    if are_uneven(counts_L.tolist()):
         warnings.append(
             f"Adapters have {counts_L.min()} to {counts_L.max()} samples: those with more may be preferred."
         )

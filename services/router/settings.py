@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hilora.access import TrustTier
+from hilora.routing_settings import ScoreRule
 from hilora.strategies import STRATEGY_NAMES
 from services.common.sequence_encoder import DEFAULT_ENCODER
 from services.common.tls_settings import TlsServiceSettings
@@ -59,6 +60,9 @@ class RouterSettings(TlsServiceSettings):
     strategy: str = "hilora"
     """By which strategy adapters are chosen where a request does not say: `hilora`, `hilora-paper`,
     `retriever-selection`, `retriever-mixture`, `arrow`, `spectr`, `seqr`, `uniform` or `base`."""
+    score_rule: ScoreRule = ScoreRule.STACKED
+    """What adapters are scored by: `stacked`, meaning and wording of a text with weights fitted to the pool, or
+    `gaussian`, its meaning alone."""
     low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
     """What happens to a text that no adapter explains: `top` lets the likeliest answer, `base` the base alone, `refuse`
     refuses the request."""
