@@ -101,6 +101,11 @@ class SampleGrams:
         """M."""
         return len(self.lengths_M)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        return self.ids_N.nbytes + self.lengths_M.nbytes
+
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         return np.concatenate([[0], np.cumsum(self.lengths_M, dtype=np.int64)])

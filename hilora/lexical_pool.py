@@ -59,6 +59,11 @@ class LexicalRows:
     def __len__(self) -> int:
         return len(self.scales_L)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        return self.ids_LW.nbytes + self.counts_LW.nbytes + self.scales_L.nbytes + self.commons_L.nbytes
+
     def followed_by(self, others: LexicalRows) -> LexicalRows:
         """These, then others."""
         width = max(self.ids_LW.shape[1], others.ids_LW.shape[1])
