@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hilora.errors import InvalidInput
+from hilora_cli.bench_routing import routing_command
 from hilora_cli.demo import SHIPPED_TESTBED
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ app = typer.Typer(
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")
 ]
+
+
+app.command("routing")(routing_command)
 
 
 @app.callback()
