@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hilora.errors import InvalidInput
+from hilora_cli.bench_accuracy import accuracy_command
 from hilora_cli.demo import SHIPPED_TESTBED
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ app = typer.Typer(
     help="Measure the engine against its base and against others, the router's latency, and the registry at scale.",
     no_args_is_help=True,
 )
+
+app.command("accuracy")(accuracy_command)
 
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")

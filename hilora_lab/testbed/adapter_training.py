@@ -89,8 +89,8 @@ def train_adapter_on(
     """Train an adapter on the examples that `draw` gives.
 
     The base's weights stay as they are; the returned model wraps `base` in place, so take the adapter off again with
-    `model.unload()` before the next one. `seed` decides the first weights, `order` the examples; `withheld_prompts` (dev
-    and test) are never trained on.
+    `model.unload()` before the next one. `seed` decides the first weights, `order` the examples; `withheld_prompts`
+    (dev and test) are never trained on.
     """
     torch.manual_seed(seed)
     generator = random.Random(order)

@@ -25,7 +25,8 @@ Exact match of the `{split}` split through transformers and PEFT:
 {rows}
 
 Made with `hilora lab build-testbed --size large --out DIR --seed {seed}`: {base_steps} steps of {base_batch} prompts
-for the base, {adapter_steps} steps of {adapter_batch} for an adapter of one skill. The format is described in `hilora_lab/testbed/folder.py`.
+for the base, {adapter_steps} steps of {adapter_batch} for an adapter of one skill. The format is described in
+`hilora_lab/testbed/folder.py`.
 """
 
 

@@ -344,11 +344,10 @@ def draw_member_lines(members: Sequence[PoolMember], *, seed: int) -> list[TaskL
 
 def _lines_of(member: PoolMember, used: set[str], *, seed: int) -> list[TaskLine]:
     generator = random.Random(f"{seed}/large/{member.name}")
-    splits: list[Split] = ["fit"] if member.recipe is not None else []
-    if member.has_questions:
-        splits += ["dev", "test"]
+    fits: tuple[Split, ...] = ("fit",) if member.recipe is not None else ()
+    asked: tuple[Split, ...] = ("dev", "test") if member.has_questions else ()
     lines: list[TaskLine] = []
-    for split in splits:
+    for split in (*fits, *asked):
         for wording, parts, counts in (
             (KNOWN, member.parts, _KNOWN_LINES),
             (HELD_OUT, member.held_out_parts, _HELD_OUT_LINES),

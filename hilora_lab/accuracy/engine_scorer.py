@@ -1,0 +1,153 @@
+"""Exact match under routing plans through the worker's own engine: different plans in one batch, one pass a prompt.
+
+A prompt and its gold answer are read together, and the engine says of every token what it would have said in its place.
+Greedy decoding gives exactly the gold answer if and only if each answer token is the likeliest at its position.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hilora.adapter import DecomposedAdapter, LoRAAdapter, RocBasis
+from hilora.decomposition import decompose
+from hilora.errors import HiloraError, UnknownAdapter
+from hilora.routing_plan import RoutingPlan
+from hilora_lab.testbed.batches import TokenizedExample
+from services.worker.engine.config import EngineConfig
+from services.worker.engine.engine import Engine
+from services.worker.engine.output.events import EngineEvent, Failed, Finished, TextDelta
+from services.worker.engine.sampling.sampling_params import SamplingParams
+from services.worker.engine.scheduling.request import EngineRequest
+from services.worker.models.loader import load_model
+
+_IDLE_SECONDS = 0.0005
+_BATCH = 64
+_STEP_TOKENS = 4096
+_POOL_BYTES = 2 << 30
+
+OnAnswered = Callable[[int], None]
+"""Called with the number of answers known so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedExample:
+    """A prompt with its gold answer, and the plan under which it is answered."""
+
+    plan: RoutingPlan
+    example: TokenizedExample
+
+
+class FactorSource:
+    """A pool in main memory as the worker's `ComponentSource`; each basis is computed once.
+
+    Args:
+        adapters: by adapter id; may be added to while the engine runs.
+    """
+
+    def __init__(self, adapters: Mapping[str, LoRAAdapter]) -> None:
+        self.adapters = dict(adapters)
+        self._decomposed: dict[tuple[str, RocBasis], DecomposedAdapter] = {}
+
+    def fetch(self, adapter_id: str, basis: RocBasis) -> DecomposedAdapter:
+        """See `ComponentSource.fetch`.
+
+        Raises:
+            UnknownAdapter: no such adapter.
+        """
+        key = (adapter_id, basis)
+        found = self._decomposed.get(key)
+        if found is None:
+            if adapter_id not in self.adapters:
+                raise UnknownAdapter(f"The pool has no adapter {adapter_id}.", place=adapter_id)
+            found = self._decomposed[key] = decompose(self.adapters[adapter_id], basis=basis)
+        return found
+
+
+class EngineScorer:
+    """An engine over a base model, driven step by step.
+
+    Args:
+        base_folder: the base model and its tokenizer.
+        source: the pool.
+        longest: tokens of the longest prompt with its answer.
+        device: torch device.
+    """
+
+    def __init__(self, base_folder: Path, source: FactorSource, *, longest: int, device: str = "cpu") -> None:
+        loaded = load_model(str(base_folder), device=device)
+        self.source = source
+        self.tokenizer = loaded.tokenizer
+        self._engine = Engine(
+            loaded=loaded,
+            source=source,
+            config=EngineConfig(
+                max_num_seqs=_BATCH,
+                max_model_len=longest + 1,
+                max_num_batched_tokens=max(_STEP_TOKENS, longest),
+                max_waiting=4 * _BATCH,
+                roc_pool_bytes=_POOL_BYTES,
+            ),
+        )
+        self._ids = itertools.count()
+        self._right: dict[str, bool] = {}
+        self._open: set[str] = set()
+        self._error: HiloraError | None = None
+
+    def answered(self, planned: Sequence[PlannedExample], on_answered: OnAnswered | None = None) -> list[bool]:
+        """For each example whether greedy decoding under its plan gives exactly its answer.
+
+        Raises:
+            HiloraError: the first failure of the engine; a table of failures measures nothing.
+        """
+        ids: list[str] = []
+        waiting = iter(planned)
+        is_done = False
+        while self._open or not is_done:
+            while not is_done and len(self._open) < 2 * _BATCH:
+                one = next(waiting, None)
+                if one is None:
+                    is_done = True
+                else:
+                    ids.append(self._submit(one))
+            has_worked = self._engine.run_step()
+            if self._error is not None:
+                raise self._error
+            if on_answered is not None:
+                on_answered(len(ids) - len(self._open))
+            if self._open and not has_worked:
+                time.sleep(_IDLE_SECONDS)
+        return [self._right.pop(request_id) for request_id in ids]
+
+    def close(self) -> None:
+        """End the engine and its threads."""
+        self._engine.stop(drain_seconds=0.0)
+
+    def _submit(self, planned: PlannedExample) -> str:
+        request_id = f"example-{next(self._ids)}"
+        self._open.add(request_id)
+        self._right[request_id] = False
+        answer = planned.example.answer_ids
+        self._engine.submit(
+            EngineRequest(
+                request_id=request_id,
+                prompt_token_ids=(*planned.example.prompt_ids, *answer),
+                sampling=SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, prompt_logprobs=1),
+                plan=planned.plan,
+            ),
+            partial(self._hear, request_id, len(answer)),
+        )
+        return request_id
+
+    def _hear(self, request_id: str, num_answer: int, event: EngineEvent) -> None:
+        if isinstance(event, TextDelta) and event.prompt_logprobs:
+            positions = event.prompt_logprobs[-num_answer:]
+            self._right[request_id] = all(one.top[0].token_id == one.chosen.token_id for one in positions)
+        if isinstance(event, Finished | Failed):
+            self._open.discard(request_id)
+        if isinstance(event, Failed) and self._error is None:
+            self._error = event.error
