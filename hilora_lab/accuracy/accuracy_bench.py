@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers import AutoTokenizer
 
 from hilora.adapter import LoRAAdapter, adapter_id_of
 from hilora.routing_explanation import base_decision, explicit_decision
@@ -15,11 +18,12 @@ from hilora_lab.accuracy.outcomes import Outcomes
 from hilora_lab.accuracy.planner import Planner
 from hilora_lab.evaluation.gated_model import read_adapter_folder
 from hilora_lab.evaluation.offline import Encodes
-from hilora_lab.testbed.batches import TokenizedExample, tokenize_example
+from hilora_lab.testbed.batches import TokenizedExample
 from hilora_lab.testbed.folder import Split, TaskLine, Testbed
-from hilora_lab.testbed.tasks import Example
 
 ORACLE, BASE = "oracle", "base"
+REVISION = "accuracy"
+"""Of every adapter of a testbed: its names are enough to tell them apart."""
 _OTHER_SPLIT: Mapping[Split, Split] = {"test": "dev", "dev": "test", "fit": "dev"}
 _CHOOSING_LINES = 8
 """Lines a task by which the best single adapter of the others is chosen."""
@@ -35,10 +39,18 @@ def _in_silence(_what: str, _done: int, _total: int) -> None:
 def profile_of(name: str, adapter: LoRAAdapter, texts: Sequence[str], encoder: Encodes) -> AdapterProfile:
     """What a router knows of an adapter that came with these sample texts."""
     return AdapterProfile(
-        adapter_id=adapter_id_of(name, "accuracy"),
+        adapter_id=adapter_id_of(name, REVISION),
         adapter_name=name,
         lora_rank=adapter.lora_rank,
         samples_ME=encoder.encode(list(texts)),
+    )
+
+
+def tokenize_line(tokenizer: Any, line: TaskLine) -> TokenizedExample:
+    """Ids of a prompt and of its answer, its end included, with any tokenizer."""
+    answer = tokenizer(line.answer, add_special_tokens=False)["input_ids"]
+    return TokenizedExample(
+        prompt_ids=tuple(tokenizer(line.prompt)["input_ids"]), answer_ids=(*answer, tokenizer.eos_token_id)
     )
 
 
@@ -69,6 +81,7 @@ class AccuracyBench:
         self.testbed = testbed
         self.encoder = encoder
         self.split: Split = split
+        self.limit_per_task = limit_per_task
         self.seed = seed
         self.adapters = {name: read_adapter_folder(testbed.adapter_folder(name)) for name in testbed.adapter_names}
         self.sample_texts = {
@@ -79,12 +92,13 @@ class AccuracyBench:
         self.planner = Planner(self.profiles(), seed=seed)
         on_progress("embed", 1, 1)
         self._on_progress = on_progress
-        self.source = FactorSource(
-            {adapter_id_of(name, "accuracy"): adapter for name, adapter in self.adapters.items()}
+        self.source = FactorSource({adapter_id_of(name, REVISION): adapter for name, adapter in self.adapters.items()})
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(testbed.base_folder)
+        longest = max(
+            len(example.prompt_ids) + len(example.answer_ids)
+            for example in (tokenize_line(self._tokenizer, line) for line in testbed.lines)
         )
-        longest = max(len(line.prompt.split()) + len(line.answer.split()) for line in testbed.lines)
-        # Words are the testbeds' tokens; other tokenizers make more of them.
-        self._scorer = EngineScorer(testbed.base_folder, self.source, longest=4 * longest + 16, device=device)
+        self._scorer = EngineScorer(testbed.base_folder, self.source, longest=longest, device=device)
         self._tokenized: dict[str, TokenizedExample] = {}
         self._best_other: dict[str, str] | None = None
 
@@ -151,8 +165,7 @@ class AccuracyBench:
     def tokenized(self, line: TaskLine) -> TokenizedExample:
         """Ids of a line's prompt and answer."""
         if line.prompt not in self._tokenized:
-            example = Example(prompt=line.prompt, answer=line.answer)
-            self._tokenized[line.prompt] = tokenize_example(self._scorer.tokenizer, example)
+            self._tokenized[line.prompt] = tokenize_line(self._tokenizer, line)
         return self._tokenized[line.prompt]
 
     def best_other(self) -> dict[str, str]:
@@ -203,7 +216,7 @@ class AccuracyBench:
 
     def _pinned(self, name: str) -> RoutingDecision:
         return explicit_decision(
-            adapter_id=adapter_id_of(name, "accuracy"),
+            adapter_id=adapter_id_of(name, REVISION),
             adapter_name=name,
             lora_rank=self.adapters[name].lora_rank,
             catalog_generation=0,

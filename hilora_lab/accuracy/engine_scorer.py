@@ -1,7 +1,8 @@
 """Exact match under routing plans through the worker's own engine: different plans in one batch, one pass a prompt.
 
 A prompt and its gold answer are read together, and the engine says of every token what it would have said in its place.
-Greedy decoding gives exactly the gold answer if and only if each answer token is the likeliest at its position.
+Greedy decoding gives exactly the gold answer if and only if each answer token is the likeliest at its position. A model
+with an encoder reads only prompts that way, so it writes its answers, and their texts are compared.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _IDLE_SECONDS = 0.0005
 _BATCH = 64
 _STEP_TOKENS = 4096
 _POOL_BYTES = 2 << 30
+_SPARE_TOKENS = 4
+"""Allowed beyond the gold answer, so that one that does not stop is seen as wrong."""
 
 OnAnswered = Callable[[int], None]
 """Called with the number of answers known so far."""
@@ -82,6 +85,7 @@ class EngineScorer:
         loaded = load_model(str(base_folder), device=device)
         self.source = source
         self.tokenizer = loaded.tokenizer
+        self._writes = loaded.is_encoder_decoder
         self._engine = Engine(
             loaded=loaded,
             source=source,
@@ -95,6 +99,7 @@ class EngineScorer:
         )
         self._ids = itertools.count()
         self._right: dict[str, bool] = {}
+        self._texts: dict[str, str] = {}
         self._open: set[str] = set()
         self._error: HiloraError | None = None
 
@@ -131,22 +136,34 @@ class EngineScorer:
         request_id = f"example-{next(self._ids)}"
         self._open.add(request_id)
         self._right[request_id] = False
-        answer = planned.example.answer_ids
-        self._engine.submit(
-            EngineRequest(
-                request_id=request_id,
-                prompt_token_ids=(*planned.example.prompt_ids, *answer),
-                sampling=SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, prompt_logprobs=1),
-                plan=planned.plan,
-            ),
-            partial(self._hear, request_id, len(answer)),
-        )
+        prompt, answer = planned.example.prompt_ids, planned.example.answer_ids
+        if self._writes:
+            wanted = str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+            self._texts[request_id] = ""
+            sampling = SamplingParams(temperature=0.0, max_tokens=len(answer) + _SPARE_TOKENS)
+            hear = partial(self._hear_text, request_id, wanted)
+        else:
+            prompt = (*prompt, *answer)
+            sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, prompt_logprobs=1)
+            hear = partial(self._hear_scores, request_id, len(answer))
+        request = EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling, plan=planned.plan)
+        self._engine.submit(request, hear)
         return request_id
 
-    def _hear(self, request_id: str, num_answer: int, event: EngineEvent) -> None:
+    def _hear_scores(self, request_id: str, num_answer: int, event: EngineEvent) -> None:
         if isinstance(event, TextDelta) and event.prompt_logprobs:
             positions = event.prompt_logprobs[-num_answer:]
             self._right[request_id] = all(one.top[0].token_id == one.chosen.token_id for one in positions)
+        self._hear_end(request_id, event)
+
+    def _hear_text(self, request_id: str, wanted: str, event: EngineEvent) -> None:
+        if isinstance(event, TextDelta):
+            self._texts[request_id] += event.text
+        if isinstance(event, Finished):
+            self._right[request_id] = self._texts.pop(request_id).strip() == wanted
+        self._hear_end(request_id, event)
+
+    def _hear_end(self, request_id: str, event: EngineEvent) -> None:
         if isinstance(event, Finished | Failed):
             self._open.discard(request_id)
         if isinstance(event, Failed) and self._error is None:

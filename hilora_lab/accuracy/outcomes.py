@@ -50,15 +50,18 @@ class Outcomes:
     @cached_property
     def right_by_task(self) -> NDArray[np.float64]:
         """Right answers by task, `[T]`."""
-        place = {task: idx for idx, task in enumerate(self.tasks)}
-        places_N = [place[line.task] for line in self.lines]
-        return np.bincount(places_N, weights=np.asarray(self.is_right, dtype=np.float64), minlength=len(place))
+        counts = dict.fromkeys(self.tasks, 0)
+        for line, is_right in zip(self.lines, self.is_right, strict=True):
+            counts[line.task] += is_right
+        return np.array(list(counts.values()), dtype=np.float64)
 
     @cached_property
     def asked_by_task(self) -> NDArray[np.float64]:
         """Lines by task, `[T]`."""
-        place = {task: idx for idx, task in enumerate(self.tasks)}
-        return np.bincount([place[line.task] for line in self.lines], minlength=len(place)).astype(np.float64)
+        counts = dict.fromkeys(self.tasks, 0)
+        for line in self.lines:
+            counts[line.task] += 1
+        return np.array(list(counts.values()), dtype=np.float64)
 
 
 def resampled(outcomes: Outcomes, *, seed: int) -> NDArray[np.float64]:

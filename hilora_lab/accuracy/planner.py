@@ -53,6 +53,7 @@ class Planner:
         strategy: str,
         *,
         without: str | None = None,
+        exclude: frozenset[str] = frozenset(),
         changes: Mapping[str, object] | None = None,
     ) -> RoutingDecision:
         """What a router answers for one text.
@@ -62,6 +63,7 @@ class Planner:
             z_E: its embedding.
             strategy: by name.
             without: the adapter that was never registered.
+            exclude: names that are passed over, though the pool was fitted with them.
             changes: fields of the strategy's `RoutingSettings` to depart in.
 
         Raises:
@@ -69,7 +71,7 @@ class Planner:
         """
         rules = rules_for(RoutingOptions(model=f"{AUTO_MODEL}:{strategy}"), PRODUCT_DEFAULTS)
         settings: RoutingSettings = replace(rules.settings, **(changes or {}))
-        question = RoutingQuestion(z_E=z_E, settings=settings, request_seed=self._seed_of(text))
+        question = RoutingQuestion(z_E=z_E, settings=settings, request_seed=self._seed_of(text), exclude=exclude)
         decision = rules.strategy.decide(self.router(without), question)
         return with_policy(decision, PRODUCT_DEFAULTS.low_confidence)
 
