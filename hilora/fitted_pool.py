@@ -26,6 +26,7 @@ from hilora.pool_statistics import PoolStatistics
 from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_explanation import ScoredPool
 from hilora.routing_settings import RoutingSettings
+from hilora.sample_vectors import SampleVectors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -207,6 +208,14 @@ class FittedPool:
         means_LE = np.stack([profile.samples_ME.mean(axis=0, dtype=np.float64) for profile in self.profiles])
         norms_L = np.linalg.norm(means_LE, axis=1, keepdims=True)
         return (means_LE / np.where(norms_L > 0.0, norms_L, 1.0)).astype(np.float32)
+
+    @cached_property
+    def samples(self) -> SampleVectors:
+        """All samples side by side; made at its first use, because most pools are never searched by samples."""
+        return SampleVectors.of(
+            [profile.samples_ME for profile in self.profiles],
+            adapter_ids=[profile.adapter_id for profile in self.profiles],
+        )
 
     def score_all(self, z_E: FloatArray, *, settings: RoutingSettings, excluded: NDArray[np.intp]) -> ScoredPool:
         """Every allowed adapter that took part in the fit, by place, scored as the paper's mode does (E3)."""

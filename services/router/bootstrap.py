@@ -38,6 +38,7 @@ from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_memory import shared_plans, shared_sessions
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
 from services.router.infra.route_log import RouteLog
+from services.router.infra.weights_file import read_weights
 from services.router.infra.workers.client import Silence
 from services.router.infra.workers.directories import directory_of
 from services.router.infra.workers.pool import WorkerPool
@@ -316,6 +317,8 @@ def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
         routed_part=settings.routed_part,
         routed_turns=settings.routed_turns,
         max_routed_chars=settings.max_routed_chars,
+        gate_ids=settings.gates,
+        learned_weights={} if settings.lorahub_weights is None else read_weights(settings.lorahub_weights),
     )
 
 

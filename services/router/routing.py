@@ -87,7 +87,8 @@ class RouteText:
 
         Raises:
             UnknownAdapter: `model_not_found`, `unknown_strategy`, `plan_not_found`.
-            InvalidInput: `contradicting_options`, `excluded_model`, or what `composed_decision` finds.
+            InvalidInput: `contradicting_options`, `excluded_model`, what `composed_decision` finds, or what the
+                strategy lacks.
             LowConfidence: no adapter explains the text, and the request wants to be refused then.
             Conflict: `plan_gone`.
             RegistryUnavailable: before the first snapshot of the catalogue.
@@ -180,6 +181,9 @@ class RouteText:
             request_seed=options.seed,
             exclude=closed | options.exclude_adapters if options.exclude_adapters else closed,
             num_runners_up=num_runners_up,
+            own_adapter=options.own_adapter,
+            gate_ids=self._defaults.gate_ids,
+            learned_weights=self._defaults.learned_weights,
         )
         verdict, reason = SessionVerdict.NEW, "The session begins."
         if visit is not None and visit.before is not None and z_E is not None:

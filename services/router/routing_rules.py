@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from hilora.errors import InvalidInput
 from hilora.routing_plan import RoutingMode
@@ -31,6 +32,10 @@ class RoutingDefaults:
     """The user's messages that `RoutedPart.WINDOW` takes."""
     max_routed_chars: int = 8192
     """Characters that a decision looks at."""
+    gate_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Learned gates by the name of the strategy that uses them."""
+    learned_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Factors by adapter name, for the strategy `lorahub`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,8 +57,12 @@ class RouterSettings(TlsServiceSettings):
     encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
     """Most memory for them."""
     strategy: str = "hilora"
-    """By which strategy adapters are chosen where a request does not say: `hilora`, `hilora-paper`,
-    `retriever-selection`, `retriever-mixture`, `arrow`, `spectr`, `seqr`, `uniform` or `base`."""
+    """By which strategy adapters are chosen where a request does not say; docs/strategies.md lists them."""
+    gates: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict[str, str])
+    """Learned gates of the strategies that need one, `strategy=gate_id` separated by commas; the workers have the files
+    in `HILORA_WORKER_GATES_DIR`. `hilora train gate` makes them."""
+    lorahub_weights: Path | None = None
+    """File with the factors of the strategy `lorahub`, as `hilora train lorahub` writes it; read at the start."""
     low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
     """What happens to a text that no adapter explains: `top` lets the likeliest answer, `base` the base alone, `refuse`
     refuses the request."""
@@ -164,6 +168,22 @@ class RouterSettings(TlsServiceSettings):
     def _is_strategy(cls, value: str) -> str:
         if value not in STRATEGY_NAMES:
             raise ValueError(f"there is no such strategy; use one of {', '.join(STRATEGY_NAMES)}")
+        return value
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _gates(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        return {name.strip(): gate_id.strip() for name, _, gate_id in pairs}
+
+    @field_validator("gates")
+    @classmethod
+    def _name_strategies(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, gate_id in value.items():
+            if name not in STRATEGY_NAMES or not gate_id:
+                raise ValueError(f"{name}={gate_id} is not of the form strategy=gate_id")
         return value
 
     @field_validator("worker_addresses", mode="before")

@@ -87,7 +87,7 @@ def profile_problems(data_dir: Path, revision: str, profile_id: str) -> list[str
 
 def accepted_jobs(data_dir: Path) -> list[str]:
     """Jobs whose files still wait."""
-    return [file.parent.name for file in (data_dir / "incoming").glob("*/request.json")]
+    return [file.parent.name for file in (data_dir / "incoming").glob("[!.]*/request.json")]
 
 
 def _records(data_dir: Path) -> Iterator[dict[str, Any]]:

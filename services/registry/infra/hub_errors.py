@@ -58,6 +58,7 @@ def translated(error: Exception, reference: str) -> HiloraError:
     return Unavailable(
         f"The hub does not answer for {reference}: {type(error).__name__}: {str(error)[:200]}",
         code="hub_unavailable",
+        retry_after_seconds=_retry_after(error, otherwise=1.0),
         remedy="It is tried again; otherwise upload the files.",
         place=_PLACE,
     )
@@ -72,19 +73,23 @@ def _by_status(error: Any, reference: str) -> HiloraError | None:
             f"Replace {_CREDENTIAL}: it is expired, mistyped, or lacks the right to read this repository.",
         )
     if status == 429:
-        text = str(error.response.headers.get("Retry-After", ""))
         return Exhausted(
             "The hub wants to be asked later.",
             code="hub_rate_limited",
-            retry_after_seconds=min(_MAX_RETRY_AFTER_SECONDS, float(text))
-            if text.isdecimal()
-            else _DEFAULT_RETRY_AFTER_SECONDS,
+            retry_after_seconds=_retry_after(error, otherwise=_DEFAULT_RETRY_AFTER_SECONDS),
             remedy=f"It is tried again; a {_CREDENTIAL} has a higher limit.",
             place=_PLACE,
         )
     if 400 <= status < 500 and status not in {408, 416}:
         return _final(f"The hub answers {status} for {reference}.", "hub_refused", "Check the reference.")
     return None
+
+
+def _retry_after(error: Any, *, otherwise: float) -> float:
+    """The seconds that the hub names, if it answered at all (RFC 9110, 10.2.3)."""
+    response = getattr(error, "response", None)
+    text = "" if response is None else str(response.headers.get("Retry-After", ""))
+    return min(_MAX_RETRY_AFTER_SECONDS, float(text)) if text.isdecimal() else otherwise
 
 
 def _final(message: str, code: str, remedy: str) -> InvalidInput:

@@ -1,9 +1,11 @@
 """Accepted adapters until they are ingested.
 
     incoming/<job_id>/adapter_config.json, adapter_model.safetensors, samples.jsonl    as far as there are any
-                      request.json       written last when a job is accepted, removed first when it is done
+                      request.json       written last when a job is accepted
+    incoming/.done-<job_id>/             done: renamed in one step, then removed
 
-So a folder without `request.json` belongs to an upload that is still running or to nobody.
+So a folder without `request.json` belongs to an upload that is still running or to nobody, and a job that is done has
+no folder of its name, whenever its process was killed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from services.registry.job import IngestRequest, is_job_id
 _log = get_logger(__name__)
 
 _REQUEST_FILE = "request.json"
+_DONE_PREFIX = ".done-"
 _ABANDONED_AFTER_SECONDS = 3600.0
 
 
@@ -77,13 +80,17 @@ class DiskStagingArea:
 
     def discard(self, job_id: str) -> None:
         """See `StagingArea.discard`."""
-        folder = self.files(job_id)
-        (folder / _REQUEST_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        aside = self._root / f"{_DONE_PREFIX}{job_id}"
+        with contextlib.suppress(FileNotFoundError):  # nothing left of it, or another process was quicker
+            self.files(job_id).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def sweep(self) -> None:
         """See `StagingArea.sweep`."""
         for folder in self._root.iterdir():
+            if folder.name.startswith(_DONE_PREFIX):
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
             with contextlib.suppress(FileNotFoundError):  # discarded by its own job meanwhile
                 is_old = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS
                 if is_old and not (folder / _REQUEST_FILE).exists():

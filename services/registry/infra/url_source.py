@@ -140,15 +140,14 @@ def _check_status(url: CheckedUrl, answer: http.client.HTTPResponse) -> None:
     if status == 200 and encoding == "identity":
         return
     if status == 429:
-        text = answer.getheader("Retry-After") or ""
         raise Exhausted(
             f"{url.host} wants to be asked later.",
             code="url_rate_limited",
-            retry_after_seconds=min(_MAX_RETRY_AFTER_SECONDS, float(text)) if text.isdecimal() else 60.0,
+            retry_after_seconds=_retry_after(answer, otherwise=60.0),
             place=_PLACE,
         )
     if status >= 500 or status == 408:
-        raise _unavailable(url, f"it answers {status}")
+        raise _unavailable(url, f"it answers {status}", retry_after_seconds=_retry_after(answer, otherwise=1.0))
     if status in {401, 403}:
         code, reason = "url_access_denied", "may not be read without credentials"
     elif status in {404, 410}:
@@ -160,10 +159,17 @@ def _check_status(url: CheckedUrl, answer: http.client.HTTPResponse) -> None:
     )
 
 
-def _unavailable(url: CheckedUrl, reason: str) -> Unavailable:
+def _retry_after(answer: http.client.HTTPResponse, *, otherwise: float) -> float:
+    """The seconds that the server names (RFC 9110, 10.2.3; dates are not read)."""
+    text = answer.getheader("Retry-After") or ""
+    return min(_MAX_RETRY_AFTER_SECONDS, float(text)) if text.isdecimal() else otherwise
+
+
+def _unavailable(url: CheckedUrl, reason: str, *, retry_after_seconds: float = 1.0) -> Unavailable:
     return Unavailable(
         f"{url.shown} cannot be fetched: {reason}.",
         code="url_unavailable",
+        retry_after_seconds=retry_after_seconds,
         remedy="Try again later, or upload the archive.",
         place=_PLACE,
     )
