@@ -23,6 +23,7 @@ _MIN_SIGMA = 0.25
 """Of log norms. Adapters of one training script are alike; one a little stronger than its siblings is no outlier."""
 
 FEW_SAMPLES = 5
+_UNEVEN_FACTOR = 4.0
 _MAX_NAMES = 5
 _QUANTISED = re.compile(r"(?:-(?:unsloth|bnb|4bit|8bit|gptq|awq|int4|int8|fp8|nf4|hf|quantized|dynamic))+$")
 
@@ -121,6 +122,12 @@ def find_few_samples(num_samples: int) -> Finding | None:
         message=f"{num_samples} sample texts describe the adapter's task.",
         remedy="Send about 20: with fewer, requests for it are taken for another adapter's more often.",
     )
+
+
+def are_uneven(sample_counts: Sequence[int]) -> bool:
+    """Whether adapters of a pool have so unequal numbers of samples that those with more may be preferred: beyond
+    what the empirical-Bayes means repair."""
+    return len(sample_counts) > 0 and max(sample_counts) > _UNEVEN_FACTOR * max(min(sample_counts), 1)
 
 
 def find_norm_outliers(norm_by_kind: Mapping[str, float], pool: Sequence[Mapping[str, float]]) -> list[Finding]:

@@ -10,6 +10,7 @@ import typer
 
 from hilora.errors import InvalidInput
 from hilora_cli.bench_accuracy import accuracy_command
+from hilora_cli.bench_routing import routing_command
 from hilora_cli.demo import SHIPPED_TESTBED
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ app.command("accuracy")(accuracy_command)
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")
 ]
+
+
+app.command("routing")(routing_command)
 
 
 @app.callback()

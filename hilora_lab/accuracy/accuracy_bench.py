@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from hilora.adapter import LoRAAdapter, adapter_id_of
+from hilora.character_grams import SampleGrams
 from hilora.routing_explanation import base_decision, explicit_decision
 from hilora.routing_plan import RoutingDecision
 from hilora.sequence_routing import AdapterProfile
@@ -43,6 +44,7 @@ def profile_of(name: str, adapter: LoRAAdapter, texts: Sequence[str], encoder: E
         adapter_name=name,
         lora_rank=adapter.lora_rank,
         samples_ME=encoder.encode(list(texts)),
+        grams=SampleGrams.of(texts),
     )
 
 

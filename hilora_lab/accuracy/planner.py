@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora.character_grams import gram_ids
 from hilora.routing_plan import RoutingDecision
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
@@ -71,8 +72,15 @@ class Planner:
         """
         rules = rules_for(RoutingOptions(model=f"{AUTO_MODEL}:{strategy}"), PRODUCT_DEFAULTS)
         settings: RoutingSettings = replace(rules.settings, **(changes or {}))
-        question = RoutingQuestion(z_E=z_E, settings=settings, request_seed=self._seed_of(text), exclude=exclude)
-        decision = rules.strategy.decide(self.router(without), question)
+        router = self.router(without)
+        question = RoutingQuestion(
+            z_E=z_E,
+            settings=settings,
+            request_seed=self._seed_of(text),
+            exclude=exclude,
+            grams=gram_ids(text) if router.counts_grams else None,
+        )
+        decision = rules.strategy.decide(router, question)
         return with_policy(decision, PRODUCT_DEFAULTS.low_confidence)
 
     def _seed_of(self, text: str) -> int:

@@ -45,10 +45,11 @@ def run_robustness(
     """Ask everything without and with each adversary.
 
     Returns:
-        `{adversaries: {NAME: {SETTING: {lost, ci, victim_lost, taken}, flagged, flags, is_met}}, honest, strategy}`:
-        `lost` is what the mean over all tasks falls by (the worst of the victims, with its paired interval),
-        `lost_without_policy` the same if flagged adapters were chosen all the same, `victim_lost` what the victim's own task falls by on average, `taken` the share of requests that the adversary
-        took part in; `honest_flagged` are the honest adapters that the checks flag, too.
+        `{strategy, victims, honest, honest_flagged, adversaries: {NAME: {SETTING: {lost, ci, mean_lost,
+        lost_without_policy, victim_lost, first}, flagged, flags, is_met}}}`. `lost` is what the mean over all tasks
+        falls by after the worst of the victims, with its paired interval; `lost_without_policy` the same if flagged
+        adapters were chosen like others; `victim_lost` what the victim's own task falls by on average; `first` the
+        share of requests that the adversary led. `honest_flagged` are the honest adapters that are flagged, too.
     """
     generator = random.Random(f"{bench.seed}/robustness")
     victims = generator.sample(sorted(bench.adapters), k=min(NUM_VICTIMS, len(bench.adapters)))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hilora.access import AdapterAccess
 from hilora.adapter import RocBasis, adapter_id_of
+from hilora.character_grams import SampleGrams
 from hilora.errors import AdapterAlreadyRegistered, Conflict, UnknownAdapter
 from hilora.finding import Finding, Severity
 from services.registry.artifact import ArtifactManifest, ProfileRecord
@@ -193,6 +194,10 @@ class Catalog:
     async def sample_embeddings(self, entry: CatalogEntry) -> NDArray[np.float32]:
         """The sample embeddings `[m, E]` of an entry that has a profile. Raises UnknownAdapter (`unknown_profile`)."""
         return await asyncio.to_thread(self._profiles.embeddings, entry.revision, entry.profile_id)
+
+    async def sample_grams(self, entry: CatalogEntry) -> SampleGrams:
+        """How the sample texts of such an entry are written. Raises UnknownAdapter (`unknown_profile`)."""
+        return await asyncio.to_thread(self._profiles.grams, entry.revision, entry.profile_id)
 
     async def manifest(self, entry: CatalogEntry) -> ArtifactManifest:
         """What is stored for an entry, provenance included."""

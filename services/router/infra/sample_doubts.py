@@ -9,7 +9,7 @@ from hilora.sample_review import DescribedAdapter, doubts_about
 from services.router.infra.catalog_entry import ReplicatedEntry
 
 REVIEWED_UP_TO = 2_000
-"""Adapters up to which descriptions are compared at every fit: beyond, it would take longer than the fit's extension."""
+"""Adapters up to which descriptions are compared at every fit: beyond, it would take longer than an extension."""
 
 
 def doubtful(entries: Iterable[ReplicatedEntry]) -> dict[str, str]:
