@@ -10,6 +10,7 @@ import typer
 
 from hilora.errors import InvalidInput
 from hilora_cli.bench_accuracy import accuracy_command
+from hilora_cli.bench_pools import flan_command, robustness_command, sensitivity_command
 from hilora_cli.bench_routing import routing_command
 from hilora_cli.demo import SHIPPED_TESTBED
 
@@ -25,6 +26,9 @@ app = typer.Typer(
 )
 
 app.command("accuracy")(accuracy_command)
+app.command("sensitivity")(sensitivity_command)
+app.command("robustness")(robustness_command)
+app.command("flan")(flan_command)
 
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")
