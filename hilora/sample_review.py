@@ -109,9 +109,9 @@ def _of_many(ordered: Sequence[DescribedAdapter]) -> dict[str, Doubt]:
         return {}
     limit = WIDE * float(np.median(scatters_L[many_L]))
     doubts: dict[str, Doubt] = {}
-    for place in np.flatnonzero(many_L & (scatters_L > limit)):
+    for place in np.flatnonzero(many_L & (scatters_L > limit)).tolist():
         adapter = ordered[place]
-        takers = _takers(adapter.samples_ME.astype(np.float64), means_LE, int(place))
+        takers = _takers(adapter.samples_ME.astype(np.float64), means_LE, place)
         num_samples = len(adapter.samples_ME)
         num_own = num_samples - sum(takers.values())
         if num_own <= OWN_SHARE * num_samples and len(takers) >= max(MIN_TAKERS, TAKER_SHARE * num_samples):

@@ -194,13 +194,17 @@ def _row(record: Mapping[str, Any]) -> FlanRow:
     )
 
 
+def _in_silence(done_bytes: int, total_bytes: int | None) -> None:
+    """Each adapter is told about when it is there."""
+
+
 def _fetch(source: HubSource, recipe: FlanRecipe, task: str, folder: Path) -> str:
     origin = folder / ".source"
     if origin.is_file() and all((folder / name).is_file() for name in ADAPTER_FILES):
         return origin.read_text(encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        fetched = source.fetch(recipe.adapter.format(task=task), folder, on_progress=lambda *_: None)
+        fetched = source.fetch(recipe.adapter.format(task=task), folder, on_progress=_in_silence)
     except HiloraError:
         # A folder without its files would be taken for an adapter.
         for path in folder.iterdir():

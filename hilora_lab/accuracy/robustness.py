@@ -59,7 +59,7 @@ def run_robustness(
         texts=bench.sample_texts,
         num_texts=max(len(texts) for texts in bench.sample_texts.values()),
     )
-    honest = {setting: bench.outcomes(strategy, setting) for setting in _SETTINGS}
+    honest: dict[AccuracySetting, Outcomes] = {setting: bench.outcomes(strategy, setting) for setting in _SETTINGS}
     profiles = bench.profiles()
     honest_flags = flags_of(profiles, bench.adapters)
     report: dict[str, Any] = {
