@@ -16,6 +16,8 @@ from hilora.finding import Finding, Severity
 MIN_POOL_FOR_OUTLIERS = 8
 """With fewer adapters a spread says nothing."""
 OUTLIER_Z = 6.0
+NORM_OUTLIER = "norm_outlier"
+"""Code of the finding."""
 _MAD_TO_SIGMA = 1.4826
 _MIN_SIGMA = 0.25
 """Of log norms. Adapters of one training script are alike; one a little stronger than its siblings is no outlier."""
@@ -154,7 +156,7 @@ def _outlier(kind: str, norm: float, *, typical: float, z: float) -> Finding:
     direction = "larger" if z > 0 else "smaller"
     factor = norm / typical if z > 0 else typical / norm
     return Finding(
-        code="norm_outlier",
+        code=NORM_OUTLIER,
         severity=Severity.WARNING,
         place=kind,
         message=f"The updates of {kind} have a norm of {norm:.3g}, {factor:.3g} times {direction} than is usual in "

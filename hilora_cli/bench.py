@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hilora.errors import InvalidInput
+from hilora_cli.bench_accuracy import accuracy_command
+from hilora_cli.bench_pools import flan_command, robustness_command, sensitivity_command
 from hilora_cli.bench_routing import routing_command
 from hilora_cli.demo import SHIPPED_TESTBED
 
@@ -22,6 +24,11 @@ app = typer.Typer(
     help="Measure the engine against its base and against others, the router's latency, and the registry at scale.",
     no_args_is_help=True,
 )
+
+app.command("accuracy")(accuracy_command)
+app.command("sensitivity")(sensitivity_command)
+app.command("robustness")(robustness_command)
+app.command("flan")(flan_command)
 
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")

@@ -74,6 +74,7 @@ class Catalog:
         is_replacement: bool,
         profile: ProfileRecord | None = None,
         source_sha256: str | None = None,
+        is_held: bool = False,
     ) -> Published:
         """Let a name mean a stored version, or hold the version in quarantine. The same again changes nothing.
 
@@ -84,6 +85,7 @@ class Catalog:
             is_replacement: whether another version of the name may be replaced.
             profile: its profile; without one it can be named, never chosen.
             source_sha256: digest of what was sent in; None takes the manifest's.
+            is_held: whether it waits for approval, whatever holds for others.
 
         Returns:
             What the catalogue shows; no entry, or an older one, if the version is held back.
@@ -97,7 +99,7 @@ class Catalog:
         new = AdapterVersion(
             version=1,
             revision=manifest.revision,
-            state=VersionState.QUARANTINED if self._holds_new_versions else VersionState.READY,
+            state=VersionState.QUARANTINED if self._holds_new_versions or is_held else VersionState.READY,
             source_sha256=digest,
             created_at=time.time(),
             job_ids=(job_id,),
