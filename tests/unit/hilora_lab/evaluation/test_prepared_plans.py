@@ -38,7 +38,7 @@ def test_benchmarks_and_workers_make_the_same_of_a_plan(bed, strategy):
         [budget.weight for budget in expected.budgets], rel=1e-6
     )
 
-    gated = GatedModel(base_model(), {name: read_adapter_folder(TESTBED / "adapters" / name) for name in NAMES})
+    gated = GatedModel(base_model().float(), {name: read_adapter_folder(TESTBED / "adapters" / name) for name in NAMES})
     prompt = bed.prompt_ids(text)
     # LoGo asks about what it is given: the prompt alone, and then what was sampled.
     found = gated.logits(plan if strategy != "logo" else expected, torch.tensor([prompt + tokens[:-1]]))
@@ -48,7 +48,7 @@ def test_benchmarks_and_workers_make_the_same_of_a_plan(bed, strategy):
 def test_the_lab_asks_the_base_about_the_prompt(bed):
     text = texts()[2]
     plan = bed.decide("logo", text).plan
-    gated = GatedModel(base_model(), {name: read_adapter_folder(TESTBED / "adapters" / name) for name in NAMES})
+    gated = GatedModel(base_model().float(), {name: read_adapter_folder(TESTBED / "adapters" / name) for name in NAMES})
     prompt = torch.tensor([bed.prompt_ids(text)])
     expected = gated.logits(bed.prepared(plan, text), prompt)
-    torch.testing.assert_close(gated.logits(plan, prompt), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gated.logits(plan, prompt), expected, rtol=1e-4, atol=1e-4)

@@ -32,7 +32,10 @@ def test_records_of_versions_that_prepared_nothing_are_read():
     assert decode_plan(json.dumps(fields).encode()) == plan_record()
 
 
-@pytest.mark.parametrize("preparation", [["magic", 1], ["fusion", 2], ["lego"], 7])
+@pytest.mark.parametrize(
+    "preparation",
+    [{"method": "magic", "num_kept": 1}, {"method": "fusion", "num_kept": 2}, {"method": "lego"}, 7, ["lego"]],
+)
 def test_what_cannot_be_read_is_forgotten(preparation):
     fields = json.loads(encode_plan(prepared(PreparationMethod.LEGO)))
     assert decode_plan(json.dumps(fields | {"preparation": preparation}).encode()) is None
