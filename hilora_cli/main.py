@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from hilora_cli import adapters, bench, keys, lab, train
+from hilora_cli.backup import backup, restore
 from hilora_cli.chat import chat
 from hilora_cli.demo import demo
 from hilora_cli.evaluate import evaluate
@@ -25,6 +26,8 @@ app.command("serve")(serve)
 app.command("demo")(demo)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
+app.command("backup")(backup)
+app.command("restore")(restore)
 app.command("route")(route)
 app.command("route-log")(route_log)
 app.command("generate")(generate)

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 
 from hilora.errors import InvalidInput
+from services.common import certificate_expiry
 from services.common.watched_file import WatchedFile
 
 
@@ -58,6 +59,10 @@ class TlsIdentity:
     def current(self) -> TlsBundle:
         """What the files hold now; if they hold nothing that can be used, what they held before."""
         return self._file.current()
+
+    def expires_at(self) -> float:
+        """Unix seconds at which the certificate of now ends."""
+        return certificate_expiry.expires_at(self.current().certificate)
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For a server that refuses whoever shows no certificate of an authority."""

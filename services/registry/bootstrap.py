@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from functools import partial
 
 from starlette.types import ASGIApp
@@ -80,6 +81,7 @@ class RegistryService:
             access=access,
             heartbeat_seconds=settings.watch_heartbeat_seconds,
         )
+        identity = settings.tls_identity()
         components = StoredComponents(shared.data.artifacts, root=settings.data_dir / "artifacts")
         confusability = ConfusabilityAudit(catalog=shared.catalog, components=components)
         self._rpc = RpcServer(
@@ -91,9 +93,18 @@ class RegistryService:
                 AuditServicer(audit=confusability, access=access).register,
             ],
             service_names=[SERVICE_NAME, LIFECYCLE_SERVICE_NAME, AUDIT_SERVICE_NAME],
-            identity=settings.tls_identity(),
+            identity=identity,
             health_port=settings.health_port,
         )
+        self._metrics = RegistryMetrics(
+            catalog=shared.catalog,
+            jobs=shared.jobs,
+            queue=queue,
+            stores={"artifacts": shared.data.artifacts.folders, "profiles": shared.data.profiles.folders},
+            free_bytes=lambda: shutil.disk_usage(settings.data_dir).free,
+        )
+        if identity is not None:
+            self._metrics.watch_certificate(identity.expires_at)
         self._rest_app = create_rest_app(
             RestDependencies(
                 intake=intake,
@@ -104,7 +115,7 @@ class RegistryService:
                 cancellation=cancellation,
                 idempotency=RedisIdempotencyStore(shared.redis),
                 audit=shared.audit,
-                metrics=RegistryMetrics(catalog=shared.catalog, jobs=shared.jobs, queue=queue),
+                metrics=self._metrics,
                 streams=self._streams,
                 is_ready=lambda: self._is_ready,
                 max_upload_bytes=settings.max_upload_bytes,
@@ -157,6 +168,10 @@ class RegistryService:
     def rest_address(self) -> str:
         """`host:port` of the REST door, valid after `start`; empty without a port of its own."""
         return self._http.address if self._http else ""
+
+    async def render_metrics(self) -> bytes:
+        """What `/metrics` shows."""
+        return (await self._metrics.render())[0]
 
     async def start(self) -> None:
         """Wait for Redis, bring it into agreement with the disk, take up interrupted ingests, open the doors.

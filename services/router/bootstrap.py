@@ -35,7 +35,7 @@ from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_memory import LocalMemory
 from services.router.infra.local_rate_limiter import LocalRateLimiter
-from services.router.infra.redis_memory import shared_plans, shared_sessions
+from services.router.infra.redis_memory import RedisOutages, shared_plans, shared_sessions
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
 from services.router.infra.route_log import RouteLog
 from services.router.infra.weights_file import read_weights
@@ -86,6 +86,7 @@ class Router:
             load_encoder or _encoder_of(settings),
             max_batch=settings.encoder_max_batch,
             max_waiting=settings.encoder_max_waiting,
+            timeout_seconds=settings.encoder_timeout_seconds,
             cache=EmbeddingCache(max_entries=settings.encoder_cache_texts, max_bytes=settings.encoder_cache_bytes),
         )
         identity = settings.tls_identity()
@@ -105,13 +106,15 @@ class Router:
             ),
             identity=identity,
         )
-        metrics = RouterMetrics(
+        self._metrics = metrics = RouterMetrics(
             catalog=self._catalog,
             workers=self._workers,
             num_named_adapters=settings.metrics_adapters,
             on_route=trace_route,
         )
         metrics.watch_embedder(self._embedder.figures)
+        if identity is not None:
+            metrics.watch_certificate(identity.expires_at)
         self._route_log = _route_log_of(settings)
         traffic = TrafficWatch(
             catalog=self._catalog,
@@ -140,13 +143,14 @@ class Router:
             base_model_name=settings.base_model_name,
             min_trust_tier=settings.min_trust_tier,
         )
-        sessions = Sessions(_session_store(settings, self._redis), matching=settings.sessions)
+        outages = RedisOutages()
+        sessions = Sessions(_session_store(settings, self._redis, outages), matching=settings.sessions)
         route_text = RouteText(
             catalog=self._catalog,
             embedder=self._embedder,
             models=models,
             defaults=_routing_defaults(settings),
-            plans=Plans(_plan_store(settings, self._redis)),
+            plans=Plans(_plan_store(settings, self._redis, outages)),
             sessions=sessions,
             topic_rules=TopicRules(odds=settings.replan_odds, share=settings.replan_share),
         )
@@ -246,6 +250,10 @@ class Router:
         except RegistryUnavailable:
             return frozenset()
 
+    async def render_metrics(self) -> bytes:
+        """What `/metrics` shows."""
+        return self._metrics.render()[0]
+
     def readiness(self) -> Readiness:
         """State of every part at this moment."""
         return check_readiness(embedder=self._embedder, catalog=self._catalog, workers=self._workers)
@@ -304,7 +312,10 @@ def build_router(
 
 def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
     return lambda: SentenceTransformerEncoder(
-        settings.encoder, instruction=settings.encoder_instruction, num_threads=settings.encoder_threads
+        settings.encoder,
+        instruction=settings.encoder_instruction,
+        num_threads=settings.encoder_threads,
+        backend=settings.encoder_backend,
     )
 
 
@@ -313,6 +324,7 @@ def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
         strategy=settings.strategy,
         gamma=settings.gamma,
         max_candidates=settings.max_candidates,
+        score_rule=settings.score_rule,
         low_confidence=settings.low_confidence,
         routed_part=settings.routed_part,
         routed_turns=settings.routed_turns,
@@ -322,14 +334,14 @@ def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
     )
 
 
-def _plan_store(settings: RouterSettings, redis: Redis | None) -> PlanStore:
+def _plan_store(settings: RouterSettings, redis: Redis | None, outages: RedisOutages) -> PlanStore:
     local = LocalMemory[PlanRecord](ttl_seconds=settings.plan_ttl_seconds, max_records=settings.max_plans)
-    return local if redis is None else shared_plans(redis, local)
+    return local if redis is None else shared_plans(redis, local, outages=outages)
 
 
-def _session_store(settings: RouterSettings, redis: Redis | None) -> SessionStore:
+def _session_store(settings: RouterSettings, redis: Redis | None, outages: RedisOutages) -> SessionStore:
     local = LocalMemory[SessionRecord](ttl_seconds=settings.session_ttl_seconds, max_records=settings.max_sessions)
-    return local if redis is None else shared_sessions(redis, local)
+    return local if redis is None else shared_sessions(redis, local, outages=outages)
 
 
 def _index_rules(settings: RouterSettings) -> IndexRules:

@@ -28,6 +28,8 @@ class GenerationRecord:
     """Until the first text; None if there was none."""
     inter_token_seconds: float | None = None
     """Mean time between the tokens after the first; None with fewer than two."""
+    text_gaps_seconds: tuple[float, ...] = ()
+    """Each wait between two pieces of text of one answer."""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0

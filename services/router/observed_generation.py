@@ -80,6 +80,8 @@ class _Sight:
         self._finished: list[GenerationFinished] = []
         self._first_text: float | None = None
         self._last_text = 0.0
+        self._last_text_of: dict[int, float] = {}
+        self._gaps: list[float] = []
         self._num_first_tokens = 0
         self._num_tokens = 0
 
@@ -89,6 +91,9 @@ class _Sight:
                 self._route = event
             case TextDelta():
                 self._last_text = time.perf_counter()
+                if (before := self._last_text_of.get(event.choice_idx)) is not None:
+                    self._gaps.append(self._last_text - before)
+                self._last_text_of[event.choice_idx] = self._last_text
                 self._num_tokens += len(event.token_ids)
                 if self._first_text is None:
                     self._first_text = self._last_text
@@ -115,6 +120,7 @@ class _Sight:
             inter_token_seconds=None
             if first is None or num_later <= 0
             else (self._last_text - first) * self._request.sampling.num_choices / num_later,
+            text_gaps_seconds=tuple(self._gaps),
             num_prompt_tokens=max((finished.num_prompt_tokens for finished in self._finished), default=0),
             num_cached_tokens=max((finished.num_cached_tokens for finished in self._finished), default=0),
             num_completion_tokens=max(counted, self._num_tokens),

@@ -163,7 +163,11 @@ class Standalone:
         self._router = router
         self._rpc_address = router.rpc_address
         await _wait_until_ready(router)
-        self._front_door.attach(registry_app=registry.rest_app, router_app=router.rest_app)
+        self._front_door.attach(
+            registry_app=registry.rest_app,
+            router_app=router.rest_app,
+            figures=[router.render_metrics, registry.render_metrics, worker.render_metrics],
+        )
 
     async def _open_door(self) -> None:
         try:

@@ -11,6 +11,7 @@ import grpc
 
 from services.common.lifecycle import Component
 from services.common.log import get_logger
+from services.common.metrics import render_metrics
 from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
 from services.common.tracer_start import open_tracer
@@ -60,6 +61,8 @@ class WorkerService:
         self._worker_id = f"worker-{secrets.token_hex(4)}"
         self._servicer = WorkerServicer(worker_id=self._worker_id, base_model=base_model, observe=self._metrics.observe)
         identity = settings.tls_identity()
+        if identity is not None:
+            self._metrics.watch_certificate(identity.expires_at)
         self._server = RpcServer(
             host=settings.rpc_host,
             port=settings.rpc_port,
@@ -91,6 +94,10 @@ class WorkerService:
     def metrics_address(self) -> str | None:
         """`host:port` of `/metrics`, valid after `start`; None if there is none."""
         return None if self._metrics_port is None else self._metrics_port.address
+
+    async def render_metrics(self) -> bytes:
+        """What `/metrics` shows."""
+        return render_metrics(self._metrics.registry)[0]
 
     async def start(self) -> None:
         """Open the port, load the model, start the engine; returns when requests for the base would be answered.
@@ -228,6 +235,7 @@ class WorkerService:
         async def change(*, is_healthy: bool) -> None:
             self._is_healthy = is_healthy
             _log.warning("engine_health_changed", is_healthy=is_healthy)
+            await self._server.set_alive(is_alive=is_healthy)
             if self._is_announced:
                 await self._server.set_serving(is_serving=is_healthy)
 

@@ -19,6 +19,7 @@ from services.registry.catalog_entry import (
     CatalogSnapshot,
 )
 from services.registry.job import IngestJob, IngestState
+from services.registry.job_durations import JobDurations, bucket_of
 
 
 class InMemoryCatalogIndex:
@@ -162,6 +163,8 @@ class InMemoryJobStore:
         self._owners: dict[str, str] = {}
         self._cancelling: set[str] = set()
         self._outcomes: Counter[str] = Counter()
+        self._durations: Counter[int] = Counter()
+        self._total_seconds = 0.0
         self._news = asyncio.Condition()
         self._max_finished_jobs = max_finished_jobs
         self.history: list[tuple[str, str]] = []
@@ -179,6 +182,9 @@ class InMemoryJobStore:
         if job.state.is_terminal and before is not None and not before.state.is_terminal:
             code = f":{job.error.code}" if job.state is IngestState.FAILED and job.error else ""
             self._outcomes[f"{job.state.value}{code}"] += 1
+            seconds = max(0.0, job.updated_at - job.created_at)
+            self._durations[bucket_of(seconds)] += 1
+            self._total_seconds += seconds
             self._cancelling.discard(job.job_id)
         self._jobs[job.job_id] = job
         if before is None or before.state is not job.state:
@@ -235,6 +241,9 @@ class InMemoryJobStore:
 
     async def outcomes(self) -> Mapping[str, int]:
         return dict(self._outcomes)
+
+    async def durations(self) -> JobDurations:
+        return JobDurations(counts=dict(self._durations), total_seconds=self._total_seconds)
 
 
 class InMemoryIdempotencyStore:

@@ -219,6 +219,13 @@ class RegistryStack:
         )
         self.components = StoredComponents(self.artifacts, root=data_dir / "artifacts")
         self.confusability = ConfusabilityAudit(catalog=self.catalog, components=self.components)
+        self.metrics = RegistryMetrics(
+            catalog=self.catalog,
+            jobs=self.jobs,
+            queue=self.queue,
+            stores={"artifacts": self.artifacts.folders, "profiles": self.profiles.folders},
+            free_bytes=lambda: 1 << 40,
+        )
         self.app = create_rest_app(
             RestDependencies(
                 intake=self.intake,
@@ -229,7 +236,7 @@ class RegistryStack:
                 cancellation=self.cancellation,
                 idempotency=InMemoryIdempotencyStore(),
                 audit=self.audit,
-                metrics=RegistryMetrics(catalog=self.catalog, jobs=self.jobs, queue=self.queue),
+                metrics=self.metrics,
                 streams=self.streams,
                 is_ready=lambda: True,
                 max_upload_bytes=MAX_UPLOAD_BYTES,

@@ -6,6 +6,7 @@
     hilora:jobs:cancelling          set of the ids of unfinished jobs that were asked to stop
     hilora:jobs:news                bounded stream of states, for those who follow a job
     hilora:jobs:outcomes            hash: how jobs ended -> number of them
+    hilora:jobs:durations           hash: index of a bound -> number of jobs that took so long; `total` -> their seconds
     hilora:jobs:submission:<digest> which job does the work of a fingerprint
     hilora:jobs:lease:<id>          who works on a job
 
@@ -22,6 +23,7 @@ from redis.asyncio import Redis
 from services.registry.infra.records import job_from_json, job_to_json
 from services.registry.infra.redis_connection import KEY_PREFIX, RedisLock, translated_redis_errors
 from services.registry.job import IngestJob, IngestState
+from services.registry.job_durations import JobDurations, bucket_of
 
 _JOBS = f"{KEY_PREFIX}jobs"
 _OPEN = f"{KEY_PREFIX}jobs:open"
@@ -29,15 +31,19 @@ _FINISHED = f"{KEY_PREFIX}jobs:finished"
 _CANCELLING = f"{KEY_PREFIX}jobs:cancelling"
 _NEWS = f"{KEY_PREFIX}jobs:news"
 _OUTCOMES = f"{KEY_PREFIX}jobs:outcomes"
+_DURATIONS = f"{KEY_PREFIX}jobs:durations"
 _SUBMISSION = f"{KEY_PREFIX}jobs:submission:"
 _LEASE = f"{KEY_PREFIX}jobs:lease:"
 
 _MAX_NEWS = 2000
 _MAX_OUTCOMES = 64
 """Distinct outcomes that are counted: our codes are fewer, and a label must not grow without end."""
+_TOTAL = "total"
+"""As the script below calls it."""
 _SUBMISSION_SECONDS = 7 * 24 * 3600
 
-# ARGV: job id, job, time of finishing or '', finished jobs to keep, news to keep, outcome, outcomes to keep
+# ARGV: job id, job, time of finishing or '', finished jobs to keep, news to keep, outcome, outcomes to keep,
+# index of the duration's bound, duration in seconds
 _PUT = """
 redis.call('hset', KEYS[1], ARGV[1], ARGV[2])
 redis.call('xadd', KEYS[5], 'MAXLEN', '~', ARGV[5], '*', 'id', ARGV[1], 'job', ARGV[2])
@@ -53,6 +59,8 @@ if redis.call('srem', KEYS[3], ARGV[1]) == 1 then
     outcome = 'FAILED:other'
   end
   redis.call('hincrby', KEYS[6], outcome, 1)
+  redis.call('hincrby', KEYS[7], ARGV[8], 1)
+  redis.call('hincrbyfloat', KEYS[7], 'total', ARGV[9])
 end
 redis.call('zadd', KEYS[2], ARGV[3], ARGV[1])
 local too_old = redis.call('zrange', KEYS[2], 0, -1 - tonumber(ARGV[4]))
@@ -110,9 +118,11 @@ class RedisJobStore:
     async def put(self, job: IngestJob) -> None:
         """See `JobStore.put`."""
         finished_at = repr(job.updated_at) if job.state.is_terminal else ""
-        keys = (_JOBS, _FINISHED, _OPEN, _CANCELLING, _NEWS, _OUTCOMES)
+        keys = (_JOBS, _FINISHED, _OPEN, _CANCELLING, _NEWS, _OUTCOMES, _DURATIONS)
         kept = (self._max_finished_jobs, _MAX_NEWS)
-        arguments = (job.job_id, job_to_json(job), finished_at, *kept, outcome_of(job), _MAX_OUTCOMES)
+        seconds = max(0.0, job.updated_at - job.created_at)
+        ending = (outcome_of(job), _MAX_OUTCOMES, bucket_of(seconds), f"{seconds:.6f}")
+        arguments = (job.job_id, job_to_json(job), finished_at, *kept, *ending)
         with translated_redis_errors():
             await self._redis.eval(_PUT, len(keys), *keys, *arguments)
 
@@ -189,6 +199,15 @@ class RedisJobStore:
         with translated_redis_errors():
             counted = await self._redis.hgetall(_OUTCOMES)
         return {outcome: int(number) for outcome, number in counted.items()}
+
+    async def durations(self) -> JobDurations:
+        """See `JobStore.durations`."""
+        with translated_redis_errors():
+            counted: dict[str, str] = await self._redis.hgetall(_DURATIONS)
+        total_seconds = float(counted.pop(_TOTAL, 0.0))
+        return JobDurations(
+            counts={int(idx): int(number) for idx, number in counted.items()}, total_seconds=total_seconds
+        )
 
     async def _newest(self) -> str:
         with translated_redis_errors():

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from services.registry.audit import AuditEvent, AuditPage
 from services.registry.job import IngestJob
+from services.registry.job_durations import JobDurations
 
 
 class Lease(Protocol):
@@ -79,6 +80,10 @@ class JobStore(Protocol):
 
     async def outcomes(self) -> Mapping[str, int]:
         """How many jobs ended how: READY, CANCELLED, `FAILED:<code>`; of seldom codes together `FAILED:other`."""
+        ...
+
+    async def durations(self) -> JobDurations:
+        """How long the jobs of `outcomes` took from their acceptance to their end."""
         ...
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter as Tally
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from hilora.routing_plan import RoutingDecision, RoutingMode
+from hilora.routing_plan import CandidateScore, RoutingDecision, RoutingMode
 
 _MAX_REMEMBERED_PLANS = 4096
 _MAX_UNNAMED = 4096
@@ -44,6 +46,12 @@ class DecisionMetrics:
             registry=registry,
             buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
         )
+        self._entropy = Histogram(
+            "hilora_router_posterior_entropy_nats",
+            "Entropy of the posterior of automatic decisions; adapters that are not reported count as one.",
+            registry=registry,
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+        )
         self._repeated = Counter(
             "hilora_router_plans_repeated",
             "Decisions whose plan was among the last 4096 different ones: what prefix caches live on.",
@@ -72,6 +80,7 @@ class DecisionMetrics:
             self._strangers.inc()
         if decision.candidates:
             self._top_posterior.observe(max(candidate.posterior for candidate in decision.candidates))
+            self._entropy.observe(posterior_entropy(decision.candidates))
         if self._num_named:
             for budget in decision.plan.budgets:
                 self._of_adapter.labels(self._label_of(budget.adapter_name)).inc()
@@ -89,3 +98,14 @@ class DecisionMetrics:
             self._named.add(adapter_name)
             return adapter_name
         return OTHER
+
+
+def posterior_entropy(candidates: Sequence[CandidateScore]) -> float:
+    """Entropy in nats of the posterior over some adapters, and of all others together as one more.
+
+    A decision reports its likeliest adapters only; the value is at most that of the whole posterior, and equal to it
+    where the others have no weight.
+    """
+    shares = [candidate.posterior for candidate in candidates]
+    shares.append(max(0.0, 1.0 - sum(shares)))
+    return -sum(share * math.log(share) for share in shares if share > 0.0)

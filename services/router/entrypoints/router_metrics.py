@@ -14,10 +14,11 @@ from prometheus_client.registry import Collector
 
 from hilora.errors import RegistryUnavailable
 from hilora.sequence_routing import SequenceRouter
-from services.common.metrics import LATENCY_BUCKETS_SECONDS, render_metrics
+from services.common.metrics import LATENCY_BUCKETS_SECONDS, render_metrics, show_certificate
 from services.router.answer import RouteResult
 from services.router.entrypoints.decision_metrics import DecisionMetrics
 from services.router.infra.batching_embedder import EmbedderFigures
+from services.router.infra.workers.circuit import CircuitState
 from services.router.observation import GenerationRecord
 from services.router.pool_index import IndexKind
 from services.router.ports import Catalog, Workers
@@ -78,6 +79,7 @@ class RouterMetrics:
             "e2e_latency", "From the request's arrival to the end of the answer.", ("endpoint",)
         )
         self._inter_token = self._histogram("inter_token", "Mean time between the tokens of one generation.", ())
+        self._text_gap = self._histogram("text_gap", "Each wait between two pieces of text of one answer.", ())
         self._generations = Counter(
             "hilora_router_generations", "Generations by end.", ("outcome",), registry=self._registry
         )
@@ -109,6 +111,12 @@ class RouterMetrics:
             self._ignored,
         )
         self._gauge("workers_live", "Workers that take requests.", lambda: float(workers.fleet().num_live))
+        circuits = Gauge("hilora_router_circuits", "Workers by circuit breaker.", ("state",), registry=self._registry)
+        for state in CircuitState:
+            circuits.labels(state.value).set_function(partial(self._num_circuits, state))
+        self._gauge(
+            "catalog_following", "1 while changes of the catalogue arrive.", lambda: float(catalog.is_following)
+        )
         self._gauge("workers_configured", "Workers in the settings.", lambda: float(workers.fleet().num_configured))
 
     def watch_traffic(self, traffic: TrafficWatch) -> None:
@@ -118,6 +126,10 @@ class RouterMetrics:
             "Recent or little trusted adapters with a suspicious share of the decisions; see GET /v1/route/stats.",
             lambda: float(len(traffic.alarms)),
         )
+
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Show when the router's certificate ends, in Unix seconds."""
+        show_certificate(self._registry, service="router", expires_at=expires_at)
 
     def watch_embedder(self, figures: Callable[[], EmbedderFigures]) -> None:
         """Show what the sentence encoder does."""
@@ -143,6 +155,8 @@ class RouterMetrics:
         self._tokens.labels("completion").inc(record.num_completion_tokens)
         if record.inter_token_seconds is not None:
             self._inter_token.observe(record.inter_token_seconds)
+        for gap in record.text_gaps_seconds:
+            self._text_gap.observe(gap)
 
     def observe_traffic_alarm(self, traffic: AdapterTraffic) -> None:
         """An adapter began to alarm."""
@@ -197,6 +211,9 @@ class RouterMetrics:
             return float(len(self._catalog.view().ignored))
         except RegistryUnavailable:
             return 0.0
+
+    def _num_circuits(self, state: CircuitState) -> float:
+        return float(sum(worker.circuit == state.value for worker in self._workers.fleet().workers))
 
     def _newcomers(self) -> float:
         router = self._router()

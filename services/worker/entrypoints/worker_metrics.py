@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram, Metric, start_http_s
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from services.common.metrics import LATENCY_BUCKETS_SECONDS
+from services.common.metrics import LATENCY_BUCKETS_SECONDS, show_certificate
 from services.worker.engine.output.events import Finished
 from services.worker.engine.stats import EngineStats
 
@@ -25,6 +25,7 @@ _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "resident_adapters": ("Adapter versions on the device.", lambda now: len(now.resident_adapter_ids)),
     "roc_pool_used_bytes": ("Device memory of components.", lambda now: now.roc_pool_used_bytes),
     "roc_pool_capacity_bytes": ("Limit of that memory.", lambda now: now.roc_pool_capacity_bytes),
+    "roc_pool_pinned_bytes": ("Device memory of components that never leave.", lambda now: now.roc_pool.pinned_bytes),
     "draining": ("1 while no new requests are taken.", lambda now: now.is_draining),
     "stuck": ("1 while a step does not return.", lambda now: now.is_stuck),
     "device_lost": ("1 once the device is gone.", lambda now: now.is_device_lost),
@@ -36,6 +37,10 @@ _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "steps": ("Forward passes.", lambda now: now.counters.num_steps),
     "preemptions": ("Requests that gave their memory back.", lambda now: now.counters.num_preemptions),
     "queue_timeouts": ("Requests that waited for too long.", lambda now: now.counters.num_queue_timeouts),
+    "roc_pool_hits": ("Adapters that a request found on the device.", lambda now: now.roc_pool.num_hits),
+    "roc_pool_misses": ("Adapters that a request had to wait for.", lambda now: now.roc_pool.num_misses),
+    "roc_pool_loads": ("Adapters that were written to the device.", lambda now: now.roc_pool.num_loads),
+    "roc_pool_evictions": ("Adapters that had to leave the device.", lambda now: now.roc_pool.num_evictions),
     "queue_seconds": ("What all requests together waited.", lambda now: now.counters.queue_seconds),
 }
 
@@ -56,6 +61,10 @@ class WorkerMetrics:
     def attach(self, stats: Callable[[], EngineStats], *, catalog_generation: Callable[[], int]) -> None:
         """The engine is there: show it. Both may be called from any thread."""
         self.registry.register(_EngineCollector(stats, catalog_generation=catalog_generation, as_vllm=self._as_vllm))
+
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Show when the worker's certificate ends, in Unix seconds."""
+        show_certificate(self.registry, service="worker", expires_at=expires_at)
 
     def observe(self, event: Finished) -> None:
         """An answer has ended."""

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
 from services.registry.entrypoints.metrics import RegistryMetrics
 from services.router.entrypoints.router_metrics import RouterMetrics
@@ -13,25 +14,29 @@ from services.router.infra.batching_embedder import EmbedderFigures
 from services.worker.engine.stats import EngineCounters, EngineStats
 from services.worker.entrypoints.worker_metrics import WorkerMetrics
 from services.worker.lora.pool.pool_stats import RocPoolStats
+from tests.fakes.registry_stack import RegistryStack
 from tests.fakes.router_ports import FakeWorkers, InMemoryCatalog, traffic_watch
 
 ROUTER = {
-    "adapter_decisions", "adapters", "adapters_ignored", "adapters_since_fit", "catalog_generation", "decide_seconds",
-    "decisions", "e2e_latency_seconds", "encode_seconds", "encoder_cache_bytes", "encoder_cache_hits",
-    "encoder_cache_texts", "encoder_passes", "encoder_refused", "encoder_shared", "encoder_texts", "encoder_waiting",
-    "generations", "index_kind", "index_recall", "inter_token_seconds", "out_of_distribution", "plans_repeated",
-    "requests", "route_seconds", "sessions", "tokens", "top_posterior", "traffic_alarms", "traffic_alarms_raised",
-    "ttft_seconds", "workers_configured", "workers_live",
+    "adapter_decisions", "adapters", "adapters_ignored", "adapters_since_fit", "catalog_following",
+    "catalog_generation", "circuits", "decide_seconds", "decisions", "e2e_latency_seconds", "encode_seconds",
+    "encoder_cache_bytes", "encoder_cache_hits", "encoder_cache_texts", "encoder_passes", "encoder_refused",
+    "encoder_shared", "encoder_texts", "encoder_waiting", "generations", "index_kind", "index_recall",
+    "inter_token_seconds", "out_of_distribution", "plans_repeated", "posterior_entropy_nats", "requests",
+    "route_seconds", "sessions", "text_gap_seconds", "tokens", "top_posterior", "traffic_alarms",
+    "traffic_alarms_raised", "ttft_seconds", "workers_configured", "workers_live",
 }  # fmt: skip
 WORKER = {
     "cached_tokens", "catalog_generation", "device_lost", "draining", "e2e_latency_seconds", "generation_tokens",
     "kv_cache_usage_ratio", "preemptions", "prompt_tokens", "queue_seconds", "queue_timeouts", "requests",
-    "resident_adapters", "roc_pool_capacity_bytes", "roc_pool_used_bytes", "running", "slots", "steps", "stuck",
+    "resident_adapters", "roc_pool_capacity_bytes", "roc_pool_evictions", "roc_pool_hits", "roc_pool_loads",
+    "roc_pool_misses", "roc_pool_pinned_bytes", "roc_pool_used_bytes", "running", "slots", "steps", "stuck",
     "ttft_seconds", "waiting",
 }  # fmt: skip
 REGISTRY = {
     "adapters", "catalog_generation", "ingest_jobs", "ingest_outcomes", "ingest_queue_age_seconds",
-    "ingest_queue_length", "upload_seconds", "uploads",
+    "ingest_queue_length", "ingest_seconds", "redis_up", "store_bytes", "store_free_bytes", "store_items",
+    "upload_seconds", "uploads",
 }  # fmt: skip
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
 
@@ -55,8 +60,19 @@ def engine_stats(**changes) -> EngineStats:
     return EngineStats(**(values | changes))
 
 
+CERTIFICATE = {"certificate_expiration_timestamp_seconds"}
+"""Only with TLS."""
+
+
 def names(registry: CollectorRegistry) -> set[str]:
     return {family.name for family in registry.collect()}
+
+
+async def shown_by(metrics: RegistryMetrics) -> set[str]:
+    content, _ = await metrics.render()
+    told = {family.name for family in text_string_to_metric_families(content.decode())}
+    # Prometheus' own client says beside each counter and histogram since when it counts.
+    return {name for name in told if not name.endswith("_created")}
 
 
 def prefixed(service: str, figures: set[str]) -> set[str]:
@@ -69,22 +85,29 @@ def test_the_router_s_are_these():
     metrics.watch_embedder(EmbedderFigures)
     metrics.watch_traffic(traffic_watch(catalog))
     assert names(metrics._registry) == prefixed("router", ROUTER)
+    metrics.watch_certificate(lambda: 1.0)
+    assert names(metrics._registry) == prefixed("router", ROUTER | CERTIFICATE)
 
 
 def test_a_worker_s_are_these():
     metrics = WorkerMetrics()
     metrics.attach(engine_stats, catalog_generation=lambda: 7)
     assert names(metrics.registry) == prefixed("worker", WORKER)
+    metrics.watch_certificate(lambda: 1.0)
+    assert names(metrics.registry) == prefixed("worker", WORKER | CERTIFICATE)
 
 
-def test_the_registry_s_are_these():
-    metrics = RegistryMetrics(catalog=None, jobs=None, queue=None)
-    assert names(metrics._registry) == prefixed("registry", REGISTRY)
+async def test_the_registry_s_are_these(tmp_path):
+    stack = RegistryStack(tmp_path)
+    assert await shown_by(stack.metrics) == prefixed("registry", REGISTRY)
+    stack.metrics.watch_certificate(lambda: 1.0)
+    assert await shown_by(stack.metrics) == prefixed("registry", REGISTRY | CERTIFICATE)
 
 
 def test_the_documentation_lists_all_of_them_and_no_others():
     told = set(re.findall(r"`(hilora_(?:router|worker|registry)_[a-z0-9_]+)`", _DOCUMENT.read_text(encoding="utf-8")))
-    assert told == prefixed("router", ROUTER) | prefixed("worker", WORKER) | prefixed("registry", REGISTRY)
+    services = {"router": ROUTER, "worker": WORKER, "registry": REGISTRY}
+    assert told == set().union(*(prefixed(service, figures | CERTIFICATE) for service, figures in services.items()))
 
 
 def test_under_vllm_s_names_there_is_what_its_schedulers_read():

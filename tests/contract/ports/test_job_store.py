@@ -237,3 +237,19 @@ class TestOutcomes:
         await store.put(cancelled.cancelled())
 
         assert await store.outcomes() == {"FAILED:c": 1, "CANCELLED": 1}
+
+    async def test_and_so_does_the_time_it_took(self, store):
+        assert (await store.durations()).cumulative()[-1] == (float("inf"), 0)
+        for seconds in (0.4, 5.0, 5000.0):
+            job = dataclasses.replace(a_job(), created_at=100.0)
+            await store.put(job)
+            over = dataclasses.replace(job.cancelled(), updated_at=100.0 + seconds)
+            await store.put(over)
+            await store.put(over)
+        await store.put(a_job())
+
+        durations = await store.durations()
+
+        counted = dict(durations.cumulative())
+        assert (counted[0.5], counted[2.5], counted[5.0], counted[3600.0], counted[float("inf")]) == (1, 1, 2, 2, 3)
+        assert durations.total_seconds == pytest.approx(5005.4)

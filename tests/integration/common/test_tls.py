@@ -75,6 +75,10 @@ class TestCalls:
         files = authority.write(tmp_path / "late", "router", days=-1)
         assert await check_as(server, files, server_name="worker") is grpc.StatusCode.UNAVAILABLE
 
+    async def test_nor_with_one_of_tomorrow(self, server, authority, tmp_path):
+        files = authority.write(tmp_path / "early", "router", days=2, begins_in_days=1)
+        assert await check_as(server, files, server_name="worker") is grpc.StatusCode.UNAVAILABLE
+
     async def test_nor_with_one_for_another_name(self, server, authority, tmp_path):
         files = authority.write(tmp_path / "other", "registry")
         assert await check_as(server, files, server_name="worker") is grpc.StatusCode.PERMISSION_DENIED
@@ -82,6 +86,31 @@ class TestCalls:
     async def test_a_server_of_another_name_is_not_believed(self, server, authority, tmp_path):
         files = authority.write(tmp_path / "client", "router")
         assert await check_as(server, files, server_name="registry") is grpc.StatusCode.UNAVAILABLE
+
+    @pytest.mark.parametrize(
+        ("is_of_another_authority", "days", "code"),
+        [
+            (False, 1, grpc.StatusCode.OK),
+            (True, 1, grpc.StatusCode.UNAVAILABLE),
+            (False, -1, grpc.StatusCode.UNAVAILABLE),
+        ],
+        ids=["sound", "of another authority", "expired"],
+    )
+    async def test_a_server_that_cannot_show_who_it_is_is_not_believed(
+        self, authority, tmp_path, is_of_another_authority, days, code
+    ):
+        signer = Authority() if is_of_another_authority else authority
+        files = signer.write(tmp_path / "server", "worker", days=days)
+        ours = authority.write(tmp_path / "client", "router")
+        # The server believes the client, so that only the client can refuse.
+        files.authorities.write_bytes(ours.authorities.read_bytes())
+        identity = TlsIdentity(files, client_names=["router"])
+        it = RpcServer(host="127.0.0.1", port=0, register=[], service_names=[], identity=identity)
+        await it.start()
+        try:
+            assert await check_as(it, ours, server_name="worker") is code
+        finally:
+            await it.stop(grace_seconds=0)
 
     async def test_probes_have_a_port_of_their_own(self, server):
         channel = open_channel(server.health_address)

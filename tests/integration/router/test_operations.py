@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 
@@ -123,6 +124,25 @@ class TestMetrics:
         assert "hilora_router_workers_live 1.0" in text
         # No adapter's name is a label.
         assert "poems" not in text
+
+    async def test_waits_within_an_answer_and_the_state_of_its_surroundings_are_shown(self):
+        async with running_router() as stack, httpx.AsyncClient(base_url=stack.url) as plain:
+            await plain.post("/v1/completions", json={"model": "auto", "prompt": "x", "n": 2})
+            healthy = (await plain.get("/metrics")).text
+            for worker in stack.router._workers.roster:
+                for _ in range(10):
+                    worker.circuit.failed()
+            await stack.registry.stop()
+            await eventually(lambda: stack.router.readiness().parts["registry"] == "away")
+            broken = (await plain.get("/metrics")).text
+        num_texts = int(re.search(r"hilora_router_text_gap_seconds_count (\d+)", healthy)[1])
+        num_tokens = int(re.search(r'hilora_router_tokens_total{kind="completion"} (\d+)', healthy)[1])
+        # Each answer has one wait fewer than pieces of text.
+        assert 0 < num_texts <= num_tokens - 2
+        assert 'hilora_router_circuits{state="closed"} 1.0' in healthy
+        assert 'hilora_router_circuits{state="open"} 1.0' in broken
+        assert "hilora_router_catalog_following 1.0" in healthy
+        assert "hilora_router_catalog_following 0.0" in broken
 
 
 class TestLatency:

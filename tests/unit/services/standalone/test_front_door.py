@@ -55,6 +55,24 @@ class TestPaths:
         assert not is_registry_path("")
 
 
+class TestFigures:
+    async def test_those_of_all_parts_follow_one_another(self):
+        async def of_router():
+            return b"hilora_router_adapters 1.0\n"
+
+        async def of_worker():
+            return b"hilora_worker_slots 2.0\n"
+
+        door = FrontDoor()
+        door.attach(registry_app=app_named("registry"), router_app=app_named("router"), figures=[of_router, of_worker])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=door), base_url="http://door") as client:
+            shown = await client.get("/metrics")
+            sent = await client.post("/metrics")
+        assert shown.text == "hilora_router_adapters 1.0\nhilora_worker_slots 2.0\n"
+        assert shown.headers["content-type"].startswith("text/plain")
+        assert sent.text == "router"
+
+
 class TestLifespan:
     async def test_start_and_end_are_acknowledged(self):
         door = FrontDoor()

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from hilora.errors import RegistryUnavailable
 from services.registry.entrypoints.event_stream import EventStreams, ServerEvent, until
 from tests.builders.archives import adapter_files, weights_bytes
 from tests.fakes.registry_stack import RegistryStack
@@ -216,6 +217,45 @@ class TestLists:
 
 
 class TestMetrics:
+    async def test_what_is_stored_is_measured(self, stack):
+        await stack.publish("one", seed=1)
+        async with stack.client() as client:
+            one = (await client.get("/metrics")).text
+            await stack.publish("two", seed=2)
+            two = (await client.get("/metrics")).text
+
+        folder = stack.data_dir / "artifacts"
+        on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert 'hilora_registry_store_items{store="artifacts"} 1.0' in one
+        assert 'hilora_registry_store_items{store="profiles"} 2.0' in two
+        assert f'hilora_registry_store_bytes{{store="artifacts"}} {float(on_disk)!r}' in two
+        assert "hilora_registry_store_free_bytes 1.099511627776e+12" in two
+
+    async def test_durations_of_ingests(self, stack):
+        async with stack.client() as client:
+            await upload(client, "one")
+            await stack.work()
+            text = (await client.get("/metrics")).text
+
+        assert 'hilora_registry_ingest_seconds_bucket{le="3600.0"} 1.0' in text
+        assert 'hilora_registry_ingest_seconds_bucket{le="+Inf"} 1.0' in text
+        assert "hilora_registry_ingest_seconds_count 1.0" in text
+
+    async def test_without_redis_the_rest_is_shown_and_its_absence_said(self, stack, monkeypatch):
+        async def away():
+            raise RegistryUnavailable("Redis does not answer", code="redis_unavailable")
+
+        async with stack.client() as client:
+            before = (await client.get("/metrics")).text
+            monkeypatch.setattr(stack.index, "read", away)
+            answer = await client.get("/metrics")
+
+        assert "hilora_registry_redis_up 1.0" in before
+        assert answer.status_code == 200
+        assert "hilora_registry_redis_up 0.0" in answer.text
+        assert "hilora_registry_adapters" not in answer.text
+        assert "hilora_registry_store_bytes" in answer.text
+
     async def test_queue_and_outcomes(self, stack):
         async with stack.client() as client:
             await upload(client, "one")

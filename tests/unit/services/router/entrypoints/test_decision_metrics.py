@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
+import pytest
 from prometheus_client import CollectorRegistry
 
-from hilora.routing_plan import RocBudget, RoutingDecision, RoutingMode, RoutingPlan
-from services.router.entrypoints.decision_metrics import DecisionMetrics
+from hilora.routing_plan import CandidateScore, RocBudget, RoutingDecision, RoutingMode, RoutingPlan
+from services.router.entrypoints.decision_metrics import DecisionMetrics, posterior_entropy
 
 
 def decision(*names, mode=RoutingMode.CALIBRATED):
@@ -67,3 +71,38 @@ class TestPlans:
         sight.observe(times=4)
         sight.observe("a")
         assert sight.registry.get_sample_value("hilora_router_out_of_distribution_total") == 4
+
+
+def scored(*posteriors):
+    return tuple(
+        CandidateScore(
+            adapter_id=f"{idx}@1",
+            adapter_name=str(idx),
+            log_likelihood=0.0,
+            log_likelihood_ratio=0.0,
+            posterior=posterior,
+            num_rocs=0,
+            weight=0.0,
+        )
+        for idx, posterior in enumerate(posteriors)
+    )
+
+
+class TestEntropy:
+    def test_certainty_has_none(self):
+        assert posterior_entropy(scored(1.0, 0.0)) == 0.0
+
+    def test_equal_adapters_have_the_most(self):
+        assert posterior_entropy(scored(*[0.25] * 4)) == pytest.approx(math.log(4))
+
+    def test_what_is_not_reported_counts_as_one_adapter(self):
+        assert posterior_entropy(scored(0.5, 0.25)) == pytest.approx(posterior_entropy(scored(0.5, 0.25, 0.25)))
+
+    @pytest.mark.parametrize(("mode", "number"), [(RoutingMode.CALIBRATED, 1), (RoutingMode.EXPLICIT, 0)])
+    def test_only_choices_of_ours_are_observed(self, mode, number):
+        sight = Sight(num_named=0)
+        chosen = decision("a", mode=mode)
+        sight.metrics.observe(dataclasses.replace(chosen, candidates=scored(0.5, 0.5)))
+        assert sight.registry.get_sample_value("hilora_router_posterior_entropy_nats_count") == number
+        entropy = sight.registry.get_sample_value("hilora_router_posterior_entropy_nats_sum")
+        assert entropy == pytest.approx(number * math.log(2))
