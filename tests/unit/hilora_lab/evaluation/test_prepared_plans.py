@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hilora_lab.evaluation.driven_preparation import prepared_plan
 from hilora_lab.evaluation.gated_model import GatedModel, read_adapter_folder
-from services.worker.infra.merged_components import MergedComponents
-from services.worker.models.loader import LoadedModel
-from tests.builders.engine import make_engine
-from tests.builders.strategy_bed import NAMES, TESTBED, StrategyBed, assert_same_logits, base_model, names_of, texts
+from tests.builders.strategy_bed import NAMES, TESTBED, StrategyBed, assert_same_logits, base_model, texts
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +17,12 @@ def bed():
 
 
 @pytest.mark.parametrize("strategy", ["retriever-fusion", "lego", "logo", "hilora", "base"])
-def test_benchmarks_and_workers_make_the_same_of_a_plan(bed, strategy):
+def test_the_lab_and_a_worker_make_the_same_of_a_plan(bed, strategy):
     text = texts()[1]
     plan = bed.decide(strategy, text, candidate_mass=1.0).plan
     tokens, logits = bed.answer(plan, text)
 
-    merger = MergedComponents(bed.merged, capacity_bytes=64 << 20)
-    loaded = LoadedModel(name="testbed", model=base_model(), tokenizer=bed.tokenizer, eos_token_ids=frozenset({1}))
-    engine = make_engine(loaded, merger)
-    driven = prepared_plan(plan, bed.prompt_ids(text), engine=engine, merger=merger)
-    engine.stop(drain_seconds=0)
     expected = bed.prepared(plan, text)
-    assert names_of(driven) == names_of(expected)
-    assert [budget.adapter_id for budget in driven.budgets] == [budget.adapter_id for budget in expected.budgets]
-    assert [budget.weight for budget in driven.budgets] == pytest.approx(
-        [budget.weight for budget in expected.budgets], rel=1e-6
-    )
-
     gated = GatedModel(base_model().float(), {name: read_adapter_folder(TESTBED / "adapters" / name) for name in NAMES})
     prompt = bed.prompt_ids(text)
     # LoGo asks about what it is given: the prompt alone, and then what was sampled.
