@@ -79,7 +79,8 @@ class LearnedGateStrategy:
         if self.by_cosine:
             return allowed_L[descending(np.asarray(pool.cosines(z_E)[allowed_L]))[:limit]]
         excluded = pool.excluded_places(question.exclude)
-        return pool.score_nearest(z_E, num_results=limit, excluded=excluded).idx_C
+        found = pool.score_nearest(z_E, num_results=limit, excluded=excluded, grams=question.counted_grams)
+        return found.idx_C
 
     def _without_gate(self) -> InvalidInput:
         return InvalidInput(

@@ -46,6 +46,7 @@ class LegoStrategy:
             checked_text(pool, question),
             num_results=settings.max_candidates,
             excluded=pool.excluded_places(question.exclude),
+            grams=question.counted_grams,
         )
         if not scores.num_allowed:
             return nobody_left(router, question)

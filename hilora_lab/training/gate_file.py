@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from safetensors.torch import save
@@ -24,7 +25,7 @@ def write_gate(gate: LearnedGate, folder: Path, *, name: str) -> str:
     """
     check_adapter_name(name)
     tensors, metadata = gate_tensors(gate)
-    content = save(tensors, metadata=metadata)
+    content = _in_order(save(tensors, metadata=metadata))
     gate_id = adapter_id_of(name, hashlib.sha256(content).hexdigest())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{gate_id}.safetensors"
@@ -33,3 +34,11 @@ def write_gate(gate: LearnedGate, folder: Path, *, name: str) -> str:
     # In one step: a worker may look at the folder meanwhile.
     partial.replace(path)
     return gate_id
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its header's fields in order: safetensors writes metadata in any, and the id is a hash."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]

@@ -85,7 +85,9 @@ def _plan_fields(record: PlanRecord) -> dict[str, Any]:
             "temperature": gate.temperature,
             "gate_id": gate.gate_id,
         },
-        "preparation": None if plan.preparation is None else [plan.preparation.method.value, plan.preparation.num_kept],
+        "preparation": None
+        if plan.preparation is None
+        else {"method": plan.preparation.method.value, "num_kept": plan.preparation.num_kept},
     }
 
 
@@ -101,7 +103,9 @@ def _plan_of(fields: dict[str, Any]) -> PlanRecord:
             catalog_generation=int(fields["catalog_generation"]),
             preparation=None
             if preparation is None
-            else PlanPreparation(method=PreparationMethod(preparation[0]), num_kept=int(preparation[1])),
+            else PlanPreparation(
+                method=PreparationMethod(preparation["method"]), num_kept=int(preparation["num_kept"])
+            ),
             budgets=tuple(
                 RocBudget(
                     adapter_id=str(adapter_id),

@@ -218,6 +218,12 @@ class TestAll:
         assert chosen(ours) == chosen(theirs)
 
     @pytest.mark.parametrize("name", STRATEGY_NAMES)
+    def test_a_pool_turned_around_is_the_same_pool(self, name):
+        turned = SequenceRouter(PROFILES[::-1], catalog_generation=7)
+        for seed in range(3):
+            assert decide(name, random_text(seed)) == decide(name, random_text(seed), router=turned)
+
+    @pytest.mark.parametrize("name", STRATEGY_NAMES)
     def test_a_seed_decides_everything(self, name):
         for seed in range(3):
             z_E = random_text(seed)
