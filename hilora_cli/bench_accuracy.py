@@ -76,6 +76,29 @@ def accuracy_command(
     Console(stderr=True).print(accuracy_table(report))
 
 
+def accuracy_report_command(
+    source: Annotated[
+        Path, typer.Option("--json", exists=True, dir_okay=False, help="What `hilora bench accuracy --out` wrote.")
+    ],
+    plots: Annotated[
+        Path | None, typer.Option("--plots", file_okay=False, help="Draw pictures into this folder.")
+    ] = None,
+) -> None:
+    """Turn a saved accuracy report into Markdown tables, and into pictures."""
+    from hilora.errors import InvalidInput
+    from hilora_lab.accuracy.accuracy_document import accuracy_markdown
+
+    try:
+        report = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(f"{source} is not JSON.", code="malformed_report", place="json") from error
+    typer.echo(accuracy_markdown(report))
+    if plots is not None:
+        from hilora_lab.accuracy.accuracy_plots import draw_accuracy
+
+        draw_accuracy(report, plots)
+
+
 def _learned(gates: Path | None, named: list[str], weights: Path | None) -> Learned:
     from hilora_lab.accuracy.planner import Learned
     from services.router.infra.weights_file import read_weights
