@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora.character_grams import GramIds
 from hilora.routing_plan import RoutingDecision
-from hilora.routing_settings import RoutingSettings
+from hilora.routing_settings import RoutingSettings, ScoreRule
 from hilora.sequence_routing import SequenceRouter
 
 
@@ -34,6 +35,13 @@ class RoutingQuestion:
     """The learned gate of each strategy that needs one, by the strategy's name."""
     learned_weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """Factors by adapter name that were learned from examples: what `lorahub` takes."""
+    grams: GramIds | None = None
+    """How the text is written (`gram_ids`); None if that is not known."""
+
+    @property
+    def counted_grams(self) -> GramIds | None:
+        """The grams, where the rules let them count."""
+        return self.grams if self.settings.score_rule is ScoreRule.STACKED else None
 
 
 class Strategy(Protocol):

@@ -74,6 +74,7 @@ def whole_adapters(
         checked_text(pool, question),
         num_results=len(places_C) + max(question.num_runners_up, 0),
         excluded=pool.excluded_places(question.exclude),
+        grams=question.counted_grams,
         also=places_C,
     )
     decision = explained_decision(

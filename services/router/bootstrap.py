@@ -324,6 +324,7 @@ def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
         strategy=settings.strategy,
         gamma=settings.gamma,
         max_candidates=settings.max_candidates,
+        score_rule=settings.score_rule,
         low_confidence=settings.low_confidence,
         routed_part=settings.routed_part,
         routed_turns=settings.routed_turns,

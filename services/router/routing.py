@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.access import Requester
+from hilora.character_grams import gram_ids
 from hilora.errors import InvalidInput
 from hilora.routing_explanation import base_decision, explicit_decision
 from hilora.routing_plan import RoutingDecision
@@ -174,10 +175,12 @@ class RouteText:
         self._catalog.view()  # without a catalogue nothing is worth an embedding
         visit: SessionVisit | None = None
         z_E: NDArray[np.float32] | None = None
+        text: str | None = None
         if rules.strategy.reads_text:
             visit = await self._sessions.find(prompt, options)
             started = time.perf_counter()
-            z_E = await self._embedder.embed(self._text_of(prompt, options))
+            text = self._text_of(prompt, options)
+            z_E = await self._embedder.embed(text)
             times.encode = time.perf_counter() - started
         # The newest picture: an adapter may have gone while the text was being embedded.
         view = self._catalog.view()
@@ -192,6 +195,7 @@ class RouteText:
             own_adapter=options.own_adapter,
             gate_ids=self._defaults.gate_ids,
             learned_weights=self._defaults.learned_weights,
+            grams=gram_ids(text) if text is not None and view.router.counts_grams else None,
         )
         verdict, reason = SessionVerdict.NEW, "The session begins."
         if visit is not None and visit.before is not None and z_E is not None:

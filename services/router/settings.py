@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hilora.access import TrustTier
+from hilora.routing_settings import ScoreRule
 from hilora.strategies import STRATEGY_NAMES
 from services.common.sequence_encoder import DEFAULT_ENCODER, EncoderBackend
 from services.common.tls_settings import TlsServiceSettings
@@ -69,6 +70,9 @@ class RouterSettings(TlsServiceSettings):
     in `HILORA_WORKER_GATES_DIR`. `hilora train gate` makes them."""
     lorahub_weights: Path | None = None
     """File with the factors of the strategy `lorahub`, as `hilora train lorahub` writes it; read at the start."""
+    score_rule: ScoreRule = ScoreRule.STACKED
+    """What adapters are scored by: `stacked`, meaning and wording of a text with weights fitted to the pool, or
+    `gaussian`, its meaning alone."""
     low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
     """What happens to a text that no adapter explains: `top` lets the likeliest answer, `base` the base alone, `refuse`
     refuses the request."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.access import AdapterAccess
+from hilora.character_grams import SampleGrams
 from hilora.errors import RegistryUnavailable, Unavailable
 from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
@@ -51,7 +52,11 @@ def catalog_view(
     encoder = HashEncoder()
     profiles = [
         AdapterProfile(
-            adapter_id=f"{name}@{revision}", adapter_name=name, lora_rank=8, samples_ME=encoder.encode(list(texts))
+            adapter_id=f"{name}@{revision}",
+            adapter_name=name,
+            lora_rank=8,
+            samples_ME=encoder.encode(list(texts)),
+            grams=SampleGrams.of(texts),
         )
         for name, texts in texts_of.items()
     ]
