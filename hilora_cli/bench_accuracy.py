@@ -13,6 +13,8 @@ from hilora_cli.demo import SHIPPED_TESTBED
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hilora_lab.accuracy.planner import Learned
+
 TestbedOption = Annotated[
     Path, typer.Option("--testbed", exists=True, file_okay=False, help="A folder in the testbed format.")
 ]
@@ -34,6 +36,15 @@ def accuracy_command(
     limit_per_task: LimitOption = None,
     seed: SeedOption = 0,
     device: Annotated[str, typer.Option("--device", help="Where the engine runs: cpu or cuda.")] = "cpu",
+    gates: Annotated[
+        Path | None, typer.Option("--gates", exists=True, file_okay=False, help="Folder of `hilora train gate`.")
+    ] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option("--gate", help="strategy=gate_id, for ramole and phatgoose; may be repeated.")
+    ] = None,
+    lorahub_weights: Annotated[
+        Path | None, typer.Option("--lorahub-weights", exists=True, dir_okay=False, help="What lorahub learned.")
+    ] = None,
     plots: Annotated[
         Path | None, typer.Option("--plots", file_okay=False, help="Draw pictures into this folder.")
     ] = None,
@@ -51,7 +62,10 @@ def accuracy_command(
     for name in names:
         if name not in {BASE, ORACLE}:
             strategy_named(name)
-    with opened_bench(testbed, split=split, limit_per_task=limit_per_task, seed=seed, device=device) as bench:
+    learned = _learned(gates, gate or [], lorahub_weights)
+    with opened_bench(
+        testbed, split=split, limit_per_task=limit_per_task, seed=seed, device=device, learned=learned
+    ) as bench:
         run = run_accuracy(bench, names)
     report = {**provenance(testbed, split=split, seed=seed), **accuracy_report(run, names, seed=seed)}
     if plots is not None:
@@ -62,7 +76,52 @@ def accuracy_command(
     Console(stderr=True).print(accuracy_table(report))
 
 
-def opened_bench(testbed: Path, *, split: str, limit_per_task: int | None, seed: int, device: str = "cpu") -> Any:
+def accuracy_report_command(
+    source: Annotated[
+        Path, typer.Option("--json", exists=True, dir_okay=False, help="What `hilora bench accuracy --out` wrote.")
+    ],
+    plots: Annotated[
+        Path | None, typer.Option("--plots", file_okay=False, help="Draw pictures into this folder.")
+    ] = None,
+) -> None:
+    """Turn a saved accuracy report into Markdown tables, and into pictures."""
+    from hilora.errors import InvalidInput
+    from hilora_lab.accuracy.accuracy_document import accuracy_markdown
+
+    try:
+        report = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(f"{source} is not JSON.", code="malformed_report", place="json") from error
+    typer.echo(accuracy_markdown(report))
+    if plots is not None:
+        from hilora_lab.accuracy.accuracy_plots import draw_accuracy
+
+        draw_accuracy(report, plots)
+
+
+def _learned(gates: Path | None, named: list[str], weights: Path | None) -> Learned:
+    from hilora_lab.accuracy.planner import Learned
+    from services.router.infra.weights_file import read_weights
+
+    pairs = [one.partition("=") for one in named]
+    if any(not strategy or not gate_id for strategy, _, gate_id in pairs) or (pairs and gates is None):
+        raise typer.BadParameter("must be strategy=gate_id, with --gates for its folder", param_hint="--gate")
+    return Learned(
+        gate_ids={strategy: gate_id for strategy, _, gate_id in pairs},
+        gates_folder=gates,
+        weights={} if weights is None else read_weights(weights),
+    )
+
+
+def opened_bench(
+    testbed: Path,
+    *,
+    split: str,
+    limit_per_task: int | None,
+    seed: int,
+    device: str = "cpu",
+    learned: Learned | None = None,
+) -> Any:
     """A loaded testbed as a context, its progress on standard error.
 
     Raises:
@@ -80,6 +139,7 @@ def opened_bench(testbed: Path, *, split: str, limit_per_task: int | None, seed:
         from transformers.utils import logging as transformers_logging
 
         from hilora_lab.accuracy.accuracy_bench import AccuracyBench
+        from hilora_lab.accuracy.planner import NOTHING_LEARNED
         from hilora_lab.evaluation.embedding import MiniLMEncoder
         from hilora_lab.testbed.folder import read_testbed
 
@@ -100,6 +160,7 @@ def opened_bench(testbed: Path, *, split: str, limit_per_task: int | None, seed:
                 limit_per_task=limit_per_task,
                 seed=seed,
                 device=device,
+                learned=learned or NOTHING_LEARNED,
                 on_progress=on_progress,
             )
             try:

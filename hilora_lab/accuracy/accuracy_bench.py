@@ -16,15 +16,15 @@ from hilora.sequence_routing import AdapterProfile
 from hilora_lab.accuracy.asked import AccuracySetting, AskedLines, ask
 from hilora_lab.accuracy.engine_scorer import EngineScorer, FactorSource, PlannedExample
 from hilora_lab.accuracy.outcomes import Outcomes
-from hilora_lab.accuracy.planner import Planner
+from hilora_lab.accuracy.planner import NOTHING_LEARNED, Learned, Planner
 from hilora_lab.evaluation.gated_model import read_adapter_folder
 from hilora_lab.evaluation.offline import Encodes
 from hilora_lab.testbed.batches import TokenizedExample
 from hilora_lab.testbed.folder import Split, TaskLine, Testbed
 
 ORACLE, BASE = "oracle", "base"
-REVISION = "accuracy"
-"""Of every adapter of a testbed: its names are enough to tell them apart."""
+REVISION = "offline"
+"""Of every adapter of a testbed: the one that `hilora train gate` makes gates for."""
 _OTHER_SPLIT: Mapping[Split, Split] = {"test": "dev", "dev": "test", "fit": "dev"}
 _CHOOSING_LINES = 8
 """Lines a task by which the best single adapter of the others is chosen."""
@@ -66,6 +66,7 @@ class AccuracyBench:
         limit_per_task: at most that many of each task.
         seed: of draws by chance.
         device: where the engine runs.
+        learned: what strategies learned.
         on_progress: told about what takes time.
     """
 
@@ -78,6 +79,7 @@ class AccuracyBench:
         limit_per_task: int | None = None,
         seed: int = 0,
         device: str = "cpu",
+        learned: Learned = NOTHING_LEARNED,
         on_progress: OnProgress = _in_silence,
     ) -> None:
         self.testbed = testbed
@@ -91,7 +93,7 @@ class AccuracyBench:
         }
         on_progress("embed", 0, 1)
         self.asked: AskedLines = ask(testbed, encoder, split=split, limit_per_task=limit_per_task)
-        self.planner = Planner(self.profiles(), seed=seed)
+        self.planner = Planner(self.profiles(), seed=seed, learned=learned)
         on_progress("embed", 1, 1)
         self._on_progress = on_progress
         self.source = FactorSource({adapter_id_of(name, REVISION): adapter for name, adapter in self.adapters.items()})
@@ -100,7 +102,9 @@ class AccuracyBench:
             len(example.prompt_ids) + len(example.answer_ids)
             for example in (tokenize_line(self._tokenizer, line) for line in testbed.lines)
         )
-        self._scorer = EngineScorer(testbed.base_folder, self.source, longest=longest, device=device)
+        self._scorer = EngineScorer(
+            testbed.base_folder, self.source, longest=longest, device=device, gates_folder=learned.gates_folder
+        )
         self._tokenized: dict[str, TokenizedExample] = {}
         self._best_other: dict[str, str] | None = None
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 _SETTING_COLOURS = {"id": "#0969da", "ood": "#bf3989"}
-_DEFAULT_EDGE = "#1f2328"
+_SETTING_TITLES = {"id": "own adapter in the pool", "ood": "own adapter removed"}
+_DEFAULT_COLOUR = "#1f2328"
 _CELL_INCHES = 0.17
 
 
@@ -23,40 +24,45 @@ def draw_accuracy(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def draw_cost(report: Mapping[str, Any], path: Path) -> Path:
-    """Exact match of every strategy against the ROCs that a token of its plans may switch on."""
+    """Exact match of every strategy against the ROCs that a token of its plans may switch on, a panel a setting."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
-    canvas = Figure(figsize=(8.5, 5.0), layout="constrained")
+    canvas = Figure(figsize=(11.0, 4.8), layout="constrained")
     FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot()
-    for setting, colour in _SETTING_COLOURS.items():
-        for name, entry in report["strategies"].items():
-            found = entry[setting]
-            if found["exact_match"] is None:
-                continue
-            rocs, share, (low, high) = found["cost"]["rocs"], found["exact_match"], found["ci"]
+    for axes, (setting, colour) in zip(canvas.subplots(1, 2, sharey=True), _SETTING_COLOURS.items(), strict=True):
+        found = {name: entry[setting] for name, entry in report["strategies"].items() if entry[setting]["n"]}
+        for rank, name in enumerate(sorted(found, key=lambda one: -found[one]["exact_match"])):
             is_default = name == report["default"]
+            rocs, share, (low, high) = found[name]["cost"]["rocs"], found[name]["exact_match"], found[name]["ci"]
             axes.errorbar(
                 rocs + 1,
                 share,
                 yerr=[[max(0.0, share - low)], [max(0.0, high - share)]],
                 fmt="D" if is_default else "o",
-                color=colour,
-                markeredgecolor=_DEFAULT_EDGE if is_default else colour,
+                color=_DEFAULT_COLOUR if is_default else colour,
                 markersize=8 if is_default else 5,
                 linewidth=1,
             )
-            axes.annotate(name, (rocs + 1, share), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
-        axes.plot(
-            [], [], "o", color=colour, label="own adapter in the pool" if setting == "id" else "own adapter removed"
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_ylim(-0.03, 1.05)
-    axes.set_xlabel("1 + components that a token may switch on, mean over requests (diamond: the default)")
-    axes.set_ylabel("exact match, 95 % interval over tasks")
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
-    _bare(axes)
+            # Neighbours often lie on one another: their names take turns on both sides.
+            side = 1 if rank % 2 else -1
+            axes.annotate(
+                name,
+                (rocs + 1, share),
+                xytext=(7 * side, 3 + 3 * (rank % 3)),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                fontsize=7,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(0.3, 1200.0)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_ylim(-0.03, 1.08)
+        axes.set_title(_SETTING_TITLES[setting], fontsize=9)
+        axes.set_xlabel("1 + components that a token may switch on, mean over requests")
+        _bare(axes)
+    canvas.axes[0].set_ylabel("exact match, 95 % interval over tasks (diamond: the default)")
     _save(canvas, path)
     return path
 

@@ -25,6 +25,7 @@ from services.worker.engine.engine import Engine
 from services.worker.engine.output.events import EngineEvent, Failed, Finished, TextDelta
 from services.worker.engine.sampling.sampling_params import SamplingParams
 from services.worker.engine.scheduling.request import EngineRequest
+from services.worker.infra.gate_files import GateFiles
 from services.worker.infra.merged_components import MergedComponents
 from services.worker.models.loader import load_model
 from services.worker.preparation import PlanPreparer
@@ -84,9 +85,18 @@ class EngineScorer:
         source: the pool.
         longest: tokens of the longest prompt with its answer.
         device: torch device.
+        gates_folder: where learned gates are, if there are any.
     """
 
-    def __init__(self, base_folder: Path, source: FactorSource, *, longest: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        base_folder: Path,
+        source: FactorSource,
+        *,
+        longest: int,
+        device: str = "cpu",
+        gates_folder: Path | None = None,
+    ) -> None:
         loaded = load_model(str(base_folder), device=device)
         self.source = source
         self.tokenizer = loaded.tokenizer
@@ -95,6 +105,7 @@ class EngineScorer:
         self._engine = Engine(
             loaded=loaded,
             source=merged,
+            gate_source=None if gates_folder is None else GateFiles(gates_folder),
             config=EngineConfig(
                 max_num_seqs=_BATCH,
                 max_model_len=longest + 1,

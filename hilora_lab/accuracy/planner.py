@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +28,35 @@ PRODUCT_DEFAULTS = RoutingDefaults()
 DEFAULT_STRATEGY = PRODUCT_DEFAULTS.strategy
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What some strategies learned beforehand."""
+
+    gate_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The gate of each strategy that needs one, by the strategy's name."""
+    gates_folder: Path | None = None
+    """Where their files are."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Factors by adapter name: what `lorahub` takes."""
+
+
+NOTHING_LEARNED = Learned()
+
+
 class Planner:
     """Chooses among a pool of adapters.
 
     Args:
         profiles: the pool by adapter name.
         seed: decides draws by chance, together with each text.
+        learned: what strategies learned.
     """
 
-    def __init__(self, profiles: Mapping[str, AdapterProfile], *, seed: int = 0) -> None:
+    def __init__(
+        self, profiles: Mapping[str, AdapterProfile], *, seed: int = 0, learned: Learned = NOTHING_LEARNED
+    ) -> None:
         self.profiles = dict(profiles)
+        self._learned = learned
         self._seed = seed
         self._routers: dict[str | None, SequenceRouter] = {}
 
@@ -78,6 +98,10 @@ class Planner:
             settings=settings,
             request_seed=self._seed_of(text),
             exclude=exclude,
+            gate_ids=self._learned.gate_ids,
+            learned_weights={
+                name: factor for name, factor in self._learned.weights.items() if name not in {without, *exclude}
+            },
             grams=gram_ids(text) if router.counts_grams else None,
         )
         decision = rules.strategy.decide(router, question)

@@ -58,7 +58,7 @@ class LargeRecipe:
 
     seed: int = 0
     base: BaseRecipe = field(default_factory=lambda: BaseRecipe(num_steps=3200))
-    adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
+    adapter: AdapterRecipe = field(default_factory=lambda: AdapterRecipe(num_steps=50))
     only: tuple[str, ...] = ()
     """Names of the members to build, for tests; all if empty."""
 

@@ -7,7 +7,8 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM
 
-from hilora.errors import UnknownAdapter
+from hilora.errors import InvalidInput, UnknownAdapter
+from hilora_lab.accuracy.accuracy_document import accuracy_markdown
 from hilora_lab.accuracy.accuracy_plots import draw_accuracy
 from hilora_lab.accuracy.accuracy_report import accuracy_report, run_accuracy
 from hilora_lab.accuracy.engine_scorer import PlannedExample
@@ -129,6 +130,22 @@ class TestReport:
 
     def test_choices_are_counted_by_task(self, report):
         assert report["choices"]["id"]["rotate-digits"] == {"rotate-digits": 3}
+
+    def test_the_document_ranks_by_the_mean(self, report):
+        machine = {"commit": "abc", "cpu": "some", "num_threads": 1, "torch": "2"}
+        text = accuracy_markdown({"testbed": "t", "split": "test", "seed": 0, "machine": machine, **report})
+
+        rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+        first_table = rows[: rows.index("| minus the default")]
+        assert set(first_table[1:3]) == {"| oracle", "| **hilora**"}
+        assert first_table.index("| **hilora**") < first_table.index("| uniform")
+        assert "| hilora" not in rows[len(first_table) :]
+
+    def test_a_strange_report_is_refused(self):
+        with pytest.raises(InvalidInput) as caught:
+            accuracy_markdown({"machine": {}})
+
+        assert caught.value.code == "malformed_report"
 
     def test_pictures_are_drawn(self, report, tmp_path):
         paths = draw_accuracy(report, tmp_path / "plots")
