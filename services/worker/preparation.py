@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -12,6 +13,9 @@ from hilora.plan_preparation import asked_module, asked_plan, merge_recipe, merg
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.engine import Engine
 from services.worker.ports import AdapterMerger
+
+_NUM_FETCHERS = 4
+"""Adapters that are brought to main memory at a time to be asked."""
 
 
 class PlanPreparer:
@@ -25,6 +29,8 @@ class PlanPreparer:
     def __init__(self, *, engine: Engine, merger: AdapterMerger) -> None:
         self._engine = engine
         self._merger = merger
+        # Threads of its own: a slow download must not keep prompts from being encoded.
+        self._fetchers = ThreadPoolExecutor(max_workers=_NUM_FETCHERS, thread_name_prefix="asked-adapters")
 
     async def prepared(self, plan: RoutingPlan, token_ids: Sequence[int]) -> RoutingPlan:
         """The plan as the engine runs it; the same one if nothing is to be done.
@@ -51,8 +57,12 @@ class PlanPreparer:
     async def _asked(self, plan: RoutingPlan, token_ids: Sequence[int]) -> RoutingPlan:
         module_paths = self._engine.probes.module_paths
         ids = [budget.adapter_id for budget in plan.budgets]
+        loop = asyncio.get_running_loop()
         adapters = await asyncio.gather(
-            *(asyncio.to_thread(self._merger.fetch, adapter_id, plan.gate.basis) for adapter_id in ids)
+            *(
+                loop.run_in_executor(self._fetchers, self._merger.fetch, adapter_id, plan.gate.basis)
+                for adapter_id in ids
+            )
         )
         module_path = asked_module(module_paths, adapters)
         if module_path is None:
