@@ -7,7 +7,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install run bench bench-gpu test check lint types imports proto proto-check docs docs-check test-fast format clean
+.PHONY: help install run bench bench-gpu test check lint types imports proto proto-check docs docs-check test-fast test-deploy test-containers format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -29,6 +29,14 @@ test: $(STAMP) ## Run every test: real Redis, real processes, the running system
 
 test-fast: $(STAMP) ## Run the unit and contract tests
 	$(PYTEST) tests/unit tests/contract -q
+
+test-deploy: $(STAMP) ## Check Dockerfiles, compose file and manifests; installs its tools into .deploy-tools
+	scripts/install_deploy_tools.sh
+	$(PYTEST) tests/deploy/static -m deploy -q
+
+test-containers: $(STAMP) ## Build the images, run compose and the production pods with podman; as root, installs it
+	scripts/install_container_tools.sh
+	$(PYTEST) tests/deploy/containers -m containers -q
 
 bench: $(STAMP) ## Measure the engine: the figures of batches 8 and 32, in a few minutes
 	$(BIN)/hilora bench engine --quick
@@ -65,4 +73,4 @@ docs-check: $(STAMP) ## Fail if docs/configuration.md is out of date
 	$(BIN)/python scripts/generate_configuration.py --check
 
 clean: ## Remove the environment, caches and the demo's data
-	rm -rf $(VENV) .hilora .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .deploy-tools .hilora .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -9,6 +9,7 @@ import typer
 
 from hilora_cli import adapter_lifecycle
 from hilora_cli.confusability import audit
+from hilora_cli.pool_upload import add_pool
 from hilora_cli.server_call import fetched, print_answer, with_client
 from hilora_cli.server_options import DEFAULT_URL, AdminKeyOption, JsonOption, NameArgument, UrlOption
 
@@ -168,6 +169,7 @@ def audit_log(
 
 
 app.command("audit")(audit)
+app.command("add-pool")(add_pool)
 adapter_lifecycle.add_commands(app)
 
 

@@ -24,6 +24,7 @@ def lab() -> None:
 @app.command("build-testbed")
 def build_testbed_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to write; an interrupted build goes on where it stopped.")],
+    size: Annotated[str, typer.Option(help="small: the shipped kind; large: 60 adapters of every kind.")] = "small",
     seed: Annotated[int, typer.Option(help="Seed of tasks, base and adapters.")] = 0,
     families: Annotated[
         list[str] | None, typer.Option("--families", help="A taught family; may be repeated. [default: all]")
@@ -33,7 +34,7 @@ def build_testbed_command(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads to train with.")] = 2,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Train a base and one LoRA per task on this machine's CPU, and report exact match."""
+    """Train a base and its LoRAs on this machine's CPU, and report exact match."""
     from dataclasses import replace
 
     import torch
@@ -42,10 +43,15 @@ def build_testbed_command(
     from transformers.utils import logging as transformers_logging
 
     from hilora_lab.testbed.build import BuildRecipe, build_testbed
+    from hilora_lab.testbed.large_build import LargeRecipe, build_large_testbed
 
+    if size not in {"small", "large"}:
+        raise typer.BadParameter("must be small or large", param_hint="--size")
+    if size == "large" and families:
+        raise typer.BadParameter("the large testbed has all families", param_hint="--families")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    recipe = BuildRecipe(seed=seed, families=tuple(families or ()))
+    recipe = LargeRecipe(seed=seed) if size == "large" else BuildRecipe(seed=seed, families=tuple(families or ()))
     if base_steps is not None:
         recipe = replace(recipe, base=replace(recipe.base, num_steps=base_steps))
     if adapter_steps is not None:
@@ -67,7 +73,10 @@ def build_testbed_command(
                 bars[stage] = progress.add_task(stage, total=total, detail="")
             progress.update(bars[stage], completed=done, total=total, detail=detail)
 
-        scores = build_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
+        if isinstance(recipe, LargeRecipe):
+            scores = build_large_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
+        else:
+            scores = build_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
     console.print(score_table(scores))
     console.print(f"Written to {out}")
 

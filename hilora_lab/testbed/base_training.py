@@ -122,9 +122,13 @@ def train_base(
     *,
     families: Sequence[Family],
     seed: int,
+    draw: Callable[[random.Random], Example] | None = None,
     on_progress: OnProgress | None = None,
 ) -> LlamaForCausalLM:
-    """Train the base from scratch on the families' skills; the loss counts answer tokens only."""
+    """Train the base from scratch on the families' skills; the loss counts answer tokens only.
+
+    `draw` gives the prompts where they are not those of `draw_base_example`.
+    """
     torch.manual_seed(seed)
     generator = random.Random(f"{seed}/base")
     model = new_base(recipe, tokenizer)
@@ -141,10 +145,11 @@ def train_base(
         share = min(1.0, (step + 1) / recipe.warmup_steps) * (1.0 - step / recipe.num_steps)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * share
-        examples = [
-            tokenize_example(tokenizer, draw_base_example(recipe, generator, families))
+        drawn = (
+            draw_base_example(recipe, generator, families) if draw is None else draw(generator)
             for _ in range(recipe.batch_size)
-        ]
+        )
+        examples = [tokenize_example(tokenizer, example) for example in drawn]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = answer_loss(model, collate(examples))
         loss.backward()

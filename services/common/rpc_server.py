@@ -1,6 +1,8 @@
 """A gRPC server as every service runs it: health, reflection, our errors as statuses, graceful stop.
 
 Health follows the gRPC health checking protocol: service "" is the whole process; `NOT_SERVING` until `set_serving`.
+Service `liveness` is SERVING from the start, whatever the process waits for, until `set_alive` says that only a restart
+would help.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from services.common.tls import TlsIdentity
 from services.common.tracing import Tracer
 
 _log = get_logger(__name__)
+
+LIVENESS_SERVICE_NAME = "liveness"
+"""What a liveness probe asks for: a process that waits for others must not be restarted for it."""
 
 _SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -181,6 +186,7 @@ class RpcServer:
         else:
             self._port = self._server.add_secure_port(self.address, self._identity.server_credentials())
         await self.set_serving(is_serving=False)
+        await self.set_alive(is_alive=True)
         await self._server.start()
         await self._start_health()
 
@@ -194,9 +200,12 @@ class RpcServer:
 
     async def set_serving(self, *, is_serving: bool) -> None:
         """Report every service of this process as serving or not."""
-        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *self._service_names):
-            await self._health.set(name, status)
+            await self._health.set(name, _status(is_ok=is_serving))
+
+    async def set_alive(self, *, is_alive: bool) -> None:
+        """Report whether the process can go on; if not, whoever watches over it should start it anew."""
+        await self._health.set(LIVENESS_SERVICE_NAME, _status(is_ok=is_alive))
 
     async def stop(self, *, grace_seconds: float) -> None:
         """Refuse new calls, let those in flight finish for at most `grace_seconds`, then cancel them."""
@@ -208,3 +217,7 @@ class RpcServer:
         if self._health_server is not None:
             await self._health_server.stop(0)
             self._health_server = None
+
+
+def _status(*, is_ok: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
+    return health_pb2.HealthCheckResponse.SERVING if is_ok else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +33,12 @@ class Authority:
             self.common_name, self.key.public_key(), days=2, extension=x509.BasicConstraints(ca=True, path_length=None)
         )
 
-    def write(self, folder: Path, name: str, *, days: float = 1, begins_in_days: float = -3) -> TlsFiles:
-        """A certificate for a name with its key, and this authority's own, in a folder that is made if need be."""
+    def write(
+        self, folder: Path, name: str, *, also: Sequence[str] = (), days: float = 1, begins_in_days: float = -3
+    ) -> TlsFiles:
+        """A certificate for names with its key, and this authority's own, in a folder that is made if need be."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.DNSName(name)])
+        names = x509.SubjectAlternativeName([x509.DNSName(one) for one in (name, *also)])
         certificate = self._signed(name, key.public_key(), days=days, extension=names, begins_in_days=begins_in_days)
         folder.mkdir(parents=True, exist_ok=True)
         files = TlsFiles(certificate=folder / "tls.crt", key=folder / "tls.key", authorities=folder / "ca.crt")

@@ -47,10 +47,10 @@ async def hanging(settings_of, start_registry):
     await server.stop(grace_seconds=0)
 
 
-async def _await_health(channel, status: int) -> None:
+async def _await_health(channel, status: int, *, service: str = "") -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     deadline = time.monotonic() + 20
-    while (await stub.Check(health_pb2.HealthCheckRequest())).status != status:
+    while (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status != status:
         assert time.monotonic() < deadline, "health did not change"
         await asyncio.sleep(0.02)
 
@@ -111,6 +111,8 @@ async def test_health_does_not_come_back_after_the_loss_of_the_device(hanging) -
                 await _generate(stub, _request(request_id))
             assert caught.value.code == "device_lost"
             await _await_health(channel, _NOT_SERVING)
+        # A restart is what would help.
+        await _await_health(channel, _NOT_SERVING, service="liveness")
         stats = await stub.Stats(worker_pb2.StatsRequest())
         assert stats.is_device_lost and not stats.is_stuck
         assert stats.num_running == stats.num_waiting == 0

@@ -165,3 +165,38 @@ class TestEvents:
         assert [request.headers.get("last-event-id") for request in self.requests] == [None, "3", "4"]
         assert isinstance(result.exception, HiloraError)
         assert result.exception.code == "redis_unavailable"
+
+
+class TestAddPool:
+    @pytest.fixture
+    def pool(self, folder, monkeypatch):
+        """A folder of two adapters; no ingest process is here to finish a job, so none is waited for."""
+        twin = folder.parent / "twin"
+        twin.mkdir()
+        for name, data in adapter_files().items():
+            (twin / name).write_bytes(data)
+
+        async def at_once(client, job, **_):
+            return job
+
+        monkeypatch.setattr("hilora_cli.pool_seeding.wait_for_job", at_once)
+        return folder.parent
+
+    def test_every_adapter_of_the_folder_is_sent(self, stack, pool):
+        assert answer("add-pool", str(pool)) == {"added": ["sorter", "twin"], "failed": {}, "present": 0}
+
+    def test_a_refused_one_is_named_and_keeps_no_other(self, stack, pool):
+        (pool / "twin" / "adapter_model.safetensors").write_bytes(b"no tensors")
+
+        result = run("add-pool", str(pool), "--json")
+
+        assert result.exit_code == 1
+        said = json.loads(result.stdout)
+        assert said["added"] == ["sorter"] and list(said["failed"]) == ["twin"]
+
+    def test_a_folder_without_adapters_is_an_error(self, stack, tmp_path):
+        (tmp_path / "empty").mkdir()
+
+        result = run("add-pool", str(tmp_path / "empty"))
+
+        assert isinstance(result.exception, HiloraError) and result.exception.code == "no_adapters"

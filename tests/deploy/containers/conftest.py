@@ -1,0 +1,83 @@
+"""One podman for the whole run; the images are built once, as Docker Compose builds them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import pytest
+
+from tests.builders.containers import Compose, Podman, package_index
+
+TEST_FILE = "tests/deploy/containers/compose.test.yml"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory):
+    podman = Podman(tmp_path_factory.mktemp("podman"))
+    podman.build_stand_ins()
+    with podman.serving():
+        yield podman
+
+
+@pytest.fixture(scope="session")
+def environment():
+    """What a user writes into .env; ports that are free, so that nothing else on the machine is met."""
+    return {
+        "REDIS_PASSWORD": "redissecret",
+        "HILORA_ADMIN_KEY": "adminsecret",
+        "GRAFANA_PASSWORD": "unused",
+        "COMPOSE_PROFILES": "cpu,testbed",
+        "COMPOSE_PROJECT_NAME": "hilora-test",
+        "ROUTER_PORT": str(free_port()),
+        "ROUTER_RPC_PORT": str(free_port()),
+        "REGISTRY_PORT": str(free_port()),
+    }
+
+
+@pytest.fixture(scope="session")
+def images(podman, environment):
+    """The three images, built from the sources as they are; seconds that it took, by service.
+
+    With HILORA_REUSE_IMAGES set, for work on these tests, images that are there are taken as they are.
+    """
+    seconds = {}
+    reused = os.environ.get("HILORA_REUSE_IMAGES")
+    with package_index() as index:
+        compose = Compose(podman, files=[TEST_FILE], environment={**environment, "TORCH_CPU_INDEX": index})
+        for service in ("router", "registry", "worker"):
+            if reused and podman("images", "-q", f"docker.io/library/hilora-{service}:0.1.0"):
+                continue
+            began = time.monotonic()
+            compose("build", service, seconds=1500)
+            seconds[service] = time.monotonic() - began
+    return seconds
+
+
+@pytest.fixture(scope="module")
+def system(podman, environment, images):
+    """The system of docker-compose.yml, up and healthy; taken down with all its data afterwards."""
+    compose = Compose(podman, environment=environment)
+    try:
+        compose("up", "-d", "--no-build", "--pull", "never", seconds=400)
+        compose.await_healthy("redis", "registry", "router", "worker")
+        await_seeded(compose)
+        yield compose
+    finally:
+        compose("down", "-v", "-t", "5")
+
+
+def await_seeded(compose, seconds=240):
+    """The shipped adapters are registered: their container has ended, and well."""
+    deadline = time.monotonic() + seconds
+    while (state := compose.podman.inspect(compose.container("testbed"))["State"])["Running"]:
+        assert time.monotonic() < deadline, "the adapters were not registered in time"
+        time.sleep(0.5)
+    assert state["ExitCode"] == 0, compose.podman("logs", compose.container("testbed"))

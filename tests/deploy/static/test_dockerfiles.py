@@ -1,0 +1,108 @@
+"""The Dockerfiles: what hadolint and checkov say, and what the four have to promise."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.builders.deploy_files import OVERLAYS, ROOT, rendered_text, run, tool
+
+SERVICES = ["router", "registry", "worker"]
+DOCKERFILES = [ROOT / f"services/{service}/Dockerfile" for service in SERVICES] + [ROOT / "deploy/testbed/Dockerfile"]
+by_name = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.parent.name)
+
+
+@by_name
+def test_hadolint_finds_nothing(dockerfile):
+    result = run([tool("hadolint"), "--config", str(ROOT / ".hadolint.yaml"), str(dockerfile)])
+
+    assert result.returncode == 0, result.stdout
+
+
+def test_hadolint_would_find_something(tmp_path):
+    (tmp_path / "Dockerfile").write_text("FROM debian\nRUN cd /tmp\n")
+
+    assert run([tool("hadolint"), str(tmp_path / "Dockerfile")]).returncode != 0
+
+
+def checkov(*arguments):
+    result = run([tool("checkov"), "--config-file", str(ROOT / ".checkov.yaml"), *arguments, "-o", "json"])
+    report = json.loads(result.stdout)
+    return report if isinstance(report, dict) else report[0]
+
+
+@by_name
+def test_checkov_finds_nothing_in_the_dockerfile(dockerfile):
+    report = checkov("-f", str(dockerfile), "--framework", "dockerfile")
+
+    assert report["summary"]["failed"] == 0, report["results"]["failed_checks"]
+    assert report["summary"]["passed"] > 5
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_checkov_finds_nothing_in_the_manifests(overlay, tmp_path):
+    (tmp_path / "rendered.yaml").write_text(rendered_text(overlay))
+
+    report = checkov("-f", str(tmp_path / "rendered.yaml"), "--framework", "kubernetes")
+
+    found = [(check["check_id"], check["resource"]) for check in report["results"]["failed_checks"]]
+    assert found == []
+    assert report["summary"]["passed"] > 100
+
+
+def test_every_exception_of_checkov_is_needed(tmp_path):
+    """One that is no longer needed would hide the next finding of its kind."""
+    (tmp_path / "rendered.yaml").write_text(rendered_text("production"))
+    # From another folder, where it does not find the list of exceptions.
+    plain = [tool("checkov"), "--skip-download", "--compact", "--quiet", "-o", "json"]
+    reports = [
+        run([*plain, "-f", str(tmp_path / "rendered.yaml"), "--framework", "kubernetes"], cwd=tmp_path),
+        run([*plain, "-f", str(DOCKERFILES[-2]), "--framework", "dockerfile"], cwd=tmp_path),
+    ]
+    found = {check["check_id"] for report in reports for check in json.loads(report.stdout)["results"]["failed_checks"]}
+
+    listed = set(re.findall(r"^  - (CKV\w+)$", (ROOT / ".checkov.yaml").read_text(), flags=re.MULTILINE))
+
+    assert listed <= found
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_s_image_is_as_all_of_them(service):
+    text = (ROOT / f"services/{service}/Dockerfile").read_text()
+    final = text.rpartition("\nFROM ")[2]
+
+    assert text.count("\nFROM ") == 2 and "ARG BASE_IMAGE=" in text
+    assert "\nUSER 10001:10001\n" in final
+    assert "\nHEALTHCHECK " in final and "services.common.probe" in final
+    assert 'ENTRYPOINT ["tini", "--"]' in final and f'CMD ["python", "-m", "services.{service}"]' in final
+    for label in ("title", "description", "licenses", "version", "revision"):
+        assert f"org.opencontainers.image.{label}=" in final
+    unconditional = [line for line in final.splitlines() if "VARIANT" not in line and "Triton" not in line]
+    assert "gcc" not in "\n".join(unconditional), "a compiler in the final image"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_probe_knocks_at_a_port_that_the_service_has(service):
+    from services.registry.settings import RegistrySettings
+    from services.router.settings import RouterSettings
+    from services.worker.settings import WorkerSettings
+
+    final = (ROOT / f"services/{service}/Dockerfile").read_text().rpartition("\nFROM ")[2]
+    settings = {"router": RouterSettings, "registry": RegistrySettings, "worker": WorkerSettings}[service]
+    defaults = {field.default for name, field in settings.model_fields.items() if name.endswith("_port")}
+    probed = int(re.search(r'probe", "\w+://127\.0\.0\.1:(\d+)', final)[1])
+
+    assert str(probed) in re.search(r"^EXPOSE (.+)$", final, flags=re.MULTILINE)[1].split()
+    # The registry's own default is the router's; compose and the manifests give it this one.
+    assert probed in defaults | ({50052} if service == "registry" else set())
+
+
+def test_the_context_holds_what_is_copied_and_no_secret():
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+
+    assert "*" in ignored
+    assert not [line for line in ignored if line.startswith("!.env") or line in {"!tests", "!.git"}]
+    for needed in ("pyproject.toml", "constraints.txt", "scripts/list_requirements.py", "hilora", "services", "proto"):
+        assert f"!{needed}" in ignored
