@@ -211,9 +211,11 @@ class FittedPool:
             idx_C = np.concatenate([idx_C, others])
             log_density_C = np.concatenate([log_density_C, self._log_density_of(others, y_K, float(rest))])
         log_posterior_C = log_density_C / temperature - found.log_partition
+        new_task = float(self.model.new_task.log_density(y_K, rest)[0])
         if stack is not None and grams is not None and len(idx_C):
             # The wording moves mass among those that it is looked at for; together they keep what they have.
-            combined_C = stack.combined(log_density_C, grams, idx_C)
+            is_unknown = bool(log_density_C.max() <= new_task)
+            combined_C = stack.combined(log_density_C, grams, idx_C, is_unknown=is_unknown)
             log_posterior_C = combined_C - log_sum_exp(combined_C) + log_sum_exp(log_posterior_C)
         order = np.lexsort((idx_C, -log_posterior_C))
         if stack is not None:
@@ -224,7 +226,7 @@ class FittedPool:
         return ScoredPool(
             idx_C=idx_C,
             scores_C=log_density_C + self.model.space.within.log_det_whitening,
-            ratios_C=log_density_C - self.model.new_task.log_density(y_K, rest),
+            ratios_C=log_density_C - new_task,
             posterior_C=np.exp(log_posterior_C),
             num_allowed=len(self.profiles) - len(excluded),
         )

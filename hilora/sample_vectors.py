@@ -31,7 +31,7 @@ class SampleVectors:
         rank_L = np.argsort(np.argsort(np.array(adapter_ids), kind="stable"), kind="stable")
         owner_N = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
         return cls(
-            vectors_NE=vectors_NE / np.where(norms_N > 0.0, norms_N, np.float32(1.0)),
+            vectors_NE=(vectors_NE / np.where(norms_N > 0.0, norms_N, 1.0)).astype(np.float32),
             owner_N=owner_N,
             rank_of_owner_N=rank_L[owner_N],
         )

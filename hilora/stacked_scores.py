@@ -3,8 +3,9 @@
     ln p(i | text)  =  score_i / T  +  b lexical_i  +  const
 
 `score` is the empirical-Bayes log-likelihood, `lexical` how the text is written. `T` and `b` are fitted to texts that
-neither of the two has seen. In a large pool the Gaussian chooses the `SHORTLIST` best adapters, and the wording decides
-among them: the posterior of all others stays what the Gaussian says.
+neither of the two has seen; a second pair, for texts that no adapter explains better than a new task would, is fitted
+to such texts alone. In a large pool the Gaussian chooses the `SHORTLIST` best adapters, and the wording decides among
+them: the posterior of all others stays what the Gaussian says.
 
 Shapes: L adapters, C shortlisted ones, N held-out texts, G grams of a text.
 """
@@ -24,7 +25,7 @@ from hilora.gaussian_index import highest
 from hilora.held_out_samples import NUM_FOLDS, choose_calibration
 from hilora.lexical_pool import LexicalPool
 from hilora.pool_statistics import SampleBlocks
-from hilora.score_stack import StackWeights, fit_stack_weights
+from hilora.score_stack import KNOWN_TEXTS, StackWeights, fit_stack_weights, mean_spread, unknown_texts
 
 SHORTLIST = 128
 """Adapters whose wording is looked at: the cost of a request does not grow with the pool beyond."""
@@ -39,16 +40,28 @@ class LexicalStack:
 
     lexical: LexicalPool
     weights: StackWeights
+    """Of texts that some adapter explains, fitted to all."""
+    unknown_weights: StackWeights
+    """Of the others, fitted to those alone."""
 
-    def combined(self, scores_C: FloatArray, ids_G: GramIds, idx_C: NDArray[np.intp]) -> FloatArray:
+    @property
+    def has_weight(self) -> bool:
+        """Whether the wording can make any difference."""
+        return self.weights.lexical_weight > 0.0 or self.unknown_weights.lexical_weight > 0.0
+
+    def combined(
+        self, scores_C: FloatArray, ids_G: GramIds, idx_C: NDArray[np.intp], *, is_unknown: bool
+    ) -> FloatArray:
         """Stacked scores of one text: the logarithm of the posterior, up to a constant.
 
         Args:
             scores_C: log-likelihoods under some adapters, up to a constant.
             ids_G: the text's grams.
             idx_C: the adapters' places.
+            is_unknown: whether none of them explains the text better than a new task would.
         """
-        return self.weights.combined(scores_C, self.lexical.scores(ids_G, idx_C))
+        weights = self.unknown_weights if is_unknown else self.weights
+        return weights.combined(scores_C, self.lexical.scores(ids_G, idx_C))
 
     def extended(self, newcomers: Sequence[SampleGrams | None]) -> LexicalStack:
         """The same with adapters that came after the fit, at the places after the others."""
@@ -67,7 +80,7 @@ def fit_stacked(
 
     Returns:
         The Gaussian model with a temperature of its own, for texts without grams; and the stack, None where the
-        wording has no weight.
+        wording makes no difference.
 
     Raises:
         ValueError: see `PoolStatistics.of`.
@@ -80,24 +93,26 @@ def fit_stacked(
     ]
     if sum(own is not None for own in known) < 2:
         return model, None
-    weights = _cross_fitted_weights(held_out, known, frozenset(calibration.chosen_C.tolist()))
-    if weights.lexical_weight <= 0.0:
-        return model, None
+    weights, unknown_weights = _cross_fitted_weights(held_out, known, frozenset(calibration.chosen_C.tolist()))
 
     def counts_of(place: int) -> tuple[GramIds, NDArray[np.uint32]] | None:
         own = known[place]
         return None if own is None else own.counts()
 
-    return model, LexicalStack(lexical=LexicalPool.fit(counts_of, len(known)), weights=weights)
+    stack = LexicalStack(
+        lexical=LexicalPool.fit(counts_of, len(known)), weights=weights, unknown_weights=unknown_weights
+    )
+    return model, stack if stack.has_weight else None
 
 
 def _cross_fitted_weights(
     held_out: HeldOutScores, grams: Sequence[SampleGrams | None], chosen: frozenset[int]
-) -> StackWeights:
-    """Both numbers from texts that were held out of both scores."""
+) -> tuple[StackWeights, StackWeights]:
+    """The numbers for both kinds of text, from texts that were held out of both scores."""
     scores: list[NDArray[np.floating]] = []
     lexical: list[FloatArray] = []
     true_idx: list[int] = []
+    unknown: list[bool] = []
     step = -(-len(held_out.true_idx_N) // _MAX_ROWS) or 1
     rows_N = np.arange(0, len(held_out.true_idx_N), step)
     num_shortlisted = min(len(grams), SHORTLIST)
@@ -112,10 +127,16 @@ def _cross_fitted_weights(
             scores.append(held_out.scores_NL[row, idx_C])
             lexical.append(pool.scores(own.sample(int(held_out.ordinal_N[row])), idx_C))
             true_idx.append(int(at[0]))
+            unknown.append(bool(held_out.is_unknown_N[row]))
     shape = (len(true_idx), num_shortlisted)
-    return fit_stack_weights(
-        np.array(scores).reshape(shape), np.array(lexical).reshape(shape), np.array(true_idx, dtype=np.intp)
+    scores_NC, lexical_NC = np.array(scores).reshape(shape), np.array(lexical).reshape(shape)
+    true_idx_N, unknown_N = np.array(true_idx, dtype=np.intp), np.array(unknown, dtype=np.bool_)
+    spread = mean_spread(lexical_NC)
+    known, others = (
+        fit_stack_weights(scores_NC[rows], lexical_NC[rows], true_idx_N[rows], prior=prior, spread=spread)
+        for rows, prior in ((np.ones_like(unknown_N), KNOWN_TEXTS), (unknown_N, unknown_texts(scores_NC)))
     )
+    return known, others
 
 
 def _without_fold(grams: Sequence[SampleGrams | None], chosen: frozenset[int], fold: int) -> LexicalPool:

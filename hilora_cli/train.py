@@ -45,14 +45,13 @@ def train_gate_command(
 ) -> None:
     """Train a learned gate on the fit lines of a testbed, and write its file."""
     from dataclasses import replace
-    from typing import cast
 
     from rich.console import Console
 
     from hilora.adapter import adapter_id_of
     from hilora_cli.server_models import adapter_ids_of
     from hilora_lab.training.gate_file import write_gate
-    from hilora_lab.training.gate_training import GateMethod, GateRecipe, train_gate
+    from hilora_lab.training.gate_training import GateRecipe, train_gate
 
     if method not in _METHODS:
         raise typer.BadParameter("must be ramole or phatgoose", param_hint="--method")
@@ -70,7 +69,7 @@ def train_gate_command(
             status.update(f"Training: step {done} of {total}, loss {loss:.3f}")
 
         gate = train_gate(
-            cast("GateMethod", method),
+            method,
             opened.model,
             opened.adapters,
             opened.examples,

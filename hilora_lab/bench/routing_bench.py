@@ -191,12 +191,14 @@ def _product(data: RoutingData, whole: SampledPool) -> tuple[_Scored, dict[str, 
             )
             milliseconds.append((time.perf_counter() - started) * 1e3)
             table[row, found.idx_C] = found.posterior_C
-    weights = StackWeights(temperature=pool.model.temperature, lexical_weight=0.0)
+    weights = unknown = StackWeights(temperature=pool.model.temperature, lexical_weight=0.0)
     if pool.stack is not None:
-        weights = pool.stack.weights
+        weights, unknown = pool.stack.weights, pool.stack.unknown_weights
     scored = _Scored(temperature=weights.temperature, posterior_NL=posterior_NL, without_own_NL=without_own_NL)
     return scored, {
         "lexical_weight": round(weights.lexical_weight, 4),
+        "unknown_temperature": round(unknown.temperature, 4),
+        "unknown_lexical_weight": round(unknown.lexical_weight, 4),
         "milliseconds_p50": round(float(np.quantile(milliseconds, 0.5)), 4),
         "milliseconds_p99": round(float(np.quantile(milliseconds, 0.99)), 4),
     }

@@ -55,6 +55,8 @@ class Podman:
         (folder / "storage.conf").write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{STATE}/graph"\nrunroot = "{STATE}/run"\n'
         )
+        # No credentials, and the file that says so.
+        (folder / "config.json").write_text("{}")
         self.environment = {
             "CONTAINERS_CONF": str(folder / "containers.conf"),
             "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
@@ -146,10 +148,22 @@ def package_index() -> Iterator[str]:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.move(file, folder / file.name)
     handler = partial(_QuietFiles, directory=str(wheels))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _server_at_its_last_port(handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
+
+
+def _server_at_its_last_port(handler: Any) -> http.server.ThreadingHTTPServer:
+    """The address is an argument of the builds: another one would make every layer anew."""
+    remembered = STATE / "index-port"
+    ports = [int(remembered.read_text()), 0] if remembered.exists() else [0]
+    for port in ports:
+        with contextlib.suppress(OSError):
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+            remembered.write_text(str(server.server_address[1]))
+            return server
+    raise OSError("no port on loopback")
 
 
 class _QuietFiles(http.server.SimpleHTTPRequestHandler):

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from hilora.calibration import PRIOR_STRENGTH, PRIOR_TEMPERATURE
-from hilora.score_stack import fit_stack_weights
+from hilora.score_stack import fit_stack_weights, unknown_texts
 
 
 def drawn(*, temperature: float, weight: float, num_texts: int = 3000, num_adapters: int = 12, seed: int = 0):
@@ -68,3 +68,25 @@ def test_the_temperature_stays_within_its_bounds():
     scores, lexical, whose = drawn(temperature=8.0, weight=3.0)
     assert fit_stack_weights(scores * 1e-3, lexical, whose).temperature == 1.0
     assert fit_stack_weights(scores * 1e3, lexical, whose).temperature == pytest.approx(100.0)
+
+
+class TestUnknownTexts:
+    def test_without_texts_the_wording_decides(self):
+        nothing = np.zeros((0, 4))
+        scores = 5000.0 * np.random.default_rng(0).standard_normal((50, 400))
+        fitted = fit_stack_weights(
+            nothing, nothing, np.zeros(0, dtype=np.intp), prior=unknown_texts(scores), spread=0.5
+        )
+        assert fitted.temperature == pytest.approx(5000.0, rel=0.05)
+        assert fitted.lexical_weight == 4.0
+
+    def test_wording_that_never_varies_has_no_weight(self):
+        nothing = np.zeros((0, 4))
+        fitted = fit_stack_weights(nothing, nothing, np.zeros(0, dtype=np.intp), prior=unknown_texts(nothing))
+        assert fitted.lexical_weight == 0.0
+
+    def test_texts_overrule_what_is_believed(self):
+        scores, lexical, whose = drawn(temperature=8.0, weight=0.0, num_texts=600)
+        fitted = fit_stack_weights(scores, lexical, whose, prior=unknown_texts(scores))
+        assert fitted.temperature == pytest.approx(8.0, rel=0.2)
+        assert fitted.lexical_weight < 0.6

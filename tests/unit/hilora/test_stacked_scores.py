@@ -68,6 +68,13 @@ class TestFit:
     def test_single_samples_can_be_fitted_and_give_the_wording_no_weight(self):
         assert fit(worded_profiles(num_samples=1)).stack is None
 
+    def test_where_no_text_makes_a_mistake_the_wording_decides_only_what_no_adapter_explains(self):
+        pool = fit(worded_profiles(num_samples=20, spread=0.05))
+        assert pool.stack is not None
+        assert pool.stack.weights.lexical_weight < 0.1
+        assert pool.stack.unknown_weights.temperature > 50.0
+        assert pool.stack.unknown_weights.lexical_weight > 1.0
+
     def test_unequal_numbers_of_samples_can_be_fitted(self):
         counts = [2, 20, 5, 40]
         profiles = [
@@ -160,6 +167,29 @@ class TestSearch:
         found = pool.score_nearest(nowhere(pool), num_results=1, excluded=NOBODY, grams=gram_ids("order this: item 77"))
         assert [pool.profiles[place].adapter_name for place in found.idx_C] == [profiles[7].adapter_name]
         assert pool.extended([]).stack is pool.fitted_stack
+
+
+class TestUnknownTexts:
+    def test_wording_decides_far_from_every_adapter(self):
+        pool = fit(worded_profiles(num_samples=20, spread=0.05))
+        # A little nearer to adapter 2 than to any other, and far from all.
+        z_E = nowhere(pool) * 0.5 + 0.1 * pool.profiles[2].samples_ME[0]
+        by_meaning = pool.score_nearest(z_E, num_results=1, excluded=NOBODY)
+        assert (by_meaning.ratios_C < 0.0).all() and by_meaning.idx_C[0] == 2
+        by_both = pool.score_nearest(z_E, num_results=1, excluded=NOBODY, grams=gram_ids("compare this: item 9"))
+        assert by_both.idx_C[0] == 6
+
+    def test_wording_does_not_decide_against_an_adapter_that_explains_the_text(self):
+        pool = fit(worded_profiles(num_samples=20, spread=0.05))
+        z_E = pool.checked(pool.profiles[2].samples_ME[0])
+        found = pool.score_nearest(z_E, num_results=1, excluded=NOBODY, grams=gram_ids("compare this: item 9"))
+        assert found.ratios_C[0] > 0.0 and found.idx_C[0] == 2
+
+    def test_without_the_adapter_that_explains_it_a_text_is_unknown(self):
+        pool = fit(worded_profiles(num_samples=20, spread=0.05))
+        z_E = pool.checked(pool.profiles[2].samples_ME[0])
+        found = pool.score_nearest(z_E, num_results=1, excluded=np.array([2]), grams=gram_ids("compare this: item 9"))
+        assert found.idx_C[0] == 6
 
 
 class TestRouter:
