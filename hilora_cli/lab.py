@@ -96,6 +96,19 @@ def build_testbed_command(
     console.print(f"Written to {out}")
 
 
+@app.command("reword")
+def reword_command(
+    testbed: Annotated[Path, typer.Option("--testbed", exists=True, file_okay=False, help="A testbed folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; base and adapters are linked.")],
+    seed: Annotated[int, typer.Option(help="Seed of the new prompts.")] = 0,
+) -> None:
+    """Ask for a testbed's tasks in words that no sample text uses as well."""
+    from hilora_lab.testbed.folder import read_testbed
+    from hilora_lab.testbed.rewording import write_reworded
+
+    typer.echo(f"Written to {write_reworded(read_testbed(testbed), out, seed=seed)}")
+
+
 @app.command("ablate")
 def ablate_command(
     testbed: Annotated[Path, typer.Option("--testbed", help="A testbed folder.")],
