@@ -131,8 +131,9 @@ class AccuracyBench:
         """Ask a strategy every line of a setting.
 
         Args:
-            strategy: a strategy's name, with departures (`parse_variant`) or without, `base`, or `oracle`: the task's own adapter where it may be used, elsewhere the
-                single other one that is best on the lines of another split.
+            strategy: a strategy's name, with departures (`parse_variant`) or without, `base`, or `oracle`: the task's
+                own adapter where it may be used, elsewhere the single other one that is best on the lines of another
+                split.
             setting: see `asked`.
             planner: another pool than the testbed's.
             changes: fields of the strategy's settings to depart in.
