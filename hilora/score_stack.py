@@ -4,8 +4,8 @@
 
 with `sd` the lexical score's mean spread over the adapters of a text. No weight fixed in advance is right for two
 pools: prompts from templates are told apart by their wording (b is large), tasks that share templates are not, and
-there every weight costs accuracy (b falls to 0). The prior is worth `k = 10` texts: a pool that makes no mistakes on its
-own few texts learns neither certainty nor a weight from them.
+there every weight costs accuracy (b falls to 0). The prior is worth `k = 10` texts: a pool that makes no mistakes on
+its own few texts learns neither certainty nor a weight from them.
 
 Shapes: N held-out texts, C adapters of which one is right.
 """

@@ -30,7 +30,8 @@ OutOption = Annotated[Path | None, typer.Option("--out", dir_okay=False, help="W
 def accuracy_command(
     testbed: TestbedOption = SHIPPED_TESTBED,
     strategies: Annotated[
-        str | None, typer.Option("--strategies", help="Names set apart by commas. [default: all there are]")
+        str | None,
+        typer.Option("--strategies", help="Names set apart by commas, also NAME:FIELD=VALUE. [default: all there are]"),
     ] = None,
     split: SplitOption = "test",
     limit_per_task: LimitOption = None,
@@ -54,14 +55,15 @@ def accuracy_command(
     """Ask every strategy every question of a testbed: own adapter there, removed, never made."""
     from rich.console import Console
 
-    from hilora.strategies import STRATEGY_NAMES, strategy_named
+    from hilora.strategies import STRATEGY_NAMES
     from hilora_lab.accuracy.accuracy_bench import BASE, ORACLE
     from hilora_lab.accuracy.accuracy_report import accuracy_report, run_accuracy
+    from hilora_lab.accuracy.variants import parse_variant, split_variants
 
-    names = tuple(name.strip() for name in strategies.split(",") if name.strip()) if strategies else STRATEGY_NAMES
+    names = split_variants(strategies) if strategies else STRATEGY_NAMES
     for name in names:
         if name not in {BASE, ORACLE}:
-            strategy_named(name)
+            parse_variant(name)
     learned = _learned(gates, gate or [], lorahub_weights)
     with opened_bench(
         testbed, split=split, limit_per_task=limit_per_task, seed=seed, device=device, learned=learned

@@ -32,6 +32,10 @@ def build_testbed_command(
     base_steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the base.")] = None,
     adapter_steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each adapter.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads to train with.")] = 2,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option("--warm-start", exists=True, file_okay=False, help="large: begin with this testbed's base."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
     """Train a base and its LoRAs on this machine's CPU, and report exact match."""
@@ -51,7 +55,15 @@ def build_testbed_command(
         raise typer.BadParameter("the large testbed has all families", param_hint="--families")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    recipe = LargeRecipe(seed=seed) if size == "large" else BuildRecipe(seed=seed, families=tuple(families or ()))
+    if warm_start is not None and size != "large":
+        raise typer.BadParameter("goes with --size large", param_hint="--warm-start")
+    large = LargeRecipe(seed=seed)
+    if warm_start is not None:
+        gentle = replace(
+            large.base, num_steps=800, matrix_lr=large.base.matrix_lr / 2, other_lr=large.base.other_lr / 2
+        )
+        large = replace(large, base=gentle, warm_start=True)
+    recipe = large if size == "large" else BuildRecipe(seed=seed, families=tuple(families or ()))
     if base_steps is not None:
         recipe = replace(recipe, base=replace(recipe.base, num_steps=base_steps))
     if adapter_steps is not None:
@@ -74,11 +86,27 @@ def build_testbed_command(
             progress.update(bars[stage], completed=done, total=total, detail=detail)
 
         if isinstance(recipe, LargeRecipe):
-            scores = build_large_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
+            warm_base = None if warm_start is None else warm_start / "base"
+            scores = build_large_testbed(
+                out, recipe, warm_base=warm_base, replace_existing=force, on_progress=on_progress
+            )
         else:
             scores = build_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
     console.print(score_table(scores))
     console.print(f"Written to {out}")
+
+
+@app.command("reword")
+def reword_command(
+    testbed: Annotated[Path, typer.Option("--testbed", exists=True, file_okay=False, help="A testbed folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; base and adapters are linked.")],
+    seed: Annotated[int, typer.Option(help="Seed of the new prompts.")] = 0,
+) -> None:
+    """Ask for a testbed's tasks in words that no sample text uses as well."""
+    from hilora_lab.testbed.folder import read_testbed
+    from hilora_lab.testbed.rewording import write_reworded
+
+    typer.echo(f"Written to {write_reworded(read_testbed(testbed), out, seed=seed)}")
 
 
 @app.command("ablate")

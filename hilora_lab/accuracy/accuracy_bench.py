@@ -17,6 +17,7 @@ from hilora_lab.accuracy.asked import AccuracySetting, AskedLines, ask
 from hilora_lab.accuracy.engine_scorer import EngineScorer, FactorSource, PlannedExample
 from hilora_lab.accuracy.outcomes import Outcomes
 from hilora_lab.accuracy.planner import NOTHING_LEARNED, Learned, Planner
+from hilora_lab.accuracy.variants import parse_variant
 from hilora_lab.evaluation.gated_model import read_adapter_folder
 from hilora_lab.evaluation.offline import Encodes
 from hilora_lab.testbed.batches import TokenizedExample
@@ -130,8 +131,9 @@ class AccuracyBench:
         """Ask a strategy every line of a setting.
 
         Args:
-            strategy: a strategy's name, `base`, or `oracle`: the task's own adapter where it may be used, elsewhere the
-                single other one that is best on the lines of another split.
+            strategy: a strategy's name, with departures (`parse_variant`) or without, `base`, or `oracle`: the task's
+                own adapter where it may be used, elsewhere the single other one that is best on the lines of another
+                split.
             setting: see `asked`.
             planner: another pool than the testbed's.
             changes: fields of the strategy's settings to depart in.
@@ -212,12 +214,13 @@ class AccuracyBench:
         if strategy == ORACLE:
             has_own = setting in {"id", "new_wording"}
             return self._pinned(line.task if has_own else self.best_other()[line.task])
+        name, departures = parse_variant(strategy)
         return planner.decide(
             line.prompt,
             asked.embedding_of[line.prompt],
-            strategy,
+            name,
             without=line.task if setting == "ood" else None,
-            changes=changes,
+            changes={**departures, **(changes or {})},
         )
 
     def _pinned(self, name: str) -> RoutingDecision:

@@ -123,15 +123,17 @@ def train_base(
     families: Sequence[Family],
     seed: int,
     draw: Callable[[random.Random], Example] | None = None,
+    start: LlamaForCausalLM | None = None,
     on_progress: OnProgress | None = None,
 ) -> LlamaForCausalLM:
     """Train the base from scratch on the families' skills; the loss counts answer tokens only.
 
-    `draw` gives the prompts where they are not those of `draw_base_example`.
+    `draw` gives the prompts where they are not those of `draw_base_example`; `start` is trained further where it is
+    given.
     """
     torch.manual_seed(seed)
     generator = random.Random(f"{seed}/base")
-    model = new_base(recipe, tokenizer)
+    model = new_base(recipe, tokenizer) if start is None else start
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]

@@ -7,7 +7,7 @@ that the weights own each combined skill; whether two adapters together ask for 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -62,6 +62,28 @@ def curriculum_of(families: Sequence[Family], pairs: Sequence[Composition], othe
             wording.format(noun=domain.noun) for family in said for wording in family.wordings for domain in DOMAINS
         ),
     )
+
+
+def carried_over(
+    base: LlamaForCausalLM, words: Mapping[str, int], new: LlamaForCausalLM, ids: Mapping[str, int]
+) -> int:
+    """Give a new base of the same shape what another one learned; returns how many words both know.
+
+    Args:
+        base: the one that learned.
+        words: its vocabulary, word to id.
+        new: the one that is written to; words that only it knows keep their random vectors.
+        ids: its vocabulary.
+    """
+    shared = [(words[word], ids[word]) for word in ids if word in words]
+    rows_of = {"model.embed_tokens.weight", "lm_head.weight"}
+    learned = base.state_dict()
+    for name, weight in new.state_dict().items():
+        if name in rows_of:
+            weight[[new_id for _, new_id in shared]] = learned[name][[old_id for old_id, _ in shared]]
+        else:
+            weight.copy_(learned[name])
+    return len(shared)
 
 
 def asked(family: Family, instruction: str, generator: random.Random) -> Example:

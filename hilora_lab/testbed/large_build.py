@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 from hilora_lab.testbed.adapter_pool import load_pool
 from hilora_lab.testbed.adapter_training import AdapterRecipe, save_adapter, train_adapter_on
-from hilora_lab.testbed.base_training import BaseRecipe, skill_accuracy, train_base
+from hilora_lab.testbed.base_training import BaseRecipe, new_base, skill_accuracy, train_base
 from hilora_lab.testbed.building import (
     BuildProgress,
     check_destination,
@@ -37,7 +37,7 @@ from hilora_lab.testbed.folder import (
     read_testbed,
     write_task_lines,
 )
-from hilora_lab.testbed.large_base import curriculum_of, pair_accuracy
+from hilora_lab.testbed.large_base import carried_over, curriculum_of, pair_accuracy
 from hilora_lab.testbed.large_page import large_page
 from hilora_lab.testbed.large_pool import (
     PoolMember,
@@ -59,14 +59,28 @@ class LargeRecipe:
     seed: int = 0
     base: BaseRecipe = field(default_factory=lambda: BaseRecipe(num_steps=3200))
     adapter: AdapterRecipe = field(default_factory=lambda: AdapterRecipe(num_steps=50))
+    warm_start: bool = False
+    """Whether the base begins with what the base of another testbed learned; then a quarter of the steps will do."""
     only: tuple[str, ...] = ()
     """Names of the members to build, for tests; all if empty."""
 
 
 def build_large_testbed(
-    out: Path, recipe: LargeRecipe, *, replace_existing: bool = False, on_progress: BuildProgress = in_silence
+    out: Path,
+    recipe: LargeRecipe,
+    *,
+    warm_base: Path | None = None,
+    replace_existing: bool = False,
+    on_progress: BuildProgress = in_silence,
 ) -> list[TaskScore]:
     """Build the larger testbed and return its scores on the test split.
+
+    Args:
+        out: the folder.
+        recipe: what it depends on.
+        warm_base: the base folder of a testbed whose base has the recipe's shape, for a warm start.
+        replace_existing: whether what is there may go.
+        on_progress: follows the build.
 
     Raises:
         Conflict: `testbed_exists`, if `out` is there and may not be replaced.
@@ -93,6 +107,7 @@ def build_large_testbed(
             tokenizer,
             families=families,
             seed=recipe.seed,
+            start=_warm(recipe, tokenizer, warm_base) if recipe.warm_start and warm_base is not None else None,
             draw=lambda generator: curriculum.draw(recipe.base, generator),
             on_progress=lambda done, total, loss: on_progress("base", done, total, f"loss {loss:.3f}"),
         )
@@ -126,6 +141,16 @@ def build_large_testbed(
     (building / README_FILE).write_text(large_page(report), encoding="utf-8")
     publish(building, out)
     return scores
+
+
+def _warm(recipe: LargeRecipe, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
+    """A base of the recipe with what another one learned."""
+    torch.manual_seed(recipe.seed)
+    learned = cast("LlamaForCausalLM", AutoModelForCausalLM.from_pretrained(folder))
+    words = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(folder)).get_vocab()
+    new = new_base(recipe.base, tokenizer)
+    carried_over(learned, words, new, tokenizer.get_vocab())
+    return new
 
 
 def _train_missing(

@@ -25,7 +25,7 @@ Exact match of the `{split}` split through transformers and PEFT:
 {rows}
 
 Made with `hilora lab build-testbed --size large --out DIR --seed {seed}`: {base_steps} steps of {base_batch} prompts
-for the base, {adapter_steps} steps of {adapter_batch} for an adapter of one skill. The format is described in
+for the base{start}, {adapter_steps} steps of {adapter_batch} for an adapter of one skill. The format is described in
 `hilora_lab/testbed/folder.py`.
 """
 
@@ -44,6 +44,7 @@ def large_page(report: dict[str, Any]) -> str:
         split=report["split"],
         rows="\n".join(_row(kind, [task for task in tasks if kinds[task["task"]] == kind]) for kind in asked_kinds),
         seed=report["recipe"]["seed"],
+        start=", which began with the shipped testbed's" if report["recipe"].get("warm_start") else "",
         base_steps=base["num_steps"],
         base_batch=base["batch_size"],
         adapter_steps=adapter["num_steps"],

@@ -1,14 +1,14 @@
 """The production overlay's pods, run by `podman kube play` with their own securityContext, settings and certificates.
 
 What is changed, because podman is no cluster, and nothing else: probes and lifecycle (podman's translation of them is
-wrong), what only schedulers read, names of services (written into each pod's hosts file), claims (podman's volumes),
-mode of secret files (podman knows no fsGroup), and the GPU (there is none: the worker's image and device are the CPU's,
-with the shipped testbed as its base).
+wrong), what only schedulers read, names of services (written into each pod's hosts file), claims and emptyDirs (volumes
+of podman's), secrets (folders and values: podman 4.3 leaves them in base64, and it knows no fsGroup), and the GPU (there
+is none: the worker's image and device are the CPU's, with the shipped testbed as its base).
 """
 
 from __future__ import annotations
 
-import base64
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ class PlayedPods:
         self._podman("network", "create", "--subnet", f"{self._subnet}.0/24", NETWORK)
         played: list[Path] = []
         try:
-            self._podman("kube", "play", str(self._written("shared", self._secrets())))
+            self._write_secrets()
             for name, place in PLACES.items():
                 file = self._written(name, [*self._config_maps(), self._pod(name)])
                 played.append(file)
@@ -72,9 +72,9 @@ class PlayedPods:
         finally:
             for file in reversed(played):
                 self._podman("kube", "down", str(file), check=False)
-            for secret in self._podman("secret", "ls", "--format", "{{.Name}}").split():
-                self._podman("secret", "rm", secret, check=False)
-            self._podman("volume", "prune", "-f", check=False)
+            for volume in self._podman("volume", "ls", "-q").split():
+                if volume.startswith(tuple(f"{name}-" for name in PLACES)):
+                    self._podman("volume", "rm", "-f", volume, check=False)
             self._podman("network", "rm", NETWORK, check=False)
 
     def _written(self, name: str, documents: list[Document]) -> Path:
@@ -90,7 +90,19 @@ class PlayedPods:
                     document["data"] |= changes
         return maps
 
-    def _secrets(self) -> list[Document]:
+    def _write_secrets(self) -> None:
+        """Each as a folder of files, readable by every user: podman knows no fsGroup."""
+        for name, values in self._secrets().items():
+            folder = self._folder / "secrets" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for key, value in values.items():
+                (folder / key).write_text(value)
+                (folder / key).chmod(0o444)
+        for folder in (self._folder, self._folder / "secrets"):
+            folder.chmod(0o755)
+
+    @functools.cache  # noqa: B019  (one object a run; certificates must be the same for all pods)
+    def _secrets(self) -> dict[str, dict[str, str]]:
         def key_file(key: str, scopes: list[str]) -> str:
             digest = hashlib.sha256(key.encode()).hexdigest()
             return json.dumps([{"name": "test", "sha256": digest, "scopes": scopes}])
@@ -113,15 +125,7 @@ class PlayedPods:
             own, *others = reversed(spec["dnsNames"])
             files = authority.write(self._folder / spec["secretName"], own, also=others)
             contents[spec["secretName"]] = _pem_of(files)
-        return [
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": name},
-                "data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()},
-            }
-            for name, values in contents.items()
-        ]
+        return contents
 
     def _pod(self, name: str) -> Document:
         (workload,) = [one for one in workloads(self._documents) if one["metadata"]["name"] == name]
@@ -156,17 +160,19 @@ class PlayedPods:
         for entry in container.get("env", []):
             if entry["name"] == "HILORA_WORKER_DEVICE":
                 entry["value"] = "cpu"
+            if "valueFrom" in entry:
+                secret = entry.pop("valueFrom")["secretKeyRef"]
+                entry["value"] = self._secrets()[secret["name"]][secret["key"]]
         for port in container.get("ports", []):
             if port["containerPort"] in self._ports:
                 port |= {"hostIP": "127.0.0.1", "hostPort": self._ports[port["containerPort"]]}
 
-    @staticmethod
-    def _volume(pod: str, volume: Document) -> Document:
-        if "ephemeral" in volume:
+    def _volume(self, pod: str, volume: Document) -> Document:
+        if "ephemeral" in volume or "emptyDir" in volume:
+            # Podman takes the names of emptyDirs for those of volumes, which pods would share.
             return _claim(pod, volume["name"])
-        if "secret" in volume:
-            return {**volume, "secret": {**volume["secret"], "defaultMode": 0o444}}
-        return volume
+        folder = self._folder / "secrets" / volume["secret"]["secretName"]
+        return {"name": volume["name"], "hostPath": {"path": str(folder), "type": "Directory"}}
 
 
 def _claim(pod: str, name: str) -> Document:

@@ -137,7 +137,7 @@ class TestReport:
 
         rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
         first_table = rows[: rows.index("| minus the default")]
-        assert set(first_table[1:3]) == {"| oracle", "| **hilora**"}
+        assert len(first_table) == 7
         assert first_table.index("| **hilora**") < first_table.index("| uniform")
         assert "| hilora" not in rows[len(first_table) :]
 
