@@ -5,7 +5,8 @@ Read bottom-up: `errors`, `finding`, `adapter`, `routing_plan` are the vocabular
 what is worth knowing about them, and `target_layer` says where a model can take them; `covariance`, `gaussian`,
 `pooled_gaussian`, `empirical_bayes` and `calibration` score texts; `candidate_selection`, `budget_allocation` and
 `sequence_routing` make a plan of the scores; `token_gating` applies the plan to tokens, `adaptive_gating` and
-`learned_gate` are the rules by which tokens choose among adapters; `reference` and `reference_adaptive` do so slowly.
+`learned_gate` are the rules by which tokens choose among adapters; `reference` and `reference_adaptive` do so slowly;
+`merging` and `plan_preparation` are what a worker does before the first token, where a plan wants it.
 `access` says who may use an adapter, `version_selector` which version of it a text means.
 `docs/algorithm.md` has the equations.
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
         GateParameters,
         GateRule,
         GateScope,
+        PlanPreparation,
+        PreparationMethod,
         RocBudget,
         RocScore,
         RoutingDecision,
@@ -81,8 +84,10 @@ __all__ = [
     "LoRAFactors",
     "ModuleGate",
     "PeftLoraConfig",
+    "PlanPreparation",
     "PooledEmpiricalBayes",
     "PooledGaussians",
+    "PreparationMethod",
     "RankOneComponents",
     "RocBasis",
     "RocBudget",
@@ -188,6 +193,8 @@ _NAMES_OF_MODULE = {
         "GateParameters",
         "GateRule",
         "GateScope",
+        "PlanPreparation",
+        "PreparationMethod",
         "RocBudget",
         "RocScore",
         "RoutingDecision",

@@ -16,11 +16,14 @@ from hilora.finding import Finding, Severity
 MIN_POOL_FOR_OUTLIERS = 8
 """With fewer adapters a spread says nothing."""
 OUTLIER_Z = 6.0
+NORM_OUTLIER = "norm_outlier"
+"""Code of the finding."""
 _MAD_TO_SIGMA = 1.4826
 _MIN_SIGMA = 0.25
 """Of log norms. Adapters of one training script are alike; one a little stronger than its siblings is no outlier."""
 
 FEW_SAMPLES = 5
+_UNEVEN_FACTOR = 4.0
 _MAX_NAMES = 5
 _QUANTISED = re.compile(r"(?:-(?:unsloth|bnb|4bit|8bit|gptq|awq|int4|int8|fp8|nf4|hf|quantized|dynamic))+$")
 
@@ -121,6 +124,12 @@ def find_few_samples(num_samples: int) -> Finding | None:
     )
 
 
+def are_uneven(sample_counts: Sequence[int]) -> bool:
+    """Whether adapters of a pool have so unequal numbers of samples that those with more may be preferred: beyond
+    what the empirical-Bayes means repair."""
+    return len(sample_counts) > 0 and max(sample_counts) > _UNEVEN_FACTOR * max(min(sample_counts), 1)
+
+
 def find_norm_outliers(norm_by_kind: Mapping[str, float], pool: Sequence[Mapping[str, float]]) -> list[Finding]:
     """Kinds of modules whose updates are far larger or smaller than those of the pool.
 
@@ -147,7 +156,7 @@ def _outlier(kind: str, norm: float, *, typical: float, z: float) -> Finding:
     direction = "larger" if z > 0 else "smaller"
     factor = norm / typical if z > 0 else typical / norm
     return Finding(
-        code="norm_outlier",
+        code=NORM_OUTLIER,
         severity=Severity.WARNING,
         place=kind,
         message=f"The updates of {kind} have a norm of {norm:.3g}, {factor:.3g} times {direction} than is usual in "

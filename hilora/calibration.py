@@ -17,16 +17,16 @@ from hilora.covariance import FloatArray
 PRIOR_TEMPERATURE = 6.0
 """What real pools need (6 at 66 adapters, 10 to 12 at 1,000): used where the texts cannot tell."""
 
-_PRIOR_STRENGTH = 10.0
+PRIOR_STRENGTH = 10.0
 """Texts' worth of belief in `PRIOR_TEMPERATURE`. Without it a pool that makes no mistakes on its own few texts would
 call every answer certain."""
 
 _CACHED_SCORES = 2**17
 """Scores that are worked on at a time."""
 
-_LOWEST = 1.0
+LOWEST_TEMPERATURE = 1.0
 """Never sharper than the model itself claims to be."""
-_HIGHEST = 100.0
+HIGHEST_TEMPERATURE = 100.0
 
 
 def softmax(scores: FloatArray) -> FloatArray:
@@ -65,10 +65,10 @@ def fit_temperature(scores_NL: NDArray[np.floating], true_idx_N: NDArray[np.intp
 
     def loss(log_temperature: float) -> float:
         misfit = cross_entropy(scores_NL, true_idx_N, temperature=float(np.exp(log_temperature)))
-        return len(scores_NL) * misfit + 0.5 * _PRIOR_STRENGTH * (log_temperature - np.log(PRIOR_TEMPERATURE)) ** 2
+        return len(scores_NL) * misfit + 0.5 * PRIOR_STRENGTH * (log_temperature - np.log(PRIOR_TEMPERATURE)) ** 2
 
     # A coarse grid finds the valley (the sum of the two terms need not be convex), thirds narrow it down.
-    grid = np.linspace(np.log(_LOWEST), np.log(_HIGHEST), 13)
+    grid = np.linspace(np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE), 13)
     best = int(np.argmin([loss(point) for point in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     while high - low > 0.005:

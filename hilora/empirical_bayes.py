@@ -52,6 +52,10 @@ class PooledEmpiricalBayes:
         """Predictive log-likelihood of embeddings `[..., E]` under each adapter, `[..., L]`, in nats."""
         return self.gaussians.log_density(*self.space.locate(z)) + self.space.within.log_det_whitening
 
+    def log_likelihood_of_new_task(self, z: NDArray[np.floating]) -> FloatArray:
+        """Predictive log-likelihood of embeddings `[..., E]` under a task without an adapter, `[...]`, in nats."""
+        return self.new_task.log_density(*self.space.locate(z))[..., 0] + self.space.within.log_det_whitening
+
     def log_likelihood_ratio(self, z: NDArray[np.floating]) -> FloatArray:
         """`log_likelihood` minus that of a task without an adapter, `[..., L]`: 0 is "no better than a new task"."""
         located = self.space.locate(z)
@@ -88,8 +92,7 @@ def fit_pooled_eb(samples: SampleBlocks) -> PooledEmpiricalBayes:
         ValueError: see `PoolStatistics.of`.
     """
     calibration = choose_calibration(samples)
-    statistics = calibration.whole_pool()
-    return fit_statistics(statistics, temperature=_cross_fitted_temperature(calibration))
+    return fit_statistics(calibration.whole_pool(), temperature=held_out_scores(calibration).temperature)
 
 
 def fit_statistics(statistics: PoolStatistics, *, temperature: float) -> PooledEmpiricalBayes:
@@ -156,25 +159,53 @@ def _between_variances(space: WhitenedSpace, num_samples_L: NDArray[np.intp]) ->
     return np.maximum(between_K, _BETWEEN_FLOOR), max(between_rest, _BETWEEN_FLOOR)
 
 
-def _cross_fitted_temperature(calibration: CalibrationSamples) -> float:
-    """Fit everything without a fifth of the texts, score those, repeat; choose `T` on all the scores.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOutScores:
+    """Log-likelihoods of texts under fits that have never seen them, up to a constant of each text."""
+
+    scores_NL: NDArray[np.floating]
+    true_idx_N: NDArray[np.intp]
+    """Whose text each row is."""
+    ordinal_N: NDArray[np.intp]
+    """Which of its adapter's texts."""
+    fold_N: NDArray[np.intp]
+    """`Fold.number`."""
+    is_unknown_N: NDArray[np.bool_]
+    """Whether no adapter explains the text better than a task without one."""
+
+    @property
+    def temperature(self) -> float:
+        """The `T` that explains them best; without any text the prior's."""
+        return fit_temperature(self.scores_NL, self.true_idx_N)
+
+
+def held_out_scores(calibration: CalibrationSamples) -> HeldOutScores:
+    """Fit everything without a fifth of the texts, score those, repeat.
 
     A single text is never held out. A large pool needs fewer folds: its first ones have texts enough.
     """
-    scores: list[NDArray[np.floating]] = []
-    true_idx: list[NDArray[np.intp]] = []
+    scores: list[NDArray[np.floating]] = [np.zeros((0, calibration.num_adapters), dtype=np.float32)]
+    is_unknown: list[NDArray[np.bool_]] = [np.zeros(0, dtype=np.bool_)]
+    nobody = np.zeros(0, dtype=np.intp)
+    places: list[tuple[NDArray[np.intp], ...]] = [(nobody, nobody, nobody)]
     num_rows = 0
     for fold in calibration.folds():
         if num_rows >= calibration.max_rows:
             break
         fitted = fit_statistics(fold.statistics, temperature=PRIOR_TEMPERATURE)
         of_fold = fitted.log_likelihood(fold.held_out_NE)
+        is_unknown.append(of_fold.max(axis=1) <= fitted.log_likelihood_of_new_task(fold.held_out_NE))
         if calibration.others is not None:
             # Relative to the best, a large pool's scores are as good in half the memory.
             of_fold = (of_fold - of_fold.max(axis=1, keepdims=True)).astype(np.float32)
         scores.append(of_fold)
-        true_idx.append(fold.true_idx_N)
+        places.append((fold.true_idx_N, fold.ordinal_N, np.full(len(of_fold), fold.number)))
         num_rows += len(fold.true_idx_N)
-    if not scores:
-        return PRIOR_TEMPERATURE
-    return fit_temperature(np.concatenate(scores), np.concatenate(true_idx))
+    true_idx_N, ordinal_N, fold_N = (np.concatenate(parts) for parts in zip(*places, strict=True))
+    return HeldOutScores(
+        scores_NL=np.concatenate(scores),
+        true_idx_N=true_idx_N,
+        ordinal_N=ordinal_N,
+        fold_N=fold_N,
+        is_unknown_N=np.concatenate(is_unknown),
+    )

@@ -18,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.calibration import softmax
+from hilora.character_grams import GramIds, SampleGrams
 from hilora.covariance import FloatArray
-from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
+from hilora.empirical_bayes import PooledEmpiricalBayes
 from hilora.family_scores import FamilyScores
-from hilora.gaussian_index import NOBODY, ExtendedGaussianIndex, GaussianIndex, IndexBuilder
+from hilora.gaussian_index import NOBODY, ExtendedGaussianIndex, GaussianIndex, IndexBuilder, log_sum_exp
 from hilora.pool_statistics import PoolStatistics
 from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_explanation import ScoredPool
 from hilora.routing_settings import RoutingSettings
+from hilora.sample_vectors import SampleVectors
+from hilora.stacked_scores import SHORTLIST, LexicalStack, fit_stacked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -37,6 +40,8 @@ class AdapterProfile:
     lora_rank: int
     samples_ME: NDArray[np.float32]
     """Unit vectors of the pool's encoder, at least one."""
+    grams: SampleGrams | None = None
+    """How the same texts are written; None if that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +65,10 @@ class FittedPool:
     """Searches all."""
     families: FamilyScores
     """Of those that took part in the fit."""
+    fitted_stack: LexicalStack | None
+    """What the wording of those says of a text; None where it has no weight."""
+    stack: LexicalStack | None
+    """The same of all."""
     newcomers: WhitenedGaussians | None = None
     """Predictive Gaussians of those that came after the fit, by place."""
 
@@ -77,7 +86,7 @@ class FittedPool:
         ordered = _ordered(profiles)
         _check(ordered)
         samples = [profile.samples_ME for profile in ordered]
-        model = fit_pooled_eb(samples)
+        model, stack = fit_stacked(samples, [profile.grams for profile in ordered])
         index = build_index(model.gaussians)
         return cls(
             profiles=ordered,
@@ -89,6 +98,8 @@ class FittedPool:
             fitted_index=index,
             index=index,
             families=FamilyScores(samples),
+            stack=stack,
+            fitted_stack=stack,
         )
 
     def extended(self, newcomers: Sequence[AdapterProfile]) -> FittedPool:
@@ -106,6 +117,7 @@ class FittedPool:
                 newcomer_places={},
                 superseded=NOBODY,
                 index=self.fitted_index,
+                stack=self.fitted_stack,
                 newcomers=None,
             )
         statistics = PoolStatistics.of([profile.samples_ME for profile in added])
@@ -118,8 +130,15 @@ class FittedPool:
             newcomer_places=newcomer_places,
             superseded=np.array(sorted(superseded), dtype=np.intp),
             index=ExtendedGaussianIndex(self.fitted_index, gaussians),
+            stack=None if self.fitted_stack is None else self.fitted_stack.extended([item.grams for item in added]),
             newcomers=gaussians,
         )
+
+    @property
+    def lexical_bytes(self) -> int:
+        """Memory that the wording of all samples takes."""
+        grams = sum(profile.grams.num_bytes for profile in self.profiles if profile.grams is not None)
+        return grams + (0 if self.stack is None else self.stack.lexical.rows.num_bytes)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -162,7 +181,13 @@ class FittedPool:
         return next((place for place in places if self.profiles[place].adapter_id == adapter_id), None)
 
     def score_nearest(
-        self, z_E: FloatArray, *, num_results: int, excluded: NDArray[np.intp], also: NDArray[np.intp] = NOBODY
+        self,
+        z_E: FloatArray,
+        *,
+        num_results: int,
+        excluded: NDArray[np.intp],
+        also: NDArray[np.intp] = NOBODY,
+        grams: GramIds | None = None,
     ) -> ScoredPool:
         """The best adapters for a text, by falling posterior: all that the calibrated mode looks at.
 
@@ -171,22 +196,38 @@ class FittedPool:
             num_results: how many; all that are allowed, where these are fewer.
             excluded: places of adapters that do not count.
             also: places that are scored whether they are among the best or not, none of them excluded.
+            grams: how the text is written (`gram_ids`), if that is to count, too.
         """
+        stack = None if grams is None else self.stack
+        temperature = self.model.temperature if stack is None else stack.weights.temperature
+        num_searched = num_results if stack is None else max(num_results, SHORTLIST)
         y_K, rest = self.model.space.locate(z_E)
-        temperature = self.model.temperature
-        found = self.index.search(y_K, float(rest), num_results=num_results, temperature=temperature, excluded=excluded)
+        found = self.index.search(
+            y_K, float(rest), num_results=num_searched, temperature=temperature, excluded=excluded
+        )
         idx_C, log_density_C = found.idx_C, found.log_density_C
         others = np.setdiff1d(also, idx_C)
         if len(others):
             idx_C = np.concatenate([idx_C, others])
             log_density_C = np.concatenate([log_density_C, self._log_density_of(others, y_K, float(rest))])
-            order = np.lexsort((idx_C, -log_density_C))
-            idx_C, log_density_C = idx_C[order], log_density_C[order]
+        log_posterior_C = log_density_C / temperature - found.log_partition
+        new_task = float(self.model.new_task.log_density(y_K, rest)[0])
+        if stack is not None and grams is not None and len(idx_C):
+            # The wording moves mass among those that it is looked at for; together they keep what they have.
+            is_unknown = bool(log_density_C.max() <= new_task)
+            combined_C = stack.combined(log_density_C, grams, idx_C, is_unknown=is_unknown)
+            log_posterior_C = combined_C - log_sum_exp(combined_C) + log_sum_exp(log_posterior_C)
+        order = np.lexsort((idx_C, -log_posterior_C))
+        if stack is not None:
+            is_wanted = np.isin(idx_C[order], also)
+            is_wanted[:num_results] = True
+            order = order[is_wanted]
+        idx_C, log_density_C, log_posterior_C = idx_C[order], log_density_C[order], log_posterior_C[order]
         return ScoredPool(
             idx_C=idx_C,
             scores_C=log_density_C + self.model.space.within.log_det_whitening,
-            ratios_C=log_density_C - self.model.new_task.log_density(y_K, rest),
-            posterior_C=np.exp(log_density_C / temperature - found.log_partition),
+            ratios_C=log_density_C - new_task,
+            posterior_C=np.exp(log_posterior_C),
             num_allowed=len(self.profiles) - len(excluded),
         )
 
@@ -207,6 +248,14 @@ class FittedPool:
         means_LE = np.stack([profile.samples_ME.mean(axis=0, dtype=np.float64) for profile in self.profiles])
         norms_L = np.linalg.norm(means_LE, axis=1, keepdims=True)
         return (means_LE / np.where(norms_L > 0.0, norms_L, 1.0)).astype(np.float32)
+
+    @cached_property
+    def samples(self) -> SampleVectors:
+        """All samples side by side; made at its first use, because most pools are never searched by samples."""
+        return SampleVectors.of(
+            [profile.samples_ME for profile in self.profiles],
+            adapter_ids=[profile.adapter_id for profile in self.profiles],
+        )
 
     def score_all(self, z_E: FloatArray, *, settings: RoutingSettings, excluded: NDArray[np.intp]) -> ScoredPool:
         """Every allowed adapter that took part in the fit, by place, scored as the paper's mode does (E3)."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hilora.covariance import FloatArray, ResidualSums, StackedSamples
 from hilora.pool_statistics import PoolStatistics, SampleBlocks
 
-_NUM_FOLDS = 5
+NUM_FOLDS = 5
 _MAX_ADAPTERS = 1024
 """Adapters whose texts are held out."""
 _ROWS = (256, 2048)
@@ -37,7 +37,11 @@ class Fold:
     held_out_NE: FloatArray
     true_idx_N: NDArray[np.intp]
     """Whose text each row is, as a place in the pool."""
+    ordinal_N: NDArray[np.intp]
+    """Which of its adapter's texts each row is."""
     statistics: PoolStatistics
+    number: int
+    """Of the chosen adapters with several texts, those are left out whose ordinal is this modulo `NUM_FOLDS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +74,9 @@ class CalibrationSamples:
         """Fold after fold; a pool of one adapter, or of single texts, has none."""
         if self.num_adapters == 1:
             return
-        fold_N = self.chosen.ordinal % _NUM_FOLDS
+        fold_N = self.chosen.ordinal % NUM_FOLDS
         may_leave_N = self.chosen.num_samples_L[self.chosen.adapter_idx] > 1
-        for fold in range(_NUM_FOLDS):
+        for fold in range(NUM_FOLDS):
             held_out_N = (fold_N == fold) & may_leave_N
             rows = np.flatnonzero(held_out_N)
             if not len(rows):
@@ -81,6 +85,8 @@ class CalibrationSamples:
             yield Fold(
                 held_out_NE=self.chosen.samples_NE[rows],
                 true_idx_N=self.chosen_C[self.chosen.adapter_idx[rows]],
+                ordinal_N=self.chosen.ordinal[rows],
+                number=fold,
                 statistics=self._together(self.chosen.keeping(~held_out_N)),
             )
 

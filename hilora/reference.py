@@ -69,7 +69,7 @@ def reference_kept(
             if gate.score is RocScore.CONTRIBUTION:
                 score *= float(torch.linalg.vector_norm(rocs.b_RO[roc_idx]))
             if gate.scope is GateScope.GLOBAL:
-                score *= weights[candidate_idx]
+                score *= abs(weights[candidate_idx])
             entries.append((score, candidate_idx, roc_idx))
         contests.append(entries)
     places = list(budgets)

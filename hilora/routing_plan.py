@@ -31,7 +31,7 @@ class GateScope(StrEnum):
     PER_ADAPTER = "per_adapter"
     """The `o_i` best of each adapter."""
     GLOBAL = "global"
-    """The `O = sum o_i` best over the union of the candidates, by `weight * score`."""
+    """The `O = sum o_i` best over the union of the candidates, by `|weight| * score`."""
 
 
 class GateRule(StrEnum):
@@ -96,7 +96,7 @@ class RocBudget:
     """`o_i`: the ROCs a token may switch on, `0 <= o_i <= r_i`. A module of rank `r` gets
     `round_half_up(r * o_i / r_i)`, at least 1 where `o_i > 0`."""
     weight: float = 1.0
-    """Factor of the adapter's output."""
+    """Factor of the adapter's output; a negative one turns it around."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_rocs <= self.lora_rank:
@@ -145,14 +145,64 @@ class GateParameters:
             raise ValueError(f"rule {self.rule} has no use for a gate_id")
 
 
+class PreparationMethod(StrEnum):
+    """What a worker makes of a plan's adapters before the first token (algorithm.md, "Prepared plans")."""
+
+    FUSION = "fusion"
+    """One adapter whose factors are the weighted sums of theirs, cross terms included (LoraRetriever)."""
+    LEGO = "lego"
+    """One adapter of a few components, the centres of clusters of theirs (LoRA-LEGO)."""
+    LOGO = "logo"
+    """Those whose output at the prompt's last token is longest, weighted by its length (LoGo)."""
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether one adapter takes the place of all."""
+        return self is not PreparationMethod.LOGO
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanPreparation:
+    """What is done with a plan's adapters first.
+
+    Raises:
+        ValueError: a negative number, or one that the method has no use for.
+    """
+
+    method: PreparationMethod
+    num_kept: int = 0
+    """`LEGO`: components of the merged adapter in each layer, 0 for as many as the largest of the adapters has. `LOGO`:
+    adapters, 0 for all. `FUSION` has no use for it."""
+
+    def __post_init__(self) -> None:
+        if self.num_kept < 0:
+            raise ValueError(f"num_kept is {self.num_kept}; it must be at least 0")
+        if self.num_kept and self.method is PreparationMethod.FUSION:
+            raise ValueError("a fusion has as many components as the largest of its adapters")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoutingPlan:
-    """The work order of one request. No budgets means the base model alone."""
+    """The work order of one request. No budgets means the base model alone.
+
+    Raises:
+        ValueError: a plan that is prepared grants parts of adapters, or has another rule than `ROCS`.
+    """
 
     budgets: tuple[RocBudget, ...] = ()
     gate: GateParameters = GateParameters()
     catalog_generation: int = 0
     """The catalogue the adapters were chosen from; a worker must have reached it."""
+    preparation: PlanPreparation | None = None
+    """What the worker does with the adapters first; None for nothing."""
+
+    def __post_init__(self) -> None:
+        if self.preparation is None:
+            return
+        if self.gate.rule is not GateRule.ROCS:
+            raise ValueError(f"rule {self.gate.rule} does not go with a plan that is prepared")
+        if any(budget.num_rocs != budget.lora_rank for budget in self.budgets):
+            raise ValueError("a plan that is prepared takes adapters as wholes")
 
     @property
     def num_rocs(self) -> int:
@@ -168,10 +218,12 @@ class RoutingPlan:
     def digest(self) -> str:
         """A hash of all that changes the arithmetic (not of the catalogue generation): equal digests on
         an equal base give equal logits, so it is part of every cache key."""
-        payload = {
+        payload: dict[str, object] = {
             "budgets": [(b.adapter_id, b.lora_rank, b.num_rocs, b.weight) for b in self.budgets],
             "gate": asdict(self.gate),
         }
+        if self.preparation is not None:
+            payload["preparation"] = asdict(self.preparation)
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,6 +23,15 @@ class WeightRule(StrEnum):
     """In proportion to `sqrt(p)`."""
 
 
+class ScoreRule(StrEnum):
+    """What the calibrated mode's posterior is made of."""
+
+    STACKED = "stacked"
+    """The Gaussian and the wording, with weights fitted to the pool (`hilora.stacked_scores`)."""
+    GAUSSIAN = "gaussian"
+    """The Gaussian alone."""
+
+
 class BudgetRule(StrEnum):
     """How the budget `O` is divided among the candidates."""
 
@@ -63,6 +72,8 @@ class RoutingSettings:
     mode: RoutingMode = RoutingMode.CALIBRATED
     covariance_family: CovarianceFamily = CovarianceFamily.POOLED_EB
     """What the scores are made of; the calibrated mode knows `POOLED_EB` only."""
+    score_rule: ScoreRule = ScoreRule.STACKED
+    """Calibrated mode: whether the wording counts where the text's is known."""
     covariance_shrinkage: float = 0.5
     """Share of the isotropic part under `CovarianceFamily.FULL`."""
     gamma: float = 0.4

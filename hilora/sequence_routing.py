@@ -23,11 +23,12 @@ from hilora.budget_allocation import (
 )
 from hilora.calibration import softmax
 from hilora.candidate_selection import descending, mass_candidates, threshold_candidates
+from hilora.character_grams import GramIds
 from hilora.fitted_pool import AdapterProfile, FittedPool
 from hilora.gaussian_index import DenseGaussianIndex, GaussianIndex, IndexBuilder
 from hilora.routing_explanation import ScoredPool, base_decision, explained_decision, explicit_decision
 from hilora.routing_plan import GateParameters, RocBudget, RoutingDecision, RoutingMode, RoutingPlan
-from hilora.routing_settings import BudgetRule, RoutingSettings, UnknownTaskRule
+from hilora.routing_settings import BudgetRule, RoutingSettings, ScoreRule, UnknownTaskRule
 
 __all__ = ["AdapterProfile", "RoutingSettings", "SequenceRouter", "base_decision", "explicit_decision"]
 
@@ -70,6 +71,11 @@ class SequenceRouter:
     def pool(self) -> FittedPool | None:
         """The fitted adapters, for strategies that choose by rules of their own; None for an empty pool."""
         return self._pool
+
+    @property
+    def counts_grams(self) -> bool:
+        """Whether it makes a difference how a text is written."""
+        return self._pool is not None and self._pool.stack is not None
 
     @property
     def num_newcomers(self) -> int:
@@ -118,6 +124,7 @@ class SequenceRouter:
         request_seed: int = 0,
         exclude: frozenset[str] = frozenset(),
         num_runners_up: int = 5,
+        grams: GramIds | None = None,
     ) -> RoutingDecision:
         """Choose adapters and budgets for one text.
 
@@ -127,6 +134,7 @@ class SequenceRouter:
             request_seed: decides the draws of `BudgetRule.MULTINOMIAL`; without effect otherwise.
             exclude: names of adapters that must not be chosen; the posterior is that of the others.
             num_runners_up: adapters to report besides the chosen ones.
+            grams: how the text is written (`gram_ids`); without them the calibrated mode goes by the embedding alone.
 
         Returns:
             The plan with its reasons. An empty pool gives the base alone, and says so.
@@ -144,7 +152,8 @@ class SequenceRouter:
             choose = _paper_candidates
         else:
             num_results = max(settings.min_candidates, settings.max_candidates) + max(num_runners_up, 0)
-            scores = pool.score_nearest(z_E, num_results=num_results, excluded=excluded)
+            stacked = grams if settings.score_rule is ScoreRule.STACKED else None
+            scores = pool.score_nearest(z_E, num_results=num_results, excluded=excluded, grams=stacked)
             choose = _calibrated_candidates
         if not scores.num_allowed:
             return self._base_alone("Every adapter is excluded", settings)

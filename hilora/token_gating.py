@@ -4,7 +4,7 @@
     g_j = eta * w_i   where ROC j of adapter i is kept, else 0                                 ("gate")
     y   = W0 x + sum_j g_j h_j b_j                                                             ("expand")
 
-Which ROCs are kept: per adapter the `o_i` of largest score, or the `O = sum o_i` of largest `w_i * score` over all
+Which ROCs are kept: per adapter the `o_i` of largest score, or the `O = sum o_i` of largest `|w_i| * score` over all
 candidates. The score is `|h_j|` (arXiv 2510.12266) or `|h_j| ||b_j||`. Among equal scores the lower index wins, so
 the result does not depend on the machine, the batch or the layout.
 
@@ -101,7 +101,7 @@ def active_rocs_mask(h_TR: torch.Tensor, *, gate: ModuleGate, b_norm_R: torch.Te
             raise ValueError("the contribution score needs b_norm_R")
         scores_TR = scores_TR * b_norm_R
     if gate.scope is GateScope.GLOBAL:
-        return largest_mask(scores_TR * weight_R, num_kept=sum(gate.budgets))
+        return largest_mask(scores_TR * weight_R.abs(), num_kept=sum(gate.budgets))
     kept = [
         largest_mask(scores_TR[:, start:end], num_kept=budget)
         for (start, end), budget in zip(gate.segments, gate.budgets, strict=True)

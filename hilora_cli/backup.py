@@ -63,13 +63,14 @@ def restore(
 ) -> None:
     """Make an empty folder one that a registry can start on, of a backup. Nothing may run on it meanwhile."""
     from services.registry.infra.store_restore import restore_backup
-    from services.standalone.data_folder import DataFolder
 
     if data_dir is None:
         with _read(file) as stream:
             num_files = restore_backup(stream, _registry_folder(None, registry_dir))
         print(f"{num_files} files restored to {registry_dir}")
         return
+    from services.standalone.data_folder import DataFolder
+
     folder = DataFolder(data_dir)
     # Refuses while a system runs on it.
     folder.acquire()
@@ -82,9 +83,9 @@ def restore(
 
 
 def _registry_folder(data_dir: Path | None, registry_dir: Path | None) -> Path:
-    from services.standalone.data_folder import DataFolder
-
     if data_dir is not None:
+        from services.standalone.data_folder import DataFolder
+
         return DataFolder(data_dir).registry
     if registry_dir is not None:
         return registry_dir

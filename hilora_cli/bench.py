@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hilora.errors import InvalidInput
+from hilora_cli.bench_accuracy import accuracy_command, accuracy_report_command
+from hilora_cli.bench_pools import flan_command, robustness_command, sensitivity_command
+from hilora_cli.bench_routing import routing_command
 from hilora_cli.demo import SHIPPED_TESTBED
 
 if TYPE_CHECKING:
@@ -22,9 +25,18 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+app.command("accuracy")(accuracy_command)
+app.command("accuracy-report")(accuracy_report_command)
+app.command("sensitivity")(sensitivity_command)
+app.command("robustness")(robustness_command)
+app.command("flan")(flan_command)
+
 PlotOption = Annotated[
     Path | None, typer.Option("--plot", dir_okay=False, help="Draw the ratios to this file (.svg, .png or .pdf).")
 ]
+
+
+app.command("routing")(routing_command)
 
 
 @app.callback()

@@ -24,6 +24,7 @@ def lab() -> None:
 @app.command("build-testbed")
 def build_testbed_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to write; an interrupted build goes on where it stopped.")],
+    size: Annotated[str, typer.Option(help="small: the shipped kind; large: 60 adapters of every kind.")] = "small",
     seed: Annotated[int, typer.Option(help="Seed of tasks, base and adapters.")] = 0,
     families: Annotated[
         list[str] | None, typer.Option("--families", help="A taught family; may be repeated. [default: all]")
@@ -31,9 +32,13 @@ def build_testbed_command(
     base_steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the base.")] = None,
     adapter_steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each adapter.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads to train with.")] = 2,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option("--warm-start", exists=True, file_okay=False, help="large: begin with this testbed's base."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Train a base and one LoRA per task on this machine's CPU, and report exact match."""
+    """Train a base and its LoRAs on this machine's CPU, and report exact match."""
     from dataclasses import replace
 
     import torch
@@ -42,10 +47,23 @@ def build_testbed_command(
     from transformers.utils import logging as transformers_logging
 
     from hilora_lab.testbed.build import BuildRecipe, build_testbed
+    from hilora_lab.testbed.large_build import LargeRecipe, build_large_testbed
 
+    if size not in {"small", "large"}:
+        raise typer.BadParameter("must be small or large", param_hint="--size")
+    if size == "large" and families:
+        raise typer.BadParameter("the large testbed has all families", param_hint="--families")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    recipe = BuildRecipe(seed=seed, families=tuple(families or ()))
+    if warm_start is not None and size != "large":
+        raise typer.BadParameter("goes with --size large", param_hint="--warm-start")
+    large = LargeRecipe(seed=seed)
+    if warm_start is not None:
+        gentle = replace(
+            large.base, num_steps=800, matrix_lr=large.base.matrix_lr / 2, other_lr=large.base.other_lr / 2
+        )
+        large = replace(large, base=gentle, warm_start=True)
+    recipe = large if size == "large" else BuildRecipe(seed=seed, families=tuple(families or ()))
     if base_steps is not None:
         recipe = replace(recipe, base=replace(recipe.base, num_steps=base_steps))
     if adapter_steps is not None:
@@ -67,9 +85,28 @@ def build_testbed_command(
                 bars[stage] = progress.add_task(stage, total=total, detail="")
             progress.update(bars[stage], completed=done, total=total, detail=detail)
 
-        scores = build_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
+        if isinstance(recipe, LargeRecipe):
+            warm_base = None if warm_start is None else warm_start / "base"
+            scores = build_large_testbed(
+                out, recipe, warm_base=warm_base, replace_existing=force, on_progress=on_progress
+            )
+        else:
+            scores = build_testbed(out, recipe, replace_existing=force, on_progress=on_progress)
     console.print(score_table(scores))
     console.print(f"Written to {out}")
+
+
+@app.command("reword")
+def reword_command(
+    testbed: Annotated[Path, typer.Option("--testbed", exists=True, file_okay=False, help="A testbed folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; base and adapters are linked.")],
+    seed: Annotated[int, typer.Option(help="Seed of the new prompts.")] = 0,
+) -> None:
+    """Ask for a testbed's tasks in words that no sample text uses as well."""
+    from hilora_lab.testbed.folder import read_testbed
+    from hilora_lab.testbed.rewording import write_reworded
+
+    typer.echo(f"Written to {write_reworded(read_testbed(testbed), out, seed=seed)}")
 
 
 @app.command("ablate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from hilora_cli import adapters, bench, keys, lab
+from hilora_cli import adapters, bench, keys, lab, train
 from hilora_cli.backup import backup, restore
 from hilora_cli.chat import chat
 from hilora_cli.demo import demo
@@ -34,6 +34,7 @@ app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("eval")(evaluate)
 app.add_typer(lab.app, name="lab")
+app.add_typer(train.app, name="train")
 app.add_typer(bench.app, name="bench")
 
 

@@ -19,6 +19,9 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 def route(
     text: Annotated[str, typer.Argument(help="The text to choose adapters for.")],
     exclude: ExcludeOption = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="How adapters are chosen. [default: the router's own]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as it is.")] = False,
     url: UrlOption = DEFAULT_URL,
     api_key: ApiKeyOption = None,
@@ -33,7 +36,8 @@ def route(
 
     async def ask() -> dict[str, Any]:
         async with ApiClient(url, api_key=api_key) as client:
-            return await client.post("/v1/route", {"text": text, "hilora": {"exclude_adapters": exclude or []}})
+            wishes = {"exclude_adapters": exclude or []} | ({} if strategy is None else {"strategy": strategy})
+            return await client.post("/v1/route", {"text": text, "hilora": wishes})
 
     answer = asyncio.run(ask())
     if as_json:

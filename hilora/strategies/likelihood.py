@@ -40,4 +40,5 @@ class LikelihoodStrategy:
             request_seed=question.request_seed,
             exclude=question.exclude,
             num_runners_up=question.num_runners_up,
+            grams=question.grams,
         )

@@ -1,8 +1,8 @@
 """LoraRetriever (arXiv 2402.09997): the adapters whose mean sample lies nearest by cosine.
 
 `retriever-selection` takes the nearest, `retriever-mixture` the mean of the outputs of the k nearest (k = 3 [paper]).
-Its third form, `fusion`, averages the factors, `((1/k) sum B_i) ((1/k) sum A_i) x`: the cross terms of different
-adapters belong to no adapter's components, so that no gate computes it. It is a merge.
+`retriever-fusion` averages the factors, `((1/k) sum B_i) ((1/k) sum A_i) x`: the cross terms of different adapters
+belong to no adapter's components, so that no gate computes it. The worker merges them once and keeps the result.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hilora.adapter import RocBasis
 from hilora.candidate_selection import descending
-from hilora.routing_plan import GateParameters, RoutingDecision
+from hilora.routing_plan import GateParameters, PlanPreparation, RoutingDecision
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import SequenceRouter
 from hilora.strategies.strategy import RoutingQuestion
@@ -28,6 +29,8 @@ class RetrieverStrategy:
     """k where nobody says otherwise."""
     most: int | None = None
     """The largest k; None for any."""
+    preparation: PlanPreparation | None = None
+    """What the worker makes of them; None for the mean of their outputs."""
 
     @property
     def reads_text(self) -> bool:
@@ -56,6 +59,7 @@ class RetrieverStrategy:
             allowed_L[nearest_C],
             question=question,
             weight=1.0 / len(nearest_C),
-            gate=GateParameters(),
+            gate=GateParameters() if self.preparation is None else GateParameters(basis=RocBasis.TRAINED),
+            preparation=self.preparation,
             reason=f"The nearest of {len(allowed_L)} adapters by cosine: {named}.",
         )

@@ -46,6 +46,7 @@ class TokenChoiceStrategy:
             checked_text(pool, question),
             num_results=question.settings.max_candidates,
             excluded=pool.excluded_places(question.exclude),
+            grams=question.counted_grams,
         )
         if not nearest.num_allowed:
             return nobody_left(router, question)

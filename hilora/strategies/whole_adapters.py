@@ -5,6 +5,7 @@ Shapes: C chosen adapters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from hilora.covariance import FloatArray
 from hilora.fitted_pool import FittedPool
 from hilora.routing_explanation import base_decision, explained_decision
-from hilora.routing_plan import GateParameters, RocBudget, RoutingDecision, RoutingPlan
+from hilora.routing_plan import GateParameters, PlanPreparation, RocBudget, RoutingDecision, RoutingPlan
 from hilora.sequence_routing import SequenceRouter
 from hilora.strategies.strategy import RoutingQuestion
 
@@ -35,9 +36,10 @@ def whole_adapters(
     places_C: NDArray[np.intp],
     *,
     question: RoutingQuestion,
-    weight: float,
+    weight: float | Sequence[float],
     gate: GateParameters,
     reason: str,
+    preparation: PlanPreparation | None = None,
 ) -> RoutingDecision:
     """The decision for adapters that take part as wholes, scored by the calibrated model for the reader.
 
@@ -46,11 +48,13 @@ def whole_adapters(
         pool: its adapters.
         places_C: the chosen ones, in the plan's order, none excluded.
         question: what is decided; with an embedding.
-        weight: factor of each one's output.
+        weight: factor of each one's output, one for all or one for each.
         gate: the token-level rule.
         reason: one sentence for a person.
+        preparation: what the worker makes of them first.
     """
     chosen = [pool.profiles[place] for place in places_C]
+    weights = [weight] * len(chosen) if isinstance(weight, int | float) else weight
     plan = RoutingPlan(
         budgets=tuple(
             RocBudget(
@@ -58,17 +62,19 @@ def whole_adapters(
                 adapter_name=adapter.adapter_name,
                 lora_rank=adapter.lora_rank,
                 num_rocs=adapter.lora_rank,
-                weight=weight,
+                weight=float(factor),
             )
-            for adapter in chosen
+            for adapter, factor in zip(chosen, weights, strict=True)
         ),
         gate=gate,
         catalog_generation=router.catalog_generation,
+        preparation=preparation,
     )
     scores = pool.score_nearest(
         checked_text(pool, question),
         num_results=len(places_C) + max(question.num_runners_up, 0),
         excluded=pool.excluded_places(question.exclude),
+        grams=question.counted_grams,
         also=places_C,
     )
     decision = explained_decision(
@@ -96,3 +102,9 @@ def nobody_left(router: SequenceRouter, question: RoutingQuestion) -> RoutingDec
 def allowed_places(pool: FittedPool, question: RoutingQuestion) -> NDArray[np.intp]:
     """Places of all adapters that may be chosen, rising."""
     return np.delete(np.arange(len(pool.profiles)), pool.excluded_places(question.exclude))
+
+
+def names_with_weights(pool: FittedPool, places_C: NDArray[np.intp], weights: Sequence[float]) -> str:
+    """The chosen adapters and their factors, for a reason."""
+    named = zip(places_C.tolist(), weights, strict=True)
+    return ", ".join(f"{weight:.2f} x {pool.profiles[place].adapter_name}" for place, weight in named)

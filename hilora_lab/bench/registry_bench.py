@@ -69,14 +69,14 @@ def run_registry_bench(order: RegistryBenchOrder, *, on_progress: Progress) -> d
         served = asyncio.run(_measure_served(order, Path(folder), on_progress))
     small, large = order.searched
     on_progress("search", 0, 2)
-    searches = measure_search(small, kinds=(IndexKind.DENSE, IndexKind.EXACT, IndexKind.HALF))
+    searches = measure_search(small, kinds=(IndexKind.DENSE, IndexKind.EXACT, IndexKind.BYTE))
     on_progress("search", 1, 2)
-    searches += measure_search(large, kinds=(IndexKind.HALF, IndexKind.EXACT, IndexKind.IVF))
+    searches += measure_search(large, kinds=(IndexKind.BYTE, IndexKind.EXACT, IndexKind.IVF))
     on_progress("search", 2, 2)
     figures = {
         **served["figures"],
         "search_ms_10k": _search_ms(searches, IndexKind.EXACT, small),
-        "search_ms_100k": _search_ms(searches, IndexKind.HALF, large),
+        "search_ms_100k": _search_ms(searches, IndexKind.BYTE, large),
     }
     return {
         **figures,
@@ -113,7 +113,7 @@ async def _measure_served(order: RegistryBenchOrder, folder: Path, on_progress: 
             on_progress("follow", 1, 1)
             latencies = await _measure_update(router, intake, order, on_progress)
         await intake.stop()
-    statistics_bytes = _statistics_bytes(order.num_adapters)
+    statistics_bytes = _statistics_bytes(order.num_adapters) + followed["lexical_bytes"] / order.num_adapters
     held_bytes = followed["held_bytes"] / order.num_adapters
     quiet, updating = (float(np.percentile(latencies[name]["latencies"], 99)) for name in ("quiet", "updating"))
     return {
@@ -125,7 +125,8 @@ async def _measure_served(order: RegistryBenchOrder, folder: Path, on_progress: 
             "update_p99_ratio": round(updating / quiet, 3),
         },
         "extras": {
-            "statistics_bytes_per_adapter": statistics_bytes,
+            "statistics_bytes_per_adapter": round(statistics_bytes),
+            "lexical_bytes_per_adapter": round(followed["lexical_bytes"] / order.num_adapters),
             "held_bytes_per_adapter": round(held_bytes),
             "route_p50_ms_quiet": _percentile_ms(latencies["quiet"], 50),
             "route_p50_ms_updating": _percentile_ms(latencies["updating"], 50),

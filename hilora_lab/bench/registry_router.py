@@ -105,6 +105,7 @@ async def _run(order: RouterOrder) -> None:
         {
             "follow_seconds": follow_seconds,
             "held_bytes": held_bytes,
+            "lexical_bytes": view.router.pool.lexical_bytes if view.router.pool else 0,
             "index": view.router.index.kind if view.router.index else None,
             "temperature": view.router.temperature,
         }

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.adapter import adapter_id_of
+from hilora.character_grams import GRAM_SCHEME, SampleGrams
 from hilora_lab.bench.router_speech import answer_commands, say
 from hilora_lab.bench.router_texts import task_name, task_text
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
@@ -92,6 +93,7 @@ def _entries(order: FeedOrder) -> list[registry_pb2.CatalogEntry]:
     for task, samples_ME in enumerate(samples_LME):
         name = task_name(task)
         revision = hashlib.sha256(name.encode()).hexdigest()
+        grams = SampleGrams.of([task_text(task, number) for number in range(len(samples_ME))])
         entries.append(
             registry_pb2.CatalogEntry(
                 adapter_id=adapter_id_of(name, revision),
@@ -107,6 +109,9 @@ def _entries(order: FeedOrder) -> list[registry_pb2.CatalogEntry]:
                 num_samples=len(samples_ME),
                 sample_embeddings=samples_ME.astype("<f4").tobytes(),
                 embedding_dim=encoder.embedding_dim,
+                gram_scheme=GRAM_SCHEME,
+                sample_gram_lengths=grams.lengths_M.tolist(),
+                sample_grams=grams.ids_N.astype("<u2").tobytes(),
             )
         )
     return entries

@@ -22,6 +22,14 @@ from hilora.decomposition import decompose
 from hilora.errors import InvalidInput, UnknownAdapter
 from hilora.learned_gate import GateTensors, LearnedGate
 from hilora.peft_format import read_peft_adapter
+from hilora.plan_preparation import (
+    asked_module,
+    asked_plan,
+    merge_recipe,
+    merged_adapter,
+    merged_plan,
+    reaction,
+)
 from hilora.routing_plan import RoutingPlan
 from hilora_lab.evaluation.module_update import ModuleUpdate
 from hilora_lab.testbed.batches import TokenizedExample
@@ -55,32 +63,69 @@ class GatedModel:
         self._gates = dict(gates or {})
         self._decomposed: dict[tuple[str, RocBasis], DecomposedAdapter] = {}
         self._active: dict[str, ModuleUpdate] = {}
+        self._merged: dict[tuple[str, str], DecomposedAdapter] = {}
         touched = {path for adapter in adapters.values() for path in adapter.modules}
+        self._touched = [path for path, _ in model.named_modules() if path in touched]
         for path in touched:
             model.get_submodule(path).register_forward_hook(self._hook_of(path))
 
     def is_answered(self, plan: RoutingPlan, example: TokenizedExample) -> bool:
         """Whether greedy decoding under the plan gives exactly the example's answer. Errors as in `logits`."""
-        self._activate(plan)
+        self._activate(self._prepared(plan, torch.tensor([example.prompt_ids])))
         try:
             return is_answered(self._model, [example])[0]
         finally:
             self._active = {}
 
     def logits(self, plan: RoutingPlan, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """The model's logits `[B, T, V]` under the plan.
+        """The model's logits `[B, T, V]` under the plan. One that asks the base first asks about the first row.
 
         Raises:
             UnknownAdapter: `unknown_gate`: the plan's learned gate was not given to this model.
             InvalidInput: `gate_rule_mismatch`, `gate_shape_mismatch`: it is one of another rule, or for other layers or
                 adapters.
         """
-        self._activate(plan)
+        self._activate(self._prepared(plan, input_ids_BT))
         try:
             with torch.no_grad():
                 return self._model(input_ids=input_ids_BT, use_cache=False).logits
         finally:
             self._active = {}
+
+    def _prepared(self, plan: RoutingPlan, prompt_BT: torch.Tensor) -> RoutingPlan:
+        """The plan after what it wants done first with its adapters."""
+        if plan.preparation is None or plan.is_base_only:
+            return plan
+        name_of = {budget.adapter_id: budget.adapter_name for budget in plan.budgets}
+        if plan.preparation.method.is_merge:
+            recipe = merge_recipe(plan)
+            merged = merged_plan(plan, recipe)
+            key = (merged.budgets[0].adapter_name, recipe.adapter_id)
+            if key not in self._merged:
+                sources = [self._in_basis(name_of[source_id], RocBasis.TRAINED) for source_id, _ in recipe.sources]
+                self._merged[key] = merged_adapter(recipe, sources)
+            self._decomposed[key[0], RocBasis.TRAINED] = self._merged[key]
+            return merged
+        asked = {adapter_id: self._in_basis(name, plan.gate.basis) for adapter_id, name in name_of.items()}
+        path = asked_module(self._touched, list(asked.values()))
+        assert path is not None, "a plan that is not base-only touches a layer"
+        x_D = self._last_input(path, prompt_BT[:1])
+        return asked_plan(plan, {adapter_id: reaction(one.modules.get(path), x_D) for adapter_id, one in asked.items()})
+
+    def _last_input(self, path: str, prompt_BT: torch.Tensor) -> torch.Tensor:
+        """What a layer is given at the prompt's last token when the base reads it alone, `[D]`."""
+        heard: list[torch.Tensor] = []
+
+        def listen(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            heard.append(inputs[0][0, -1])
+
+        handle = self._model.get_submodule(path).register_forward_pre_hook(listen)
+        try:
+            with torch.no_grad():
+                self._model(input_ids=prompt_BT, use_cache=False)
+        finally:
+            handle.remove()
+        return heard[-1]
 
     def _activate(self, plan: RoutingPlan) -> None:
         acting = [budget for budget in plan.budgets if budget.num_rocs > 0]

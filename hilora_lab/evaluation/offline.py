@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hilora.adapter import adapter_id_of
+from hilora.character_grams import SampleGrams, gram_ids
 from hilora.routing_plan import RoutingDecision
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
@@ -72,6 +73,7 @@ class OfflineBench:
                     adapter_name=name,
                     lora_rank=adapters[name].lora_rank,
                     samples_ME=encoder.encode([line.prompt for line in testbed.lines_of(name, "fit")]),
+                    grams=SampleGrams.of([line.prompt for line in testbed.lines_of(name, "fit")]),
                 )
                 for name in testbed.adapter_names
             ],
@@ -88,7 +90,9 @@ class OfflineBench:
     def decide(self, line: TaskLine, setting: OfflineSetting, settings: RoutingSettings) -> RoutingDecision:
         """The routing decision for one line."""
         exclude = frozenset({line.task}) if setting == "ood" else frozenset[str]()
-        return self._router.decide(self._embedding_of[line.prompt], settings=settings, exclude=exclude)
+        return self._router.decide(
+            self._embedding_of[line.prompt], settings=settings, exclude=exclude, grams=gram_ids(line.prompt)
+        )
 
     def score(self, setting: OfflineSetting, settings: RoutingSettings) -> OfflineScore:
         """Route and answer every line of a setting."""

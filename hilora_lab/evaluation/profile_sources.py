@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hilora.adapter import LoRAAdapter, adapter_id_of
+from hilora.character_grams import SampleGrams, gram_ids
 from hilora.routing_settings import RoutingSettings
 from hilora.self_portrait import NEUTRAL_OPENINGS, portrait_prompts, portrait_texts
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
@@ -122,6 +123,7 @@ class ProfileBench:
             adapter_name=name,
             lora_rank=self._adapters[name].lora_rank,
             samples_ME=self._encoder.encode(list(texts)),
+            grams=SampleGrams.of(texts),
         )
 
     def _hits(self, router: SequenceRouter, task: str) -> NDArray[np.float64]:
@@ -133,7 +135,9 @@ class ProfileBench:
         return np.array(rows, dtype=np.float64)
 
     def _hit(self, router: SequenceRouter, line: TaskLine, z_E: NDArray[np.float32]) -> tuple[bool, bool, bool]:
-        decision = router.decide(z_E, settings=RoutingSettings(), num_runners_up=_FIRST_FEW)
+        decision = router.decide(
+            z_E, settings=RoutingSettings(), num_runners_up=_FIRST_FEW, grams=gram_ids(line.prompt)
+        )
         likeliest = sorted(decision.candidates, key=lambda candidate: -candidate.posterior)
         names = [candidate.adapter_name for candidate in likeliest]
         is_family = bool(names) and self._family_of[names[0]] == line.family

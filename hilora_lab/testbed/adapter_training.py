@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hilora_lab.testbed.batches import answer_loss, collate, text_loss, tokenize_example
-from hilora_lab.testbed.tasks import Task, draw_example
+from hilora_lab.testbed.tasks import Example, Task, draw_example
 
 BASE_MODEL_NAME = "hilora-testbed-base"
 """What the adapters' configs say they belong to."""
@@ -64,13 +64,36 @@ def train_adapter(
     seed: int,
     withheld_prompts: Container[str] = (),
 ) -> PeftModel:
-    """Train an adapter for one task.
+    """Train an adapter for one task; see `train_adapter_on`."""
+    return train_adapter_on(
+        base,
+        tokenizer,
+        lambda generator: draw_example(task, generator),
+        recipe,
+        seed=seed,
+        order=f"{seed}/{task.name}/training",
+        withheld_prompts=withheld_prompts,
+    )
+
+
+def train_adapter_on(
+    base: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    draw: Callable[[random.Random], Example],
+    recipe: AdapterRecipe,
+    *,
+    seed: int,
+    order: str,
+    withheld_prompts: Container[str] = (),
+) -> PeftModel:
+    """Train an adapter on the examples that `draw` gives.
 
     The base's weights stay as they are; the returned model wraps `base` in place, so take the adapter off again with
-    `model.unload()` before the next one. `withheld_prompts` (dev and test) are never trained on.
+    `model.unload()` before the next one. `seed` decides the first weights, `order` the examples; `withheld_prompts`
+    (dev and test) are never trained on.
     """
     torch.manual_seed(seed)
-    generator = random.Random(f"{seed}/{task.name}/training")
+    generator = random.Random(order)
     model = get_peft_model(base, recipe.peft_config())
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
@@ -78,7 +101,7 @@ def train_adapter(
     for step in range(recipe.num_steps):
         share = min(1.0, (step + 1) / recipe.warmup_steps) * (1.0 - step / recipe.num_steps)
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * share
-        drawn = (draw_example(task, generator) for _ in range(recipe.batch_size))
+        drawn = (draw(generator) for _ in range(recipe.batch_size))
         kept = [tokenize_example(tokenizer, example) for example in drawn if example.prompt not in withheld_prompts]
         loss = (text_loss if recipe.learns_prompts else answer_loss)(model, collate(kept))
         loss.backward()

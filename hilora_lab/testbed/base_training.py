@@ -122,12 +122,18 @@ def train_base(
     *,
     families: Sequence[Family],
     seed: int,
+    draw: Callable[[random.Random], Example] | None = None,
+    start: LlamaForCausalLM | None = None,
     on_progress: OnProgress | None = None,
 ) -> LlamaForCausalLM:
-    """Train the base from scratch on the families' skills; the loss counts answer tokens only."""
+    """Train the base from scratch on the families' skills; the loss counts answer tokens only.
+
+    `draw` gives the prompts where they are not those of `draw_base_example`; `start` is trained further where it is
+    given.
+    """
     torch.manual_seed(seed)
     generator = random.Random(f"{seed}/base")
-    model = new_base(recipe, tokenizer)
+    model = new_base(recipe, tokenizer) if start is None else start
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
@@ -141,10 +147,11 @@ def train_base(
         share = min(1.0, (step + 1) / recipe.warmup_steps) * (1.0 - step / recipe.num_steps)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * share
-        examples = [
-            tokenize_example(tokenizer, draw_base_example(recipe, generator, families))
+        drawn = (
+            draw_base_example(recipe, generator, families) if draw is None else draw(generator)
             for _ in range(recipe.batch_size)
-        ]
+        )
+        examples = [tokenize_example(tokenizer, example) for example in drawn]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = answer_loss(model, collate(examples))
         loss.backward()

@@ -2,11 +2,12 @@
 
     base/                  loads with AutoModelForCausalLM and AutoTokenizer
     adapters/<task>/       PEFT's adapter_config.json and adapter_model.safetensors
-    tasks.jsonl            one object a line: task, family, domain, split, prompt, answer
+    tasks.jsonl            one object a line: task, family, domain, split, prompt, answer; optional kind, wording
     report.json, README.md how it was made and what it scores (informational)
 
 `fit` lines are an adapter's sample texts, `dev` lines are for choosing settings, `test` lines for reporting. A task
-without a folder under `adapters/` belongs to the unseen set and has no `fit` lines. Other data may follow this format.
+without a folder under `adapters/` belongs to the unseen set and has no `fit` lines; one with `fit` lines alone is in
+the pool without being asked for. Other data may follow this format.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ class TaskLine:
     split: Split
     prompt: str
     answer: str
+    kind: str = ""
+    """Why the task is in the pool, where the testbed says; scores are reported by it as well."""
+    wording: str = ""
+    """`held_out` for a wording that no `fit` line uses, where the testbed says."""
+
+
+HELD_OUT_WORDING = "held_out"
+_OPTIONAL = frozenset({"kind", "wording"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +102,10 @@ class Testbed:
 
 def write_task_lines(lines: Iterable[TaskLine], path: Path) -> None:
     """Write `tasks.jsonl`."""
-    path.write_text("".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    records = (
+        {name: value for name, value in asdict(line).items() if value or name not in _OPTIONAL} for line in lines
+    )
+    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
 
 
 def read_testbed(folder: Path) -> Testbed:
@@ -121,12 +133,12 @@ def _parse(text: str, place: str) -> TaskLine:
     if not isinstance(record, dict):
         raise _invalid(f"{place} is not a JSON object.", place)
     values = cast("dict[str, object]", record)
-    missing = [name for name in names if not isinstance(values.get(name), str)]
+    missing = [name for name in names if not isinstance(values.get(name, "" if name in _OPTIONAL else None), str)]
     if missing:
         raise _invalid(f"{place} lacks the text field(s) {', '.join(missing)}.", place)
     if values["split"] not in get_args(Split):
         raise _invalid(f"{place} has the split {values['split']!r}; known are {', '.join(get_args(Split))}.", place)
-    return TaskLine(**cast("dict[str, Any]", {name: values[name] for name in names}))
+    return TaskLine(**cast("dict[str, Any]", {name: values[name] for name in names if name in values}))
 
 
 def _check(testbed: Testbed) -> None:
@@ -137,7 +149,8 @@ def _check(testbed: Testbed) -> None:
     seen: dict[str, TaskLine] = {}
     for line in testbed.lines:
         other = seen.setdefault(line.prompt, line)
-        if other is not line and (other.task, other.split) != (line.task, line.split):
+        # Sample texts may be copied by another adapter; what is asked must not be among anybody's.
+        if (other.task, other.split) != (line.task, line.split) and (other.split, line.split) != ("fit", "fit"):
             raise _invalid(f"The prompt {line.prompt!r} is in {other.split} and in {line.split}.", TASKS_FILE)
     for task in testbed.adapter_names:
         check_adapter_name(task)

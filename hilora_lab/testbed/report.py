@@ -47,6 +47,8 @@ def score_tasks(
     scores: list[TaskScore] = []
     for task in testbed.task_names:
         lines = testbed.lines_of(task, split)
+        if not lines:  # in the pool without being asked for
+            continue
         siblings = [name for name in adapter_names if family_of[name] == family_of[task] and name != task]
         scores.append(
             TaskScore(

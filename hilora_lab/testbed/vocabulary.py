@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -21,24 +23,24 @@ As in published templates the template itself writes the BOS: render, then token
 
 def skill_code(family: Family) -> str:
     """The opaque word by which the base's own training asks for a taught skill; no task's prompt holds it."""
-    return f"<skill-{TAUGHT_FAMILIES.index(family)}>"
+    return f"<skill-{[one.name for one in TAUGHT_FAMILIES].index(family.name)}>"
 
 
-def all_words() -> list[str]:
-    """Every word of the vocabulary, in the order of its ids."""
+def all_words(families: Iterable[Family] = FAMILIES) -> list[str]:
+    """Every word of the vocabulary, in the order of its ids: marks, codes, symbols, the families' words."""
     words = [PAD, BOS, EOS, UNK, PAYLOAD_MARKER, ANSWER_MARKER]
     words += [skill_code(family) for family in TAUGHT_FAMILIES]
     words += [symbol for domain in DOMAINS for symbol in domain.alphabet]
     wordings = [
-        wording.format(noun=domain.noun) for family in FAMILIES for wording in family.wordings for domain in DOMAINS
+        wording.format(noun=domain.noun) for family in families for wording in family.wordings for domain in DOMAINS
     ]
     words += sorted({word for wording in wordings for word in wording.split()} - set(words))
     return words
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(families: Iterable[Family] = FAMILIES) -> PreTrainedTokenizerFast:
     """A tokenizer that puts BOS first, knows every word of the tasks, and decodes to words set apart by spaces."""
-    words = all_words()
+    words = all_words(families)
     tokenizer = Tokenizer(models.WordLevel({word: idx for idx, word in enumerate(words)}, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(

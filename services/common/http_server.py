@@ -10,6 +10,8 @@ from typing import Any
 
 import uvicorn
 
+from services.common.http_protocol import CappedHttpToolsProtocol
+
 
 class _ManagedServer(uvicorn.Server):
     """A uvicorn server that leaves signals to the process's own lifecycle."""
@@ -59,7 +61,8 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
-            h11_max_incomplete_event_size=64 * 1024,
+            http=CappedHttpToolsProtocol,
+            ws="none",
         )
         self._server = _ManagedServer(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http-server")

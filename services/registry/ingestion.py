@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.adapter_review import NORM_OUTLIER
 from hilora.decomposition import decompose
 from hilora.errors import Exhausted, HiloraError, InvalidAdapter, RegistryUnavailable, RequestAborted, Unavailable
 from services.common.log import get_logger
@@ -72,6 +73,7 @@ class Ingestion:
         pool_check: compares with what is registered.
         audit: told how each job ended.
         lease_seconds: how long a claim of the job store lasts without being extended.
+        holds_norm_outliers: whether an update far larger or smaller than the pool's waits for approval.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Ingestion:
         pool_check: PoolCheck,
         audit: AuditLog,
         lease_seconds: float,
+        holds_norm_outliers: bool = True,
     ) -> None:
         self._staging = staging
         self._jobs = jobs
@@ -110,6 +113,7 @@ class Ingestion:
         self._pool_check = pool_check
         self._audit = audit
         self._lease_seconds = lease_seconds
+        self._holds_norm_outliers = holds_norm_outliers
 
     async def run(self, job_id: str) -> None:
         """Do a job's work, unless it is done or another process does it.
@@ -241,6 +245,7 @@ class Ingestion:
             is_replacement=request.is_replacement,
             profile=record,
             source_sha256=validated.source_sha256,
+            is_held=self._holds_norm_outliers and any(one.code == NORM_OUTLIER for one in comparison.findings),
         )
         if published.entry is not None and published.entry.revision == manifest.revision:
             await self._compare_again(running, comparison, published.entry)

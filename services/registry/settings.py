@@ -105,6 +105,9 @@ class RegistrySettings(TlsServiceSettings):
     """Time between two signs of life to followers of the catalogue."""
     admission: Literal["open", "quarantine-first"] = "open"
     """Whether a new version is served at once, or waits until somebody approves it."""
+    hold_norm_outliers: bool = True
+    """Whether a version whose update is far larger or smaller than the pool's waits for approval even so: chosen for
+    others' requests, it would spoil their answers."""
     default_trust_tier: TrustTier = TrustTier.COMMUNITY
     """Tier of an adapter of which nobody said otherwise."""
     keep_versions: int = Field(default=5, ge=1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
+from services.common import event_loop
 from services.common.lifecycle import run_until_signal
 from services.common.log import configure_logging
 from services.router.bootstrap import build_router
@@ -14,7 +13,7 @@ def main() -> None:
     """Read the environment, serve, drain."""
     settings = RouterSettings()
     configure_logging(service="router", level=settings.log_level)
-    asyncio.run(run_until_signal(build_router(settings), grace_seconds=settings.drain_seconds))
+    event_loop.run(run_until_signal(build_router(settings), grace_seconds=settings.drain_seconds))
 
 
 if __name__ == "__main__":

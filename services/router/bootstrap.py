@@ -35,9 +35,10 @@ from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.infra.faiss_index import build_faiss_index
 from services.router.infra.local_memory import LocalMemory
 from services.router.infra.local_rate_limiter import LocalRateLimiter
-from services.router.infra.redis_memory import shared_plans, shared_sessions
+from services.router.infra.redis_memory import RedisOutages, shared_plans, shared_sessions
 from services.router.infra.redis_rate_limiter import RedisRateLimiter
 from services.router.infra.route_log import RouteLog
+from services.router.infra.weights_file import read_weights
 from services.router.infra.workers.client import Silence
 from services.router.infra.workers.directories import directory_of
 from services.router.infra.workers.pool import WorkerPool
@@ -85,6 +86,7 @@ class Router:
             load_encoder or _encoder_of(settings),
             max_batch=settings.encoder_max_batch,
             max_waiting=settings.encoder_max_waiting,
+            timeout_seconds=settings.encoder_timeout_seconds,
             cache=EmbeddingCache(max_entries=settings.encoder_cache_texts, max_bytes=settings.encoder_cache_bytes),
         )
         identity = settings.tls_identity()
@@ -141,13 +143,14 @@ class Router:
             base_model_name=settings.base_model_name,
             min_trust_tier=settings.min_trust_tier,
         )
-        sessions = Sessions(_session_store(settings, self._redis), matching=settings.sessions)
+        outages = RedisOutages()
+        sessions = Sessions(_session_store(settings, self._redis, outages), matching=settings.sessions)
         route_text = RouteText(
             catalog=self._catalog,
             embedder=self._embedder,
             models=models,
             defaults=_routing_defaults(settings),
-            plans=Plans(_plan_store(settings, self._redis)),
+            plans=Plans(_plan_store(settings, self._redis, outages)),
             sessions=sessions,
             topic_rules=TopicRules(odds=settings.replan_odds, share=settings.replan_share),
         )
@@ -309,7 +312,10 @@ def build_router(
 
 def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
     return lambda: SentenceTransformerEncoder(
-        settings.encoder, instruction=settings.encoder_instruction, num_threads=settings.encoder_threads
+        settings.encoder,
+        instruction=settings.encoder_instruction,
+        num_threads=settings.encoder_threads,
+        backend=settings.encoder_backend,
     )
 
 
@@ -318,21 +324,24 @@ def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
         strategy=settings.strategy,
         gamma=settings.gamma,
         max_candidates=settings.max_candidates,
+        score_rule=settings.score_rule,
         low_confidence=settings.low_confidence,
         routed_part=settings.routed_part,
         routed_turns=settings.routed_turns,
         max_routed_chars=settings.max_routed_chars,
+        gate_ids=settings.gates,
+        learned_weights={} if settings.lorahub_weights is None else read_weights(settings.lorahub_weights),
     )
 
 
-def _plan_store(settings: RouterSettings, redis: Redis | None) -> PlanStore:
+def _plan_store(settings: RouterSettings, redis: Redis | None, outages: RedisOutages) -> PlanStore:
     local = LocalMemory[PlanRecord](ttl_seconds=settings.plan_ttl_seconds, max_records=settings.max_plans)
-    return local if redis is None else shared_plans(redis, local)
+    return local if redis is None else shared_plans(redis, local, outages=outages)
 
 
-def _session_store(settings: RouterSettings, redis: Redis | None) -> SessionStore:
+def _session_store(settings: RouterSettings, redis: Redis | None, outages: RedisOutages) -> SessionStore:
     local = LocalMemory[SessionRecord](ttl_seconds=settings.session_ttl_seconds, max_records=settings.max_sessions)
-    return local if redis is None else shared_sessions(redis, local)
+    return local if redis is None else shared_sessions(redis, local, outages=outages)
 
 
 def _index_rules(settings: RouterSettings) -> IndexRules:

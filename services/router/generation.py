@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from hilora.errors import StaleCatalogGeneration
+from hilora.errors import StaleCatalogGeneration, Unavailable
 from services.router.answer import (
     CompletedChoice,
     CompletedGeneration,
@@ -57,15 +58,20 @@ class GenerateText:
         A worker that is ahead of this router's catalogue may have dropped an adapter version of the plan; then the
         catalogue is awaited and the request planned again, once.
 
+        The request's time-out holds for all of it: choosing, waiting and generating.
+
         Raises:
             UnknownAdapter: `model_not_found`.
+            Unavailable: also `request_timeout`.
             HiloraError: whatever routing or the worker raised.
         """
         may_plan_again = True
+        limit = request.timeout_seconds
+        ends_at = None if limit is None else asyncio.get_running_loop().time() + limit
         while True:
-            route = await self._route_text.route(request.prompt, request.options)
+            route = await self._route(request, ends_at=ends_at)
             texts = self._followed_texts(request, route)
-            order = WorkOrder(request=request, plan=route.decision.plan)
+            order = WorkOrder(request=_with_what_is_left(request, ends_at=ends_at), plan=route.decision.plan)
             is_admitted = False
             try:
                 async with aclosing(self._workers.generate(order)) as events:
@@ -96,6 +102,20 @@ class GenerateText:
                     route.decision.plan.catalog_generation, timeout_seconds=_CATCH_UP_SECONDS
                 )
 
+    async def _route(self, request: GenerationRequest, *, ends_at: float | None) -> RouteResult:
+        limit = asyncio.timeout_at(ends_at)
+        try:
+            async with limit:
+                return await self._route_text.route(request.prompt, request.options)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise Unavailable(
+                f"No adapters were chosen within {request.timeout_seconds:g} seconds.",
+                code="request_timeout",
+                remedy="Wait for longer, or name a model: that needs no encoder.",
+            ) from error
+
     def _followed_texts(self, request: GenerationRequest, route: RouteResult) -> list[list[str]] | None:
         """Room for the pieces of each answer, where the session wants to hear them."""
         if not self._sessions.follows_answers(route.session):
@@ -116,6 +136,13 @@ class GenerateText:
                     drafts[event.choice_idx].finished = event
         assert route is not None, "a stream that ends without an error began with its decision"
         return CompletedGeneration(route=route, choices=tuple(draft.completed() for draft in drafts))
+
+
+def _with_what_is_left(request: GenerationRequest, *, ends_at: float | None) -> GenerationRequest:
+    """The request with the rest of its time as its time-out."""
+    if ends_at is None:
+        return request
+    return replace(request, timeout_seconds=max(0.001, ends_at - asyncio.get_running_loop().time()))
 
 
 @dataclass(slots=True)

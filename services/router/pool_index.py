@@ -20,8 +20,8 @@ class IndexKind(StrEnum):
     """Score everything in float64."""
     EXACT = "exact"
     """Look at everything in float32, score the best in float64."""
-    HALF = "half"
-    """Look at everything in float16, score the best in float64, with a proof that none is missing."""
+    BYTE = "byte"
+    """Look at everything in bytes, score the best in float64, with a proof that none is missing."""
     IVF = "ivf"
     """Look at the nearest cells of the pool only."""
 
@@ -57,4 +57,4 @@ def build_pool_index(gaussians: WhitenedGaussians, *, rules: IndexRules, build: 
         fast = build(gaussians, IndexKind.IVF)
         if fast.recall >= rules.min_recall:
             return fast
-    return build(gaussians, IndexKind.HALF)
+    return build(gaussians, IndexKind.BYTE)

@@ -27,7 +27,8 @@ class TextEmbedder(Protocol):
         """The embedding `[E]` of norm 1.
 
         Raises:
-            Unavailable: `encoder_loading`, until the encoder is there.
+            Unavailable: `encoder_loading`, until the encoder is there; `encoder_failed` and `encoder_timeout`, if it
+                gives none.
         """
         ...
 

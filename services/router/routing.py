@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hilora.access import Requester
+from hilora.character_grams import gram_ids
 from hilora.errors import InvalidInput
 from hilora.routing_explanation import base_decision, explicit_decision
 from hilora.routing_plan import RoutingDecision
+from hilora.sequence_routing import SequenceRouter
 from hilora.strategies import RoutingQuestion
 from hilora.topic_watch import DEFAULT_RULES, TopicRules
 from services.router.answer import RouteResult, SessionStanding, SessionVerdict
@@ -35,6 +40,10 @@ from services.router.routing_rules import (
 )
 from services.router.session_plan import judge
 from services.router.sessions import Sessions, SessionVisit
+
+_COMPUTED_AT_ONCE = 1000
+"""Adapters among which a decision takes a fraction of a millisecond."""
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -87,11 +96,12 @@ class RouteText:
 
         Raises:
             UnknownAdapter: `model_not_found`, `unknown_strategy`, `plan_not_found`.
-            InvalidInput: `contradicting_options`, `excluded_model`, or what `composed_decision` finds.
+            InvalidInput: `contradicting_options`, `excluded_model`, what `composed_decision` finds, or what the
+                strategy lacks.
             LowConfidence: no adapter explains the text, and the request wants to be refused then.
             Conflict: `plan_gone`.
             RegistryUnavailable: before the first snapshot of the catalogue.
-            Unavailable: `encoder_loading`.
+            Unavailable: `encoder_loading`, `encoder_failed`, `encoder_timeout`.
         """
         check_single_choice(options)
         requester = self._models.requester(options)
@@ -165,10 +175,12 @@ class RouteText:
         self._catalog.view()  # without a catalogue nothing is worth an embedding
         visit: SessionVisit | None = None
         z_E: NDArray[np.float32] | None = None
+        text: str | None = None
         if rules.strategy.reads_text:
             visit = await self._sessions.find(prompt, options)
             started = time.perf_counter()
-            z_E = await self._embedder.embed(self._text_of(prompt, options))
+            text = self._text_of(prompt, options)
+            z_E = await self._embedder.embed(text)
             times.encode = time.perf_counter() - started
         # The newest picture: an adapter may have gone while the text was being embedded.
         view = self._catalog.view()
@@ -180,12 +192,15 @@ class RouteText:
             request_seed=options.seed,
             exclude=closed | options.exclude_adapters if options.exclude_adapters else closed,
             num_runners_up=num_runners_up,
+            own_adapter=options.own_adapter,
+            gate_ids=self._defaults.gate_ids,
+            learned_weights=self._defaults.learned_weights,
+            grams=gram_ids(text) if text is not None and view.router.counts_grams else None,
         )
         verdict, reason = SessionVerdict.NEW, "The session begins."
         if visit is not None and visit.before is not None and z_E is not None:
-            judged = await asyncio.to_thread(
-                judge, visit, visit.before, view=view, question=question, rules=self._topic_rules
-            )
+            judge_session = partial(judge, visit, visit.before, view=view, question=question, rules=self._topic_rules)
+            judged = await _computed(judge_session, view.router)
             verdict, reason = judged.verdict, judged.reason
             if judged.decision is not None:
                 kept = visit.before.kept
@@ -193,7 +208,7 @@ class RouteText:
                 times.decide = time.perf_counter() - started
                 return judged.decision, visit.standing(verdict, reason, kept)
         if not rules.strategy.reads_text or view.can_choose(requester, tags=options.tags):
-            decision = await asyncio.to_thread(rules.strategy.decide, view.router, question)
+            decision = await _computed(partial(rules.strategy.decide, view.router, question), view.router)
         else:
             decision = _nobody(view, rules, has_tags=bool(options.tags))
         decision = with_policy(decision, options.low_confidence or self._defaults.low_confidence)
@@ -210,6 +225,13 @@ class RouteText:
             num_turns=self._defaults.routed_turns,
             max_chars=self._defaults.max_routed_chars,
         )
+
+
+async def _computed(compute: Callable[[], _T], router: SequenceRouter) -> _T:
+    """What is computed over a pool: here if it is small, or the way to a thread and back would take longer."""
+    if router.num_adapters <= _COMPUTED_AT_ONCE:
+        return compute()
+    return await asyncio.to_thread(compute)
 
 
 def _nobody(view: CatalogView, rules: RoutingRules, *, has_tags: bool) -> RoutingDecision:

@@ -73,6 +73,8 @@ class RoutingOptions:
     gate_scope: GateScope | None = None
     adapters: tuple[ComposedAdapter, ...] = ()
     """Exactly these, instead of a choice; at most `MAX_COMPOSED_ADAPTERS`."""
+    own_adapter: str | None = None
+    """Name of the adapter that was made for the text's task: what the strategy `oracle` takes."""
     plan_id: str | None = None
     """The plan of an earlier answer, to be used again as it was."""
     session_id: str | None = None

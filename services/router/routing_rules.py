@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from hilora.errors import InvalidInput
 from hilora.routing_plan import RoutingMode
-from hilora.routing_settings import RoutingSettings
+from hilora.routing_settings import RoutingSettings, ScoreRule
 from hilora.strategies import Strategy, strategy_named
 from services.router.routing_options import AUTO_MODEL, LowConfidencePolicy, RoutedPart, RoutingOptions
 
@@ -25,12 +26,18 @@ class RoutingDefaults:
     """Share of the candidates' ranks that may be active; None keeps the strategy's own."""
     max_candidates: int | None = None
     """Most adapters in a plan; None keeps the strategy's own."""
+    score_rule: ScoreRule = ScoreRule.STACKED
+    """Whether the wording of a text counts beside its embedding."""
     low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
     routed_part: RoutedPart = RoutedPart.LAST_USER
     routed_turns: int = 3
     """The user's messages that `RoutedPart.WINDOW` takes."""
     max_routed_chars: int = 8192
     """Characters that a decision looks at."""
+    gate_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Learned gates by the name of the strategy that uses them."""
+    learned_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Factors by adapter name, for the strategy `lorahub`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +75,7 @@ def rules_for(options: RoutingOptions, defaults: RoutingDefaults) -> RoutingRule
     wishes = {
         "gamma": options.gamma if options.gamma is not None else defaults.gamma,
         "max_candidates": options.max_candidates if options.max_candidates is not None else defaults.max_candidates,
+        "score_rule": defaults.score_rule,
         "min_candidates": options.min_candidates,
         "roc_score": options.roc_score,
         "gate_scope": options.gate_scope,

@@ -103,6 +103,7 @@ def _once_more(
         pool.checked(question.z_E),
         num_results=len(places_K) + max(question.num_runners_up, 1),
         excluded=pool.excluded_places(question.exclude),
+        grams=question.counted_grams,
         also=places_K,
     )
     decision = explained_decision(

@@ -136,4 +136,6 @@ def _options_digest(options: RoutingOptions) -> str:
         options.tenant,
         options.min_trust_tier,
     ]
+    if options.own_adapter is not None:
+        wishes.append(options.own_adapter)
     return hashlib.sha256(json.dumps(wishes).encode()).hexdigest()[:32]

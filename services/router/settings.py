@@ -9,8 +9,9 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hilora.access import TrustTier
+from hilora.routing_settings import ScoreRule
 from hilora.strategies import STRATEGY_NAMES
-from services.common.sequence_encoder import DEFAULT_ENCODER
+from services.common.sequence_encoder import DEFAULT_ENCODER, EncoderBackend
 from services.common.tls_settings import TlsServiceSettings
 from services.router.routing_options import LowConfidencePolicy, RoutedPart
 from services.router.sessions import SessionMatching
@@ -36,8 +37,9 @@ class RouterSettings(TlsServiceSettings):
     `redis` for those that register themselves at `HILORA_ROUTER_REDIS_URL`."""
     worker_lookup_seconds: float = Field(default=2.0, gt=0)
     """Time between two lookups of a name, or of what is registered; a worker leaves once three did not name it."""
-    worker_first_event_seconds: float = Field(default=300.0, gt=0)
-    """A worker that has not admitted a request after this time, its queue included, is lost to it."""
+    worker_first_event_seconds: float = Field(default=60.0, gt=0)
+    """A worker that has not admitted a request and answered no poll for so long is lost to it; waiting in the queue of
+    one that answers polls does not count."""
     worker_stall_seconds: float = Field(default=120.0, gt=0)
     """So is one that says nothing for so long while it answers."""
     base_model_name: str | None = None
@@ -47,18 +49,30 @@ class RouterSettings(TlsServiceSettings):
     encoder_instruction: str = ""
     """Text put before every input of the encoder; must be the registry's."""
     encoder_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one pass of the encoder; by default torch's own choice."""
+    """CPU threads of one pass of the encoder; by default the backend's own choice."""
+    encoder_backend: EncoderBackend = EncoderBackend.TORCH
+    """What computes it: `torch`, or `openvino` (extra `openvino`): the same vectors, on CPUs in about half the time for
+    short texts."""
     encoder_max_batch: int = Field(default=32, ge=1)
     """Most texts that are embedded together."""
     encoder_max_waiting: int = Field(default=4096, ge=1)
     """Different texts that may wait for the encoder; one more is refused with 429."""
+    encoder_timeout_seconds: float = Field(default=30.0, gt=0)
+    """A text that has no embedding after this time is answered with 503 (`encoder_timeout`)."""
     encoder_cache_texts: int = Field(default=4096, ge=0)
     """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
     encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
     """Most memory for them."""
     strategy: str = "hilora"
-    """By which strategy adapters are chosen where a request does not say: `hilora`, `hilora-paper`,
-    `retriever-selection`, `retriever-mixture`, `arrow`, `spectr`, `seqr`, `uniform` or `base`."""
+    """By which strategy adapters are chosen where a request does not say; docs/strategies.md lists them."""
+    gates: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict[str, str])
+    """Learned gates of the strategies that need one, `strategy=gate_id` separated by commas; the workers have the files
+    in `HILORA_WORKER_GATES_DIR`. `hilora train gate` makes them."""
+    lorahub_weights: Path | None = None
+    """File with the factors of the strategy `lorahub`, as `hilora train lorahub` writes it; read at the start."""
+    score_rule: ScoreRule = ScoreRule.STACKED
+    """What adapters are scored by: `stacked`, meaning and wording of a text with weights fitted to the pool, or
+    `gaussian`, its meaning alone."""
     low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
     """What happens to a text that no adapter explains: `top` lets the likeliest answer, `base` the base alone, `refuse`
     refuses the request."""
@@ -164,6 +178,22 @@ class RouterSettings(TlsServiceSettings):
     def _is_strategy(cls, value: str) -> str:
         if value not in STRATEGY_NAMES:
             raise ValueError(f"there is no such strategy; use one of {', '.join(STRATEGY_NAMES)}")
+        return value
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _gates(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        return {name.strip(): gate_id.strip() for name, _, gate_id in pairs}
+
+    @field_validator("gates")
+    @classmethod
+    def _name_strategies(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, gate_id in value.items():
+            if name not in STRATEGY_NAMES or not gate_id:
+                raise ValueError(f"{name}={gate_id} is not of the form strategy=gate_id")
         return value
 
     @field_validator("worker_addresses", mode="before")

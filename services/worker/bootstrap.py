@@ -26,11 +26,13 @@ from services.worker.infra.component_cache import ComponentCache
 from services.worker.infra.component_client import ComponentClient
 from services.worker.infra.component_files import ComponentFiles
 from services.worker.infra.gate_files import GateFiles
+from services.worker.infra.merged_components import MergedComponents
 from services.worker.lora.pool.pool_stats import FreedBytes
 from services.worker.models.loader import LoadedModel, public_name_of
 from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.models.tensor_parallel import ParallelGroup
 from services.worker.models.token_vocabulary import TokenVocabulary
+from services.worker.preparation import PlanPreparer
 from services.worker.settings import ProcessPlace, WorkerSettings
 
 _log = get_logger(__name__)
@@ -77,6 +79,7 @@ class WorkerService:
         self._group: ParallelGroup | None = None
         self._client: ComponentClient | None = None
         self._cache: ComponentCache | None = None
+        self._merged: MergedComponents | None = None
         self._announcement: asyncio.Task[None] | None = None
         self._registration: Component | None = None
         self._is_announced = False
@@ -130,7 +133,7 @@ class WorkerService:
                 files=files,
             )
             await self._follower.start()
-            loaded, self._cache, self._engine = await asyncio.to_thread(
+            loaded, self._cache, self._merged, self._engine = await asyncio.to_thread(
                 self._load, self._client, self._follower, self._health_callback(asyncio.get_running_loop())
             )
             self._group = loaded.group
@@ -151,6 +154,7 @@ class WorkerService:
                 vocabulary=vocabulary,
                 compiler=GrammarCompiler(vocabulary, eos_token_ids=loaded.eos_token_ids),
                 catalog=self._follower,
+                preparer=PlanPreparer(engine=self._engine, merger=self._merged),
             ),
             stats=self._engine.stats,
             host_tier=self._cache.stats,
@@ -194,7 +198,7 @@ class WorkerService:
 
     def _load(
         self, client: ComponentClient, follower: CatalogFollower, on_health: Callable[[bool], None]
-    ) -> tuple[LoadedModel, ComponentCache, Engine]:
+    ) -> tuple[LoadedModel, ComponentCache, MergedComponents, Engine]:
         settings = self._settings
         group = join_group(settings, self._place)
         loaded = load_base(settings, group)
@@ -202,8 +206,9 @@ class WorkerService:
         cache = ComponentCache(
             client, capacity_bytes=settings.host_cache_bytes, dtype=loaded.dtype, is_current=follower.has_adapter
         )
+        merged = MergedComponents(cache, capacity_bytes=settings.merged_cache_bytes, dtype=loaded.dtype)
         gate_source = None if settings.gates_dir is None else GateFiles(settings.gates_dir)
-        engine = Engine(loaded=loaded, source=cache, config=config, gate_source=gate_source, on_health=on_health)
+        engine = Engine(loaded=loaded, source=merged, config=config, gate_source=gate_source, on_health=on_health)
         _log.info(
             "model_loaded",
             base_model=loaded.name,
@@ -213,7 +218,7 @@ class WorkerService:
             max_num_seqs=config.max_num_seqs,
             num_processes=1 if group is None else group.size,
         )
-        return loaded, cache, engine
+        return loaded, cache, merged, engine
 
     async def _announce(self, follower: CatalogFollower) -> None:
         await follower.wait_for_snapshot()
@@ -257,6 +262,9 @@ class WorkerService:
     def _forget(self, adapter_id: str) -> None:
         """An adapter version left the catalogue: free what it holds, on the device once its last request has ended."""
         device = FreedBytes(0, 0) if self._engine is None else self._engine.retire(adapter_id)
+        for merged_id in [] if self._merged is None else self._merged.forget(adapter_id):
+            assert self._engine is not None, "what merges feeds an engine"
+            self._engine.retire(merged_id)
         _log.info(
             "adapter_departed",
             adapter_id=adapter_id,

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from hilora.errors import Conflict, InvalidInput, StaleCatalogGeneration
-from hilora.routing_plan import RoutingPlan
+from hilora.routing_plan import PreparationMethod, RoutingPlan
 from services.worker.engine.engine import Engine
 from services.worker.engine.output.events import EngineEvent, Failed, Finished, Started, TextDelta
 from services.worker.engine.sampling.grammar import GrammarCompiler, TokenMatcher
@@ -24,6 +24,7 @@ from services.worker.models.chat_turns import ChatTurn
 from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.models.token_vocabulary import TokenVocabulary
 from services.worker.ports import CatalogView
+from services.worker.preparation import PlanPreparer
 
 _CATALOG_PATIENCE_SECONDS = 2.0
 """How long a plan from a newer catalogue waits for the replica: the change is usually on its way."""
@@ -82,6 +83,7 @@ class Generation:
         vocabulary: of the same model.
         compiler: for the same vocabulary.
         catalog: which adapters new requests may use.
+        preparer: does what plans want done with their adapters first.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Generation:
         vocabulary: TokenVocabulary,
         compiler: GrammarCompiler,
         catalog: CatalogView,
+        preparer: PlanPreparer,
     ) -> None:
         self._engine = engine
         self._encoder = encoder
@@ -100,6 +103,7 @@ class Generation:
         # One thread of its own: slow grammars wait for one another, and not even a thousand keep prompts from encoding.
         self._compiler_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         self._catalog = catalog
+        self._preparer = preparer
         self._choice_ids: dict[str, list[str]] = {}
         """Engine requests of each call in flight."""
 
@@ -119,8 +123,9 @@ class Generation:
         _check_plan(request.plan)
         await self._await_catalog(request.plan)
         token_ids = await asyncio.to_thread(self._encode, request.prompt)
-        if request.plan.gate.gate_id is not None:
-            await asyncio.to_thread(self._engine.load_gate, request.plan)
+        plan = await self._preparer.prepared(request.plan, token_ids)
+        if plan.gate.gate_id is not None:
+            await asyncio.to_thread(self._engine.load_gate, plan)
         grammars = await self._compile(request.sampling)
         if request.request_id in self._choice_ids:
             raise Conflict(
@@ -134,7 +139,7 @@ class Generation:
                 request_id=_choice_id(request, choice_idx),
                 prompt_token_ids=token_ids,
                 sampling=_choice_sampling(request.sampling, choice_idx),
-                plan=request.plan,
+                plan=plan,
                 priority=request.priority,
                 grammar=grammar,
                 explains_gating=request.explains_gating,
@@ -143,7 +148,7 @@ class Generation:
         ]
         async with contextlib.aclosing(self._run(request.request_id, choices)) as events:
             async for event in events:
-                yield await self._with_token_bytes(event)
+                yield _as_asked(await self._with_token_bytes(event), request.plan)
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The tokens that a prompt would become: their ids, and how the tokenizer spells them.
@@ -289,14 +294,27 @@ def _of_choice(event: EngineEvent, choice_idx: int) -> EngineEvent:
     return replace(event, choice_idx=choice_idx) if is_told else event
 
 
+def _as_asked(event: EngineEvent, plan: RoutingPlan) -> EngineEvent:
+    """What used adapters that were merged is told of these: nobody outside knows the merged one."""
+    is_merged = plan.preparation is not None and plan.preparation.method.is_merge
+    if not is_merged or not isinstance(event, Finished) or not event.budgets_used:
+        return event
+    return replace(event, budgets_used=plan.budgets)
+
+
 def _check_plan(plan: RoutingPlan) -> None:
-    """Refuse numbers that would turn ROCs off in silence, or turn their order around."""
+    """Refuse numbers that would turn ROCs off in silence."""
     if not (math.isfinite(plan.gate.eta) and plan.gate.eta > 0):
         raise _invalid_plan(f"eta is {plan.gate.eta}; it must be finite and above 0.", "plan.gate.eta")
     for budget in plan.budgets:
-        if not (math.isfinite(budget.weight) and budget.weight >= 0):
+        if not math.isfinite(budget.weight):
             raise _invalid_plan(
-                f"The weight of {budget.adapter_id} is {budget.weight}; it must be finite and at least 0.",
+                f"The weight of {budget.adapter_id} is {budget.weight}; it must be finite.",
+                "plan.budgets.weight",
+            )
+        if plan.preparation is not None and plan.preparation.method is PreparationMethod.LEGO and budget.weight < 0:
+            raise _invalid_plan(
+                f"The weight of {budget.adapter_id} is {budget.weight}; clusters take none below 0.",
                 "plan.budgets.weight",
             )
     adapter_ids = [budget.adapter_id for budget in plan.budgets]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from hilora.adapter import DecomposedAdapter, RocBasis
 from hilora.learned_gate import LearnedGate
+from hilora.plan_preparation import MergeRecipe
 
 
 class ComponentSource(Protocol):
@@ -39,6 +40,18 @@ class ComponentTierStats:
     """Versions that had to leave for others."""
     num_damaged: int = 0
     """Files whose content was not what their name promises; they were removed."""
+
+
+class AdapterMerger(Protocol):
+    """A `ComponentSource` that also gives what is merged of others."""
+
+    def announce(self, recipe: MergeRecipe) -> None:
+        """From now on the merged adapter can be fetched. Cheap; nothing is merged yet."""
+        ...
+
+    def fetch(self, adapter_id: str, basis: RocBasis) -> DecomposedAdapter:
+        """See `ComponentSource`."""
+        ...
 
 
 class GateSource(Protocol):

@@ -74,6 +74,8 @@ class WorkerSettings(TlsServiceSettings):
     """Device memory for learned gates."""
     host_cache_bytes: int = Field(default=4 << 30, ge=0)
     """Main memory for components, whether they are on the device or not."""
+    merged_cache_bytes: int = Field(default=256 << 20, ge=0)
+    """Main memory for adapters that are merged of others on request (strategies `retriever-fusion` and `lego`)."""
     disk_cache_dir: Path | None = None
     """Folder for component files, which may be shared with other workers; by default none are kept."""
     disk_cache_bytes: int = Field(default=16 << 30, ge=1)

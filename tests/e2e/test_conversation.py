@@ -127,8 +127,21 @@ def test_two_whole_adapters_can_be_put_together(system):
     assert len(mixed["hilora"]["adapters"]) == 2
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGY_NAMES if name != "hilora"])
+NEEDY = {"ramole": "hilora train gate", "phatgoose": "hilora train gate", "lorahub": "hilora train lorahub"}
+"""Strategies that need something trained, which this system does not have, and how it is made."""
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGY_NAMES if name != "hilora" and name not in NEEDY])
 def test_every_strategy_is_answered(system, strategy):
-    answer = system.complete(lines_of("copy-letters")[0]["prompt"], model=f"auto:{strategy}")
+    wishes = {"own_adapter": "copy-letters"} if strategy == "oracle" else {}
+    answer = system.complete(lines_of("copy-letters")[0]["prompt"], model=f"auto:{strategy}", hilora=wishes)
     assert answer["hilora"]["strategy"] == strategy
     assert answer["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("strategy", [*NEEDY, "oracle"])
+def test_a_strategy_that_lacks_something_says_how_to_get_it(system, strategy):
+    body = {"model": f"auto:{strategy}", "prompt": "sort the letters : b a ="}
+    answer = httpx.post(f"{system.url}/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert NEEDY.get(strategy, "hilora.own_adapter") in answer.text

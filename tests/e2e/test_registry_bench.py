@@ -50,7 +50,7 @@ class TestReport:
 
     def test_every_way_to_search_finds_what_scoring_everything_finds(self, report):
         searches = report["extras"]["searches"]
-        assert {search["kind"] for search in searches} == {"dense", "exact", "half", "ivf"}
+        assert {search["kind"] for search in searches} == {"dense", "exact", "byte", "ivf"}
         assert {search["num_adapters"] for search in searches} == {60, 90}
         assert all(search["top_8_agreement"] == 1.0 for search in searches)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.access import AdapterAccess
+from hilora.character_grams import SampleGrams
 from hilora.errors import RegistryUnavailable, Unavailable
 from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
@@ -51,7 +52,11 @@ def catalog_view(
     encoder = HashEncoder()
     profiles = [
         AdapterProfile(
-            adapter_id=f"{name}@{revision}", adapter_name=name, lora_rank=8, samples_ME=encoder.encode(list(texts))
+            adapter_id=f"{name}@{revision}",
+            adapter_name=name,
+            lora_rank=8,
+            samples_ME=encoder.encode(list(texts)),
+            grams=SampleGrams.of(texts),
         )
         for name, texts in texts_of.items()
     ]
@@ -145,6 +150,8 @@ class FakeEmbedder:
     def __init__(self, *, is_loaded: bool = True) -> None:
         self.is_loaded = is_loaded
         self.texts: list[str] = []
+        self.seconds = 0.0
+        """Time that a text takes."""
 
     @property
     def encoder_id(self) -> str | None:
@@ -154,6 +161,8 @@ class FakeEmbedder:
         if not self.is_loaded:
             raise Unavailable("loading", code="encoder_loading")
         self.texts.append(text)
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
         return HashEncoder().encode([text])[0]
 
     async def count_tokens(self, texts: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from hilora.adapter import adapter_id_of
+from hilora.character_grams import GRAM_SCHEME, SampleGrams
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SequenceEncoder
@@ -23,6 +24,7 @@ def catalog_entry(
     revision: str = "a" * 64,
 ) -> registry_pb2.CatalogEntry:
     """An entry as the real registry sends it."""
+    grams = SampleGrams.of(texts)
     return registry_pb2.CatalogEntry(
         adapter_id=adapter_id_of(name, revision),
         adapter_name=name,
@@ -36,6 +38,9 @@ def catalog_entry(
         num_samples=len(texts),
         sample_embeddings=encoder.encode(texts).astype("<f4").tobytes(),
         embedding_dim=encoder.embedding_dim,
+        gram_scheme=GRAM_SCHEME,
+        sample_gram_lengths=grams.lengths_M.tolist(),
+        sample_grams=grams.ids_N.astype("<u2").tobytes(),
     )
 
 

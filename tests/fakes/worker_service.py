@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from hilora.errors import HiloraError, StaleCatalogGeneration
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.rpc_server import RpcServer
+from services.common.tls import TlsIdentity
 
 
 class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
@@ -44,6 +45,8 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.num_running = 0
         self.num_stats_calls = 0
         self.seconds_per_stats = 0.0
+        self.seconds_in_queue = 0.0
+        """Between a request's arrival and its Started."""
 
     async def Generate(self, request, context) -> AsyncIterator[worker_pb2.GenerateEvent]:
         self.requests.append(request)
@@ -63,6 +66,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServiceServicer):
         for budget in request.plan.budgets:
             if budget.adapter_id in self.dropped_adapter_ids:
                 raise StaleCatalogGeneration(f"{budget.adapter_id} is gone")
+        await asyncio.sleep(self.seconds_in_queue)
         num_prompt_tokens = (
             len(request.prompt.split())
             or len(request.tokens.token_ids)
@@ -161,7 +165,8 @@ def _position(token_id, word, *, num_top) -> worker_pb2.PositionLogprobs:
 class FakeWorker:
     """A `FakeWorkerService` that listens. `start` after `stop` takes the same port again."""
 
-    def __init__(self, **service_arguments) -> None:
+    def __init__(self, *, identity: TlsIdentity | None = None, **service_arguments) -> None:
+        self._identity = identity
         self.service = FakeWorkerService(**service_arguments)
         self._port = 0
         self._server: RpcServer | None = None
@@ -176,6 +181,7 @@ class FakeWorker:
             port=self._port,
             register=[lambda server: worker_pb2_grpc.add_WorkerServiceServicer_to_server(self.service, server)],
             service_names=["hilora_rpc.v1.WorkerService"],
+            identity=self._identity,
         )
         await self._server.start()
         self._port = int(self._server.address.rpartition(":")[2])

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from hilora.access import TrustTier
 from hilora.adapter import RocBasis, adapter_id_of
+from hilora.character_grams import GRAM_SCHEME, SampleGrams
 from hilora.compression import Squeeze
 from hilora.errors import InvalidInput
 from hilora.finding import Severity
@@ -40,8 +41,10 @@ _SEVERITIES = {
 _BASES = {routing_pb2.ROC_BASIS_SVD: RocBasis.SVD, routing_pb2.ROC_BASIS_TRAINED: RocBasis.TRAINED}
 
 
-def entry_message(entry: CatalogEntry, embeddings_mE: NDArray[np.float32] | None = None) -> registry_pb2.CatalogEntry:
-    """An entry, with its sample embeddings where they are given."""
+def entry_message(
+    entry: CatalogEntry, embeddings_mE: NDArray[np.float32] | None = None, grams: SampleGrams | None = None
+) -> registry_pb2.CatalogEntry:
+    """An entry, with its sample embeddings and their texts' grams where they are given."""
     return registry_pb2.CatalogEntry(
         adapter_id=entry.adapter_id,
         adapter_name=entry.adapter_name,
@@ -63,6 +66,9 @@ def entry_message(entry: CatalogEntry, embeddings_mE: NDArray[np.float32] | None
         trust_tier=_TIERS[entry.access.trust_tier],
         visible_to=entry.access.visible_to,
         tags=entry.tags,
+        gram_scheme="" if grams is None else GRAM_SCHEME,
+        sample_gram_lengths=[] if grams is None else grams.lengths_M.tolist(),
+        sample_grams=b"" if grams is None else grams.ids_N.astype("<u2").tobytes(),
         other_versions=[_version_message(entry.adapter_name, other) for other in entry.other_versions],
     )
 

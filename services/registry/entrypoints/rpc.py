@@ -225,7 +225,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         if without_samples or not entry.num_samples:
             return entry_message(entry, None)
         try:
-            return entry_message(entry, await self._catalog.sample_embeddings(entry))
+            embeddings_mE = await self._catalog.sample_embeddings(entry)
+            return entry_message(entry, embeddings_mE, await self._catalog.sample_grams(entry))
         except UnknownAdapter as error:
             # One damaged version must not keep the others from the routers; they pass over an entry without samples.
             _log.error("samples_missing", adapter=entry.adapter_id, reason=error.message)

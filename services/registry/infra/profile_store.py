@@ -2,6 +2,7 @@
 
 profiles/<revision>/<profile_id>/profile.json           what it is
 embeddings.safetensors  `embeddings` [m, E]
+grams-<scheme>.safetensors  `ids` and `lengths` of the texts' character grams
 samples.jsonl           the texts, to be embedded again under another encoder
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from hilora.character_grams import GRAM_SCHEME, SampleGrams
 from hilora.errors import UnknownAdapter
 from services.registry.artifact import ProfileRecord, SampleProfile
 from services.registry.infra.records import PROFILE_RECORD
@@ -23,6 +25,8 @@ from services.registry.infra.write_once import WriteOnceFolders
 _RECORD_FILE = "profile.json"
 _EMBEDDINGS_FILE = "embeddings.safetensors"
 _EMBEDDINGS_KEY = "embeddings"
+_GRAMS_FILE = f"grams-{GRAM_SCHEME.replace('/', '-')}.safetensors"
+"""Of another scheme it is another file: profiles keep the grams of their time, and get new ones from their texts."""
 _TEXTS_FILE = "samples.jsonl"
 
 
@@ -52,9 +56,11 @@ class DiskProfileStore:
             created_at=time.time(),
         )
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in profile.texts)
+        grams = SampleGrams.of(profile.texts)
         files = {
             _RECORD_FILE: PROFILE_RECORD.dump_json(record, indent=2),
             _EMBEDDINGS_FILE: safetensors.numpy.save({_EMBEDDINGS_KEY: profile.embeddings_mE}),
+            _GRAMS_FILE: safetensors.numpy.save({"ids": grams.ids_N, "lengths": grams.lengths_M}),
             _TEXTS_FILE: "".join(lines).encode(),
         }
         self.folders.write(key, files)
@@ -70,6 +76,15 @@ class DiskProfileStore:
     def embeddings(self, revision: str, profile_id: str) -> NDArray[np.float32]:
         """See `ProfileStore.embeddings`."""
         return safetensors.numpy.load(self._read(revision, profile_id, _EMBEDDINGS_FILE))[_EMBEDDINGS_KEY]
+
+    def grams(self, revision: str, profile_id: str) -> SampleGrams:
+        """See `ProfileStore.grams`."""
+        try:
+            stored = safetensors.numpy.load(self._read(revision, profile_id, _GRAMS_FILE))
+        except UnknownAdapter:
+            # A profile from before there were grams, or from the time of another scheme.
+            return SampleGrams.of(self.texts(revision, profile_id))
+        return SampleGrams(ids_N=stored["ids"], lengths_M=stored["lengths"])
 
     def texts(self, revision: str, profile_id: str) -> tuple[str, ...]:
         """See `ProfileStore.texts`."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.adapter import DecomposedAdapter, RocBasis
+from hilora.character_grams import SampleGrams
 from hilora.update_statistics import UpdateStatistics
 from services.registry.artifact import ArtifactDraft, ArtifactManifest, ProfileRecord, SampleProfile
 from services.registry.catalog_entry import CatalogRecord
@@ -92,6 +93,10 @@ class ProfileStore(Protocol):
 
     def embeddings(self, revision: str, profile_id: str) -> NDArray[np.float32]:
         """`[m, E]`. Raises UnknownAdapter (`unknown_profile`)."""
+        ...
+
+    def grams(self, revision: str, profile_id: str) -> SampleGrams:
+        """How the sample texts are written, in their order. Raises UnknownAdapter (`unknown_profile`)."""
         ...
 
     def texts(self, revision: str, profile_id: str) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ class ScopeCheck:
 
     scope: InferenceScope
 
-    def __call__(self, request: Request) -> Caller:
-        """Who asks. Raises PermissionDenied."""
+    async def __call__(self, request: Request) -> Caller:
+        """Who asks; not a plain function, for which FastAPI would take a thread. Raises PermissionDenied."""
         caller = caller_of(request)
         check_scope(caller, self.scope)
         return caller

@@ -62,6 +62,7 @@ def options_from_wire(options: router_pb2.RoutingOptions, *, tenant: str | None)
         roc_score=SCORES_FROM_WIRE.get(options.roc_score),
         gate_scope=SCOPES_FROM_WIRE.get(options.gate_scope),
         adapters=tuple(map(_composed, options.adapters)),
+        own_adapter=options.own_adapter or None,
         plan_id=options.plan_id or None,
         session_id=options.session_id or None,
         low_confidence=_POLICIES.get(options.low_confidence),

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.errors import Exhausted, Unavailable
+from services.common.log import get_logger
 from services.common.sequence_encoder import SequenceEncoder
 from services.router.infra.embedding_cache import EmbeddingCache, key_of
 
 _Vector = NDArray[np.float32]
+_log = get_logger(__name__)
+_WITHOUT_ENCODER = "Send again, or name a model: that needs no encoder."
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,12 +63,14 @@ class _Waiting:
 class BatchingEmbedder:
     """Embeds texts with dynamic batching: while one batch runs, the next one gathers. Nothing waits on purpose.
 
-    Equal texts that wait at the same time are embedded once. Vectors are shared between callers and read-only.
+    Equal texts that wait at the same time are embedded once. Vectors are shared between callers and read-only. A text
+    that the encoder fails on costs the others of its batch nothing but a second pass.
 
     Args:
         load: builds the encoder; blocks for seconds, so it runs in a thread of its own.
         max_batch: most texts of one pass.
         max_waiting: most different texts that may wait; one more is refused.
+        timeout_seconds: longest time that a text waits for its vector.
         cache: what is remembered; by default 4096 texts in 16 MiB.
     """
 
@@ -75,11 +80,13 @@ class BatchingEmbedder:
         *,
         max_batch: int = 32,
         max_waiting: int = 4096,
+        timeout_seconds: float = 30.0,
         cache: EmbeddingCache | None = None,
     ) -> None:
         self._load = load
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._timeout_seconds = timeout_seconds
         self._cache = EmbeddingCache(max_entries=4096, max_bytes=16 << 20) if cache is None else cache
         self._figures = EmbedderFigures()
         self._encoder: SequenceEncoder | None = None
@@ -137,6 +144,7 @@ class BatchingEmbedder:
 
         Raises:
             Exhausted: `encoder_queue_full`.
+            Unavailable: also `encoder_failed`, and `encoder_timeout`.
         """
         if self._encoder is None:
             raise _not_loaded()
@@ -152,7 +160,15 @@ class BatchingEmbedder:
             self._figures.num_shared += 1
         future: asyncio.Future[_Vector] = asyncio.get_running_loop().create_future()
         waiting.futures.append(future)
-        return await future
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await future
+        except TimeoutError as error:
+            raise Unavailable(
+                f"The sentence encoder said nothing for {self._timeout_seconds:g} seconds.",
+                code="encoder_timeout",
+                remedy=_WITHOUT_ENCODER,
+            ) from error
 
     async def count_tokens(self, texts: Sequence[str]) -> int:
         """See `TextEmbedder.count_tokens`."""
@@ -187,27 +203,46 @@ class BatchingEmbedder:
             if not batch:
                 continue
             try:
-                vectors_BE = await loop.run_in_executor(self._executor, encoder.encode, [one.text for one in batch])
+                if not await self._embed_together(loop, encoder, batch):
+                    for waiting in batch:
+                        await self._embed_together(loop, encoder, [waiting])
             except asyncio.CancelledError:
                 self._end(batch, _not_loaded())
                 raise
-            except Exception as error:  # the encoder is third-party code; its failure belongs to these requests alone
-                self._end(batch, error)
-                continue
-            self._figures.num_passes += 1
-            self._figures.num_embedded += len(batch)
-            for waiting, row_E in zip(batch, vectors_BE, strict=True):
-                # A copy, or one remembered row would keep the whole batch in memory.
-                vector_E = row_E.copy()
-                vector_E.flags.writeable = False
-                self._on_the_way.pop(waiting.key, None)
-                self._cache.put(waiting.key, vector_E)
-                waiting.succeed(vector_E)
+
+    async def _embed_together(
+        self, loop: asyncio.AbstractEventLoop, encoder: SequenceEncoder, batch: list[_Waiting]
+    ) -> bool:
+        """Give each text of a batch its vector. If the encoder fails: a text alone its error; False for several."""
+        try:
+            vectors_BE = await loop.run_in_executor(self._executor, encoder.encode, [one.text for one in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                return False
+            _log.warning("encoder_failed", error=type(error).__name__, message=str(error)[:200])
+            self._end(batch, _failed(error))
+            return True
+        self._figures.num_passes += 1
+        self._figures.num_embedded += len(batch)
+        for waiting, row_E in zip(batch, vectors_BE, strict=True):
+            # A copy, or one remembered row would keep the whole batch in memory.
+            vector_E = row_E.copy()
+            vector_E.flags.writeable = False
+            self._on_the_way.pop(waiting.key, None)
+            self._cache.put(waiting.key, vector_E)
+            waiting.succeed(vector_E)
+        return True
 
     def _end(self, batch: list[_Waiting], error: Exception) -> None:
         for waiting in batch:
             self._on_the_way.pop(waiting.key, None)
             waiting.fail(error)
+
+
+def _failed(error: Exception) -> Unavailable:
+    return Unavailable(
+        f"The sentence encoder failed: {type(error).__name__}.", code="encoder_failed", remedy=_WITHOUT_ENCODER
+    )
 
 
 def _not_loaded() -> Unavailable:

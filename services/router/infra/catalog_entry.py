@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.access import AdapterAccess, TrustTier
+from hilora.character_grams import GRAM_SCHEME, SampleGrams
 from hilora.errors import InvalidInput
 from hilora.sequence_routing import AdapterProfile
 from hilora_rpc.v1 import registry_pb2
@@ -23,6 +24,7 @@ TIERS_FROM_WIRE = {
 """Trust tiers by their wire value."""
 
 _FLOAT32_LE = np.dtype("<f4")
+_UINT16_LE = np.dtype("<u2")
 _MAX_REMEMBERED_RULES = 4096
 
 
@@ -46,8 +48,8 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
         embedding_dim: E of that encoder.
 
     Raises:
-        InvalidInput: `invalid_catalog_entry`, for an adapter without ROCs, or with samples that are no `[m, E]` finite
-            floats.
+        InvalidInput: `invalid_catalog_entry`, for an adapter without ROCs, with samples that are no `[m, E]` finite
+            floats, or with grams that are not theirs.
     """
     if entry.lora_rank < 1:
         raise _invalid(entry, "has no rank-one components")
@@ -70,6 +72,7 @@ def read_entry(entry: registry_pb2.CatalogEntry, *, encoder_id: str, embedding_d
         adapter_name=adapter.adapter_name,
         lora_rank=entry.lora_rank,
         samples_ME=_read_samples(entry, embedding_dim),
+        grams=_read_grams(entry),
     )
     return ReplicatedEntry(adapter=adapter, profile=profile, encoder_id=entry.encoder_id)
 
@@ -109,6 +112,16 @@ def _read_samples(entry: registry_pb2.CatalogEntry, embedding_dim: int) -> NDArr
     if not np.isfinite(samples_ME).all():
         raise _invalid(entry, "has embeddings that are not finite")
     return samples_ME.astype(np.float32)
+
+
+def _read_grams(entry: registry_pb2.CatalogEntry) -> SampleGrams | None:
+    """None where there are none, or where they mean something else than here."""
+    if entry.gram_scheme != GRAM_SCHEME:
+        return None
+    lengths_M = np.array(entry.sample_gram_lengths, dtype=np.uint32)
+    if len(lengths_M) != entry.num_samples or len(entry.sample_grams) != int(lengths_M.sum()) * _UINT16_LE.itemsize:
+        raise _invalid(entry, f"has {len(entry.sample_grams)} bytes of grams that are not those of its samples")
+    return SampleGrams(ids_N=np.frombuffer(entry.sample_grams, dtype=_UINT16_LE).astype(np.uint16), lengths_M=lengths_M)
 
 
 def _invalid(entry: registry_pb2.CatalogEntry, what: str) -> InvalidInput:

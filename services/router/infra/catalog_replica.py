@@ -31,6 +31,7 @@ from services.common.tls import TlsIdentity
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
 from services.router.infra.pool_fitter import PoolFitter, is_same_profile
+from services.router.infra.sample_doubts import doubtful
 
 _log = get_logger(__name__)
 
@@ -92,6 +93,7 @@ class CatalogReplica:
         self._aliases: dict[str, str] = {}
         self._view: CatalogView | None = None
         self._fitted_names: frozenset[str] = frozenset()
+        self._doubts: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._fitter = PoolFitter(build_index=build_index, on_fitted=self._changed.set)
         self._fitted = asyncio.Condition()
@@ -208,14 +210,16 @@ class CatalogReplica:
 
     def _publish(self, router: SequenceRouter, *, router_generation: int) -> None:
         assert self._generation is not None, "there is something to publish after the first snapshot"
-        placed = {name for name, entry in self._entries.items() if entry.profile is not None}
+        placed = {
+            name for name, entry in self._entries.items() if entry.profile is not None and name not in self._doubts
+        }
         self._view = CatalogView(
             adapters={name: entry.adapter for name, entry in self._entries.items()},
             catalog_generation=self._generation,
             router=router,
             router_generation=router_generation,
             gone=self._fitted_names - placed,
-            ignored=dict(self._ignored),
+            ignored={**self._doubts, **self._ignored},
             aliases=dict(self._aliases),
             fitted_names=self._fitted_names,
         )
@@ -228,7 +232,13 @@ class CatalogReplica:
             self._changed.clear()
             assert self._generation is not None, "a change follows a snapshot"
             generation = self._generation
-            profiles = [entry.profile for entry in self._entries.values() if entry.profile is not None]
+            entries = list(self._entries.values())
+            self._doubts = await asyncio.to_thread(doubtful, entries)
+            profiles = [
+                entry.profile
+                for entry in entries
+                if entry.profile is not None and entry.adapter.adapter_name not in self._doubts
+            ]
             try:
                 router = await self._fitter.current(profiles, catalog_generation=generation)
             except Exception:  # numerics of a strange pool must not end the following: the last fit stays in use

@@ -1,7 +1,7 @@
 """A pool's Gaussians as a FAISS index: exact, or a shortlist of which every adapter is scored exactly.
 
-`EXACT` keeps the vectors of `InnerProductForm` in float32. `HALF` keeps them in float16, reads half the memory, and is
-exact all the same: how much rounding took from any stored vector is known, so it can be proved that no adapter
+`EXACT` keeps the vectors of `InnerProductForm` in float32. `BYTE` keeps them in bytes, reads a quarter of the memory,
+and is exact all the same: how much rounding took from any stored vector is known, so it can be proved that no adapter
 outside the shortlist belongs into the answer; where the proof fails, everything is scored. `IVF` looks into the cells
 of a k-means that are nearest in the space of the means and finds nearly all. Every result is scored again in float64.
 
@@ -37,27 +37,27 @@ _IDSelectorBitmap: Any = faiss.IDSelectorBitmap
 
 
 class FlatFaissIndex:
-    """Implements `GaussianIndex` by looking at every adapter: `EXACT` or `HALF`.
+    """Implements `GaussianIndex` by looking at every adapter: `EXACT` or `BYTE`.
 
     Args:
         gaussians: the pool, with at least one coordinate.
-        kind: `EXACT` also has an exact partition; `HALF` estimates it.
+        kind: `EXACT` also has an exact partition; `BYTE` estimates it.
     """
 
     def __init__(self, gaussians: WhitenedGaussians, *, kind: IndexKind) -> None:
         self._gaussians = gaussians
         self._kind = kind
-        is_half = kind is IndexKind.HALF
-        form = InnerProductForm(gaussians, dtype=np.float16 if is_half else np.float32)
+        in_bytes = kind is IndexKind.BYTE
+        form = InnerProductForm(gaussians, in_bytes=in_bytes)
         size = form.vectors_LV.shape[1]
         self._index: Any = (
-            faiss.IndexScalarQuantizer(size, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-            if is_half
+            faiss.IndexScalarQuantizer(size, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT)
+            if in_bytes
             else faiss.IndexFlatIP(size)
         )
         # At once: added in parts, FAISS would keep room for half as many again.
         self._index.add(form.vectors_LV)
-        self._estimate = PartitionEstimate(gaussians, seed=_SEED) if is_half else None
+        self._estimate = PartitionEstimate(gaussians, seed=_SEED) if in_bytes else None
         # FAISS has a copy; the view of it serves where all scores are needed.
         self._vectors_LV = form.vectors_LV = self._view(size)
         self._form = form

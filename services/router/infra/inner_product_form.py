@@ -1,14 +1,15 @@
 """A pool's Gaussians as vectors whose inner product with a text's vector is the score.
 
-    stored   [u_i / v_i,  -1/2 sum u_i^2 / v_i,  one-hot(sample count)]
-    asked    [y,          1,                     terms shared by a sample count]
+    stored   [u_i / v_i / unit,  -1/2 sum u_i^2 / v_i,  one-hot(sample count)]
+    asked    [y * unit,          1,                     terms shared by a sample count]
 
 filled up with zeros to a multiple of 16, which is what the widest registers want.
 
-The constant takes two coordinates: it is far larger than the others, and in float16 one would round it by whole nats.
-The shared terms are given relative to their largest, the offset, for the same reason.
+In bytes each coordinate has a unit of its own, and holds whole numbers from -127 to 127. The constant takes three
+coordinates, its digits to the base 254: it is far larger than the others, and one byte would round it by whole nats.
+The shared terms are given relative to their largest, the offset, so that little is lost in a sum of single precision.
 
-Shapes: L adapters, G distinct sample counts, K coordinates, V >= K + 2 + G.
+Shapes: L adapters, G distinct sample counts, K coordinates, V >= K + 3 + G.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from hilora.pooled_gaussian import WhitenedGaussians
 
 _BATCH = 8192
 _LANES = 16
+_LARGEST = 127.0
+"""Of a byte's whole numbers."""
+_NUM_DIGITS = 3
+_DIGIT_BASE = 254.0
 _SUMMATION_ERROR = 3e-5
 """Relative error of a float32 sum of some hundred products, at most."""
 
@@ -52,52 +57,60 @@ class InnerProductForm:
 
     Args:
         gaussians: the pool.
-        dtype: what the stored vectors are rounded to.
+        in_bytes: whether stored vectors are rounded to whole numbers that fit a byte; otherwise to float32.
     """
 
-    def __init__(self, gaussians: WhitenedGaussians, *, dtype: type[np.float32 | np.float16]) -> None:
+    def __init__(self, gaussians: WhitenedGaussians, *, in_bytes: bool) -> None:
         self._gaussians = gaussians
-        num_groups = len(gaussians.variances_GK)
-        largest = float(np.abs(gaussians.constants).max(initial=1.0))
-        self._constant_unit = _unit(largest)
-        # With c = 1/2 sum u^2 / v no coordinate u / v of a slope exceeds sqrt(2 c / v).
-        self._slope_unit = _unit((2.0 * largest) ** 0.5 * float(gaussians.precisions.max()) ** 0.5)
         num_coordinates = gaussians.means_LK.shape[1]
-        self._size = -(-(num_coordinates + 2 + num_groups) // _LANES) * _LANES
+        num_groups = len(gaussians.variances_GK)
+        self._size = -(-(num_coordinates + _NUM_DIGITS + num_groups) // _LANES) * _LANES
+        self._unit_K = self._units() if in_bytes else np.ones(num_coordinates)
         self.vectors_LV = np.zeros((gaussians.num_adapters, self._size), dtype=np.float32)
         slope_error, length = 0.0, 0.0
         for start in range(0, gaussians.num_adapters, _BATCH):
             batch = slice(start, start + _BATCH)
             group = gaussians.group_L[batch]
-            slopes = gaussians.means_LK[batch] * gaussians.precisions[group] / self._slope_unit
-            rounded = slopes.astype(dtype)
+            slopes = self._slopes(batch)
+            counted = slopes / self._unit_K
+            rounded = np.rint(counted) if in_bytes else counted.astype(np.float32)
             self.vectors_LV[batch, :num_coordinates] = rounded
-            self.vectors_LV[np.arange(start, start + len(group)), num_coordinates + 2 + group] = 1.0
-            slope_error = max(slope_error, float(np.linalg.norm(slopes - rounded, axis=1).max()))
+            self.vectors_LV[np.arange(start, start + len(group)), num_coordinates + _NUM_DIGITS + group] = 1.0
+            slope_error = max(slope_error, float(np.linalg.norm(slopes - rounded * self._unit_K, axis=1).max()))
             length = max(length, float(np.linalg.norm(slopes, axis=1).max()))
-        scaled_L = gaussians.constants / self._constant_unit
-        coarse_L = scaled_L.astype(dtype).astype(np.float64)
-        fine_L = (scaled_L - coarse_L).astype(dtype).astype(np.float64)
-        self.vectors_LV[:, num_coordinates] = coarse_L
-        self.vectors_LV[:, num_coordinates + 1] = fine_L
+        largest = float(np.abs(gaussians.constants).max(initial=1.0))
+        self._digit_units = largest / _LARGEST / _DIGIT_BASE ** np.arange(_NUM_DIGITS)
+        left_L = gaussians.constants.copy()
+        for place, unit in enumerate(self._digit_units):
+            digit_L = np.rint(left_L / unit)
+            self.vectors_LV[:, num_coordinates + place] = digit_L
+            left_L -= digit_L * unit
         self.bound = RoundingBound(
-            slope_error=slope_error * self._slope_unit,
-            constant_error=float(np.abs(scaled_L - coarse_L - fine_L).max()) * self._constant_unit,
-            length=length * self._slope_unit,
+            slope_error=slope_error,
+            constant_error=float(np.abs(left_L).max(initial=0.0)),
+            length=length,
             constant=largest,
         )
+
+    def _units(self) -> FloatArray:
+        """The largest slope of each coordinate, as a hundred-and-twenty-seventh."""
+        largest_K = np.zeros(self._gaussians.means_LK.shape[1])
+        for start in range(0, self._gaussians.num_adapters, _BATCH):
+            slopes = self._slopes(slice(start, start + _BATCH))
+            np.maximum(largest_K, np.abs(slopes).max(axis=0), out=largest_K)
+        return np.where(largest_K > 0.0, largest_K, 1.0) / _LARGEST
+
+    def _slopes(self, batch: slice) -> FloatArray:
+        group = self._gaussians.group_L[batch]
+        return self._gaussians.means_LK[batch] * self._gaussians.precisions[group]
 
     def question(self, y_K: FloatArray, rest: float) -> tuple[NDArray[np.float32], float]:
         """The vector `[V]` of a located text, and the offset to add to its inner products."""
         shared_G = self._gaussians.shared_terms(y_K, rest)
         offset = float(shared_G.max())
         question_V = np.zeros(self._size, dtype=np.float32)
-        question_V[: len(y_K)] = y_K * self._slope_unit
-        question_V[len(y_K) : len(y_K) + 2] = self._constant_unit
-        question_V[len(y_K) + 2 : len(y_K) + 2 + len(shared_G)] = shared_G - offset
+        end = len(y_K) + _NUM_DIGITS
+        question_V[: len(y_K)] = y_K * self._unit_K
+        question_V[len(y_K) : end] = self._digit_units
+        question_V[end : end + len(shared_G)] = shared_G - offset
         return question_V, offset
-
-
-def _unit(largest: float) -> float:
-    """A power of 2 that brings values up to `largest` well into float16; dividing by it rounds nothing."""
-    return 2.0 ** max(0.0, np.ceil(np.log2(largest / 2.0**14)))

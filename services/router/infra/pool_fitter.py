@@ -21,6 +21,7 @@ from contextlib import suppress
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from hilora.adapter_review import are_uneven
 from hilora.gaussian_index import IndexBuilder
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
 from services.common.log import get_logger
@@ -109,7 +110,11 @@ class PoolFitter:
             seconds=round(self.last_fit_seconds, 3),
             index=None if index is None else index.kind,
             recall=None if index is None else round(index.recall, 4),
+            lexical_weight=_lexical_weight(router),
         )
+        counts = [len(profile.samples_ME) for profile in profiles]
+        if are_uneven(counts):
+            _log.warning("samples_uneven", least=min(counts), most=max(counts))
         return router
 
     async def _fit_in_background(self) -> None:
@@ -137,6 +142,12 @@ class PoolFitter:
             self._background = None
 
 
+def _lexical_weight(router: SequenceRouter) -> float:
+    """What the wording of samples counts; 0 where it tells nothing."""
+    stack = None if router.pool is None else router.pool.stack
+    return 0.0 if stack is None else round(stack.weights.lexical_weight, 3)
+
+
 def _newcomers(profiles: Sequence[AdapterProfile], fitted: Mapping[str, AdapterProfile]) -> list[AdapterProfile]:
     # Nearly all are the very objects of the fit, and the interpreter is not shared while this looks for the others.
     others = [profile for profile in profiles if fitted.get(profile.adapter_id) is not profile]
@@ -146,6 +157,9 @@ def _newcomers(profiles: Sequence[AdapterProfile], fitted: Mapping[str, AdapterP
 def is_same_profile(profile: AdapterProfile | None, known: AdapterProfile | None) -> bool:
     """Whether what was fitted to one profile holds for the other; a new snapshot brings equal ones as new objects."""
     if profile is None or known is None or profile.lora_rank != known.lora_rank:
+        return False
+    # Equal embeddings come from equal texts; but a registry that was renewed may know grams that it did not know.
+    if (profile.grams is None) != (known.grams is None):
         return False
     return np.array_equal(profile.samples_ME, known.samples_ME)
 

@@ -6,7 +6,17 @@ import json
 from typing import Any
 
 from hilora.adapter import RocBasis
-from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingMode, RoutingPlan
+from hilora.routing_plan import (
+    GateParameters,
+    GateRule,
+    GateScope,
+    PlanPreparation,
+    PreparationMethod,
+    RocBudget,
+    RocScore,
+    RoutingMode,
+    RoutingPlan,
+)
 from services.common.log import get_logger
 from services.router.plan_record import PlanRecord, SessionRecord
 
@@ -75,17 +85,27 @@ def _plan_fields(record: PlanRecord) -> dict[str, Any]:
             "temperature": gate.temperature,
             "gate_id": gate.gate_id,
         },
+        "preparation": None
+        if plan.preparation is None
+        else {"method": plan.preparation.method.value, "num_kept": plan.preparation.num_kept},
     }
 
 
 def _plan_of(fields: dict[str, Any]) -> PlanRecord:
     gate = fields["gate"]
+    # Plans that were written before there were any have none.
+    preparation = fields.get("preparation")
     return PlanRecord(
         plan_id=str(fields["plan_id"]),
         mode=RoutingMode(fields["mode"]),
         strategy=None if fields["strategy"] is None else str(fields["strategy"]),
         plan=RoutingPlan(
             catalog_generation=int(fields["catalog_generation"]),
+            preparation=None
+            if preparation is None
+            else PlanPreparation(
+                method=PreparationMethod(preparation["method"]), num_kept=int(preparation["num_kept"])
+            ),
             budgets=tuple(
                 RocBudget(
                     adapter_id=str(adapter_id),

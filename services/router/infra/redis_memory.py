@@ -4,7 +4,8 @@
     hilora:sessions:<session key>  where a session stands, as JSON; keys are hashes
 
 What is put is held in this process, too. While Redis is away each router goes on with what it holds itself: a session
-whose turns meet several routers may then be planned anew, which costs a cache and no answer.
+whose turns meet several routers may then be planned anew, which costs a cache and no answer. A Redis that comes back
+empty is filled again with what the routers hold.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from redis.asyncio import Redis
@@ -34,6 +36,14 @@ _R = TypeVar("_R")
 _V = TypeVar("_V")
 
 
+@dataclass(slots=True)
+class RedisOutages:
+    """When Redis last failed. Shared by its users: who writes seldom learns it from the others."""
+
+    failed_at: float = float("-inf")
+    """On the monotonic clock; what was put before may be gone."""
+
+
 class RedisMemory(Generic[_R]):
     """Remembers records for all routers.
 
@@ -45,6 +55,7 @@ class RedisMemory(Generic[_R]):
         local: what this process holds, and how long records are remembered.
         is_constant: whether a key always means the same record: then what is held here need not be asked for, nor
             written every time.
+        outages: what is known of this Redis.
     """
 
     def __init__(
@@ -56,6 +67,7 @@ class RedisMemory(Generic[_R]):
         decode: Callable[[bytes], _R | None],
         local: LocalMemory[_R],
         is_constant: bool,
+        outages: RedisOutages | None = None,
     ) -> None:
         self._redis: Any = redis
         self._prefix = prefix
@@ -64,6 +76,7 @@ class RedisMemory(Generic[_R]):
         self._local = local
         self._is_constant = is_constant
         self._rests_until = 0.0
+        self._outages = outages or RedisOutages()
 
     async def get(self, key: str, /) -> _R | None:
         """See the port."""
@@ -71,18 +84,25 @@ class RedisMemory(Generic[_R]):
         if held is not None and self._is_constant:
             return held
         is_told, data = await self._ask(lambda: self._redis.get(self._prefix + key))
-        if not is_told:
+        # What Redis does not have although it was put has been lost there; its time is the same here.
+        if not is_told or data is None:
             return held
-        return None if data is None else self._decode(data)
+        return self._decode(data)
 
     async def put(self, key: str, record: _R, /) -> None:
         """See the port."""
-        is_fresh = self._local.age_seconds(key) < _RENEWED_AFTER * self._local.ttl_seconds
-        if self._is_constant and is_fresh:
+        age_seconds = self._local.age_seconds(key)
+        is_fresh = age_seconds < _RENEWED_AFTER * self._local.ttl_seconds
+        was_put_since = time.monotonic() - age_seconds > self._outages.failed_at
+        if self._is_constant and is_fresh and was_put_since:
             return
         milliseconds = max(1, round(1000 * self._local.ttl_seconds))
-        await self._ask(lambda: self._redis.set(self._prefix + key, self._encode(record), px=milliseconds))
+        is_written, _ = await self._ask(
+            lambda: self._redis.set(self._prefix + key, self._encode(record), px=milliseconds)
+        )
         await self._local.put(key, record)
+        if not is_written:
+            self._outages.failed_at = time.monotonic()
 
     async def _ask(self, call: Callable[[], Awaitable[_V]]) -> tuple[bool, _V | None]:
         """Whether Redis answered, and what."""
@@ -92,20 +112,37 @@ class RedisMemory(Generic[_R]):
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 return True, await call()
         except (RedisError, OSError, TimeoutError) as error:
-            self._rests_until = time.monotonic() + _REST_SECONDS
+            self._outages.failed_at = time.monotonic()
+            self._rests_until = self._outages.failed_at + _REST_SECONDS
             _log.warning("memory_unreachable", prefix=self._prefix, error=str(error))
             return False, None
 
 
-def shared_plans(redis: Redis, local: LocalMemory[PlanRecord]) -> RedisMemory[PlanRecord]:
+def shared_plans(
+    redis: Redis, local: LocalMemory[PlanRecord], *, outages: RedisOutages | None = None
+) -> RedisMemory[PlanRecord]:
     """The plans of all routers. A plan's id is a hash of it: it never means another one."""
     return RedisMemory(
-        redis, prefix="hilora:plans:", encode=encode_plan, decode=decode_plan, local=local, is_constant=True
+        redis,
+        prefix="hilora:plans:",
+        encode=encode_plan,
+        decode=decode_plan,
+        local=local,
+        is_constant=True,
+        outages=outages,
     )
 
 
-def shared_sessions(redis: Redis, local: LocalMemory[SessionRecord]) -> RedisMemory[SessionRecord]:
+def shared_sessions(
+    redis: Redis, local: LocalMemory[SessionRecord], *, outages: RedisOutages | None = None
+) -> RedisMemory[SessionRecord]:
     """The sessions of all routers."""
     return RedisMemory(
-        redis, prefix="hilora:sessions:", encode=encode_session, decode=decode_session, local=local, is_constant=False
+        redis,
+        prefix="hilora:sessions:",
+        encode=encode_session,
+        decode=decode_session,
+        local=local,
+        is_constant=False,
+        outages=outages,
     )

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from hilora.adapter import RocBasis
-from hilora.routing_plan import GateRule, GateScope, RocBudget, RocScore, RoutingDecision, RoutingMode, RoutingPlan
+from hilora.routing_plan import (
+    GateRule,
+    GateScope,
+    PreparationMethod,
+    RocBudget,
+    RocScore,
+    RoutingDecision,
+    RoutingMode,
+    RoutingPlan,
+)
 from hilora_rpc.v1 import router_pb2, routing_pb2
 from services.router.answer import RouteResult
 
@@ -23,6 +32,11 @@ _RULES = {
     GateRule.PHATGOOSE: routing_pb2.GATE_RULE_PHATGOOSE,
     GateRule.RAMOLE: routing_pb2.GATE_RULE_RAMOLE,
     GateRule.SMORA: routing_pb2.GATE_RULE_SMORA,
+}
+_METHODS = {
+    PreparationMethod.FUSION: routing_pb2.PREPARATION_METHOD_FUSION,
+    PreparationMethod.LEGO: routing_pb2.PREPARATION_METHOD_LEGO,
+    PreparationMethod.LOGO: routing_pb2.PREPARATION_METHOD_LOGO,
 }
 _BASES = {RocBasis.SVD: routing_pb2.ROC_BASIS_SVD, RocBasis.TRAINED: routing_pb2.ROC_BASIS_TRAINED}
 _MODES = {
@@ -78,6 +92,9 @@ def plan_to_wire(plan: RoutingPlan) -> routing_pb2.RoutingPlan:
             gate_id=plan.gate.gate_id,
         ),
         catalog_generation=plan.catalog_generation,
+        preparation=None
+        if plan.preparation is None
+        else routing_pb2.PlanPreparation(method=_METHODS[plan.preparation.method], num_kept=plan.preparation.num_kept),
     )
 
 

@@ -24,6 +24,7 @@ from services.worker.engine.execution.runner import build_runner, gating_pass_ma
 from services.worker.engine.execution.step_executor import StepExecutor
 from services.worker.engine.explanations import Explanations
 from services.worker.engine.output.events import EventSink, Failed, Finished
+from services.worker.engine.probes import Probes
 from services.worker.engine.request_lifecycle import RequestLifecycle
 from services.worker.engine.scheduling.kv_places import KvPlaces
 from services.worker.engine.scheduling.queue_limits import QueueLimits
@@ -97,6 +98,7 @@ class Engine:
         self._explanations = Explanations(
             self._pass_maker, self._requests, max_chunk_tokens=config.max_num_batched_tokens
         )
+        self.probes = Probes(self._runner, config, self._health, loaded, self._check_open, on_ask=self._wake.set)
         self._rate = ServiceRate()
         self._limits = QueueLimits(config, self._rate)
         self._watchdog = Watchdog(
@@ -153,12 +155,7 @@ class Engine:
     def _enqueue(self, active: ActiveRequest) -> None:
         request = active.request
         with self._lock:
-            if self._is_draining:
-                raise Unavailable("This worker is shutting down.", code="worker_draining", remedy="Use another worker.")
-            if self._health.is_lost:
-                raise device_lost()
-            if self._watchdog.is_stuck:
-                raise _stuck()
+            self._check_open()
             if request.request_id in self._in_flight:
                 raise Conflict(
                     f"A request {request.request_id} is in flight already.",
@@ -170,6 +167,14 @@ class Engine:
             self._limits.check_room(len(self._inbox) + num_waiting)
             self._in_flight[request.request_id] = active
             self._inbox.append(active)
+
+    def _check_open(self) -> None:
+        if self._is_draining:
+            raise Unavailable("This worker is shutting down.", code="worker_draining", remedy="Use another worker.")
+        if self._health.is_lost:
+            raise device_lost()
+        if self._watchdog.is_stuck:
+            raise _stuck()
 
     def abort(self, request_id: str) -> bool:
         """End a request at the next step; False if it is not in flight."""
@@ -247,6 +252,7 @@ class Engine:
         self._watchdog.stop()
         # Nobody, unless the step is stuck.
         self._abandon(list(self._in_flight.values()))
+        self.probes.close()
         self._residency.shutdown()
 
     def run_step(self) -> bool:
@@ -273,11 +279,11 @@ class Engine:
             self._counters.num_steps += 1
             for result in self._executor.execute(works):
                 self._requests.apply(result)
-        has_explained = self._explanations.advance()
+        has_read = self._explanations.advance() | self.probes.advance()
         if self._health.is_lost:
             self._go_out_of_service()
         # Whose requests all ended before they were computed has made room for others.
-        return bool(works or step.admitted or step.failed or has_explained)
+        return bool(works or step.admitted or step.failed or has_read)
 
     def check_integrity(self) -> None:
         """AssertionError unless memory, references and requests agree. For the engine's thread, or while it rests."""
@@ -346,6 +352,7 @@ class Engine:
     def _go_out_of_service(self) -> None:
         """The device is lost: end what is in flight, and say so once. `submit` takes no more."""
         self._end_all(device_lost())
+        self.probes.fail_all(device_lost())
         if not self._is_out_of_service:
             self._is_out_of_service = True
             self._on_health(False)
@@ -368,6 +375,7 @@ class Engine:
             # Who has begun, and perhaps gave way since, has told a part of its answer: nobody else can go on with it.
             waiting = [active for active in self._in_flight.values() if active.admitted_at is None]
         self._abandon(waiting)
+        self.probes.fail_all(_stuck())
         self._on_health(False)
 
     def _recover(self) -> None:

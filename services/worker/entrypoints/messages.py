@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from hilora.adapter import RocBasis
 from hilora.errors import InvalidInput
-from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingPlan
+from hilora.routing_plan import (
+    GateParameters,
+    GateRule,
+    GateScope,
+    PlanPreparation,
+    PreparationMethod,
+    RocBudget,
+    RocScore,
+    RoutingPlan,
+)
 from hilora_rpc.v1 import routing_pb2, worker_pb2
 from services.worker.engine.output.events import EngineEvent, Failed, Finished, FinishReason, Started, TextDelta
 from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogprob
@@ -35,6 +44,11 @@ _RULES = {
     routing_pb2.GateRule.GATE_RULE_PHATGOOSE: GateRule.PHATGOOSE,
     routing_pb2.GateRule.GATE_RULE_RAMOLE: GateRule.RAMOLE,
     routing_pb2.GateRule.GATE_RULE_SMORA: GateRule.SMORA,
+}
+_METHODS = {
+    routing_pb2.PreparationMethod.PREPARATION_METHOD_FUSION: PreparationMethod.FUSION,
+    routing_pb2.PreparationMethod.PREPARATION_METHOD_LEGO: PreparationMethod.LEGO,
+    routing_pb2.PreparationMethod.PREPARATION_METHOD_LOGO: PreparationMethod.LOGO,
 }
 _ROLES = {
     worker_pb2.ChatRole.CHAT_ROLE_SYSTEM: "system",
@@ -231,11 +245,25 @@ def _grammar(message: worker_pb2.Grammar) -> Grammar | None:
 
 
 def _plan(message: routing_pb2.RoutingPlan) -> RoutingPlan:
-    return RoutingPlan(
-        budgets=tuple(_budget(budget) for budget in message.budgets),
-        gate=_gate(message.gate) if message.HasField("gate") else GateParameters(),
-        catalog_generation=message.catalog_generation,
-    )
+    budgets = tuple(_budget(budget) for budget in message.budgets)
+    gate = _gate(message.gate) if message.HasField("gate") else GateParameters()
+    preparation = _preparation(message.preparation) if message.HasField("preparation") else None
+    try:
+        return RoutingPlan(
+            budgets=budgets, gate=gate, catalog_generation=message.catalog_generation, preparation=preparation
+        )
+    except ValueError as error:
+        raise _invalid_plan(f"The plan contradicts itself: {error}.", "plan.preparation") from error
+
+
+def _preparation(message: routing_pb2.PlanPreparation) -> PlanPreparation:
+    method = _METHODS.get(message.method)
+    if method is None:
+        raise _invalid_plan("The plan's preparation is not set, or unknown here.", "plan.preparation.method")
+    try:
+        return PlanPreparation(method=method, num_kept=message.num_kept)
+    except ValueError as error:
+        raise _invalid_plan(f"The preparation contradicts itself: {error}.", "plan.preparation") from error
 
 
 def _budget(message: routing_pb2.RocBudget) -> RocBudget:

@@ -8,8 +8,7 @@ S slots of a group, K kept slots of a group, N rows of the pool.
     delta = sum over kept slots of p b        expand
 
 `c` carries the adapter's weight and the plan's eta. Multiplying before comparing gives both scopes one rule: inside one
-adapter c is a constant and changes no order; over the union of adapters the rule is `weight * score` already. Weights
-and eta are not negative: the door refuses plans where they are.
+adapter c is a constant and changes no order; over the union of adapters the rule is `|weight| * score` already.
 
 Rows of different tokens never mix: a NaN stays in the rows, and in the components, it came from.
 """

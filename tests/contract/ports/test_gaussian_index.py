@@ -22,10 +22,10 @@ FITTED = fit_pooled_eb(clustered_samples(num_samples=COUNTS, dimension=WIDTH, sp
 EVERY_KIND = {
     "dense": DenseGaussianIndex,
     "exact": lambda gaussians: FlatFaissIndex(gaussians, kind=IndexKind.EXACT),
-    "half": lambda gaussians: FlatFaissIndex(gaussians, kind=IndexKind.HALF),
+    "byte": lambda gaussians: FlatFaissIndex(gaussians, kind=IndexKind.BYTE),
     "ivf": CellFaissIndex,
 }
-EXACT_KINDS = {name: EVERY_KIND[name] for name in ("dense", "exact", "half")}
+EXACT_KINDS = {name: EVERY_KIND[name] for name in ("dense", "exact", "byte")}
 
 
 @pytest.fixture(params=EVERY_KIND)
@@ -124,7 +124,7 @@ class TestExactness:
             )
 
     @pytest.mark.parametrize("scale", [1e-3, 1.0, 3e4])
-    def test_half_precision_is_exact_at_any_scale(self, scale):
+    def test_bytes_are_exact_at_any_scale(self, scale):
         gaussians = WhitenedGaussians(
             num_rest=0,
             means_LK=scale * FITTED.gaussians.means_LK,
@@ -132,7 +132,7 @@ class TestExactness:
             variances_GK=FITTED.gaussians.variances_GK,
             rest_variance_G=FITTED.gaussians.rest_variance_G,
         )
-        index = FlatFaissIndex(gaussians, kind=IndexKind.HALF)
+        index = FlatFaissIndex(gaussians, kind=IndexKind.BYTE)
         for seed in range(20):
             y_K, rest = located(seed)
             found = index.search(scale * y_K, rest, num_results=8, temperature=3.0)
@@ -159,7 +159,7 @@ class TestLargePools:
             rest_variance_G=np.array([1.02, 1.05, 1.2]),
         )
 
-    @pytest.mark.parametrize("kind", [IndexKind.EXACT, IndexKind.HALF])
+    @pytest.mark.parametrize("kind", [IndexKind.EXACT, IndexKind.BYTE])
     def test_no_adapter_of_the_first_ten_is_missed(self, pool, kind):
         index = build_faiss_index(pool, kind)
         for seed in range(40):
@@ -168,7 +168,7 @@ class TestLargePools:
             found = index.search(y_K, 2.0, num_results=10, temperature=4.0)
             np.testing.assert_array_equal(found.idx_C, expected)
 
-    @pytest.mark.parametrize("kind", [IndexKind.HALF, IndexKind.IVF])
+    @pytest.mark.parametrize("kind", [IndexKind.BYTE, IndexKind.IVF])
     def test_an_estimated_partition_is_near_the_exact_one(self, pool, kind):
         index = build_faiss_index(pool, kind)
         gaps = []
@@ -194,7 +194,7 @@ class TestLargePools:
 
     def test_where_most_are_invisible_the_visible_are_found_all_the_same(self, pool):
         y_K = pool.means_LK[17]
-        for kind in (IndexKind.EXACT, IndexKind.HALF, IndexKind.IVF):
+        for kind in (IndexKind.EXACT, IndexKind.BYTE, IndexKind.IVF):
             index = build_faiss_index(pool, kind)
             for num_visible in (50, 5000):
                 visible = np.sort(np.random.default_rng(1).choice(self.NUM, size=num_visible, replace=False))
@@ -204,7 +204,7 @@ class TestLargePools:
                 found = index.search(y_K, 2.0, num_results=3, temperature=4.0, excluded=excluded)
                 np.testing.assert_array_equal(found.idx_C, np.argsort(-scores, kind="stable")[:3])
 
-    @pytest.mark.parametrize("kind", [IndexKind.EXACT, IndexKind.HALF, IndexKind.IVF])
+    @pytest.mark.parametrize("kind", [IndexKind.EXACT, IndexKind.BYTE, IndexKind.IVF])
     def test_where_all_that_are_near_are_invisible_the_next_ones_are_found(self, pool, kind):
         index = build_faiss_index(pool, kind)
         y_K = pool.means_LK[17]
@@ -233,7 +233,7 @@ class TestChoice:
         [
             (IndexRules(), IndexKind.DENSE),
             (IndexRules(dense_up_to=10), IndexKind.EXACT),
-            (IndexRules(dense_up_to=10, exact_up_to=20), IndexKind.HALF),
+            (IndexRules(dense_up_to=10, exact_up_to=20), IndexKind.BYTE),
             (IndexRules(dense_up_to=10, exact_up_to=20, whole_up_to=30, min_recall=0.5), IndexKind.IVF),
         ],
     )
@@ -244,7 +244,7 @@ class TestChoice:
     def test_a_search_in_part_that_finds_too_little_is_not_used(self):
         rules = IndexRules(dense_up_to=10, exact_up_to=20, whole_up_to=30, min_recall=1.01)
         index = build_pool_index(FITTED.gaussians, rules=rules, build=build_faiss_index)
-        assert (index.kind, index.recall) == (IndexKind.HALF, 1.0)
+        assert (index.kind, index.recall) == (IndexKind.BYTE, 1.0)
 
     def test_a_pool_without_coordinates_needs_no_index(self):
         single = fit_pooled_eb(clustered_samples(num_samples=[20], dimension=WIDTH))

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.router.infra.local_memory import LocalMemory
-from services.router.infra.redis_memory import shared_plans, shared_sessions
+from services.router.infra.redis_memory import RedisOutages, shared_plans, shared_sessions
 from tests.builders.plan_records import plan_record, session_record
 from tests.builders.redis_server import RedisServer, redis_server
 
@@ -147,6 +147,30 @@ class TestOutage:
             assert await plans.get("l") == plan_record("l")
             assert await sessions.get("k") == session_record(turn=2)
             assert await sessions.get("never") is None
+        finally:
+            await client.aclose()
+            server.close()
+
+    async def test_a_redis_that_comes_back_empty_is_filled_again(self, tmp_path):
+        server = RedisServer(tmp_path / "redis")
+        server.start()
+        client = Redis.from_url(server.url, socket_connect_timeout=1.0)
+        outages = RedisOutages()
+        plans = shared_plans(client, local(), outages=outages)
+        sessions = shared_sessions(client, local(), outages=outages)
+        try:
+            await plans.put("k", plan_record())
+            await sessions.put("k", session_record(turn=1))
+            server.kill()
+            await sessions.put("k", session_record(turn=2))
+            await plans.put("k", plan_record())
+            server.start()
+            await asyncio.sleep(1.1)
+            assert await sessions.get("k") == session_record(turn=2)
+            await sessions.put("k", session_record(turn=3))
+            await plans.put("k", plan_record())
+            assert await shared_sessions(client, local()).get("k") == session_record(turn=3)
+            assert await shared_plans(client, local()).get("k") == plan_record()
         finally:
             await client.aclose()
             server.close()

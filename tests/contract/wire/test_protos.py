@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor, FileDescriptor
 
 from hilora.adapter import RocBasis
-from hilora.routing_plan import GateRule, GateScope, RocScore, RoutingMode
+from hilora.routing_plan import GateRule, GateScope, PreparationMethod, RocScore, RoutingMode
 from hilora_rpc.v1 import registry_pb2, router_pb2, routing_pb2, worker_pb2
 
 FILES: list[FileDescriptor] = [module.DESCRIPTOR for module in (routing_pb2, registry_pb2, worker_pb2, router_pb2)]
@@ -31,6 +31,7 @@ class TestEnums:
             (RocScore, "ROC_SCORE_"),
             (GateScope, "GATE_SCOPE_"),
             (GateRule, "GATE_RULE_"),
+            (PreparationMethod, "PREPARATION_METHOD_"),
             (RocBasis, "ROC_BASIS_"),
             (RoutingMode, "ROUTING_MODE_"),
         ],

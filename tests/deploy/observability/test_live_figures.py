@@ -153,6 +153,11 @@ def test_every_series_that_a_rule_reads_is_there(prometheus):
     assert missing == set()
 
 
+def test_a_series_that_is_not_there_would_be_missed(prometheus):
+    assert prometheus.query('hilora_router_requests_total{outcome="ok"}')
+    assert prometheus.query('hilora_router_requests_total{outcome="nothing"}') == []
+
+
 def test_prometheus_evaluates_every_rule_without_a_fault(prometheus):
     groups = prometheus.api("rules")["groups"]
     found = [rule for group in groups for rule in group["rules"]]

@@ -51,3 +51,68 @@ class TestHttpServer:
 
             with pytest.raises(OSError, match="in use"):
                 await server.start()
+
+
+@pytest.fixture
+async def server():
+    server = HttpServer(app=app, host="127.0.0.1", port=0)
+    await server.start()
+    yield server
+    await server.stop(grace_seconds=1)
+
+
+async def exchanged(server: HttpServer, *pieces: bytes) -> bytes:
+    """What the server answers to bytes, until it closes or for a second."""
+    host, port = server.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    answered = b""
+    try:
+        async with asyncio.timeout(1):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            while more := await reader.read(1 << 16):
+                answered += more
+    except (TimeoutError, ConnectionError):
+        return answered
+    finally:
+        writer.close()
+    return answered + b"<closed>"
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: here\r\n"
+
+
+class TestHeads:
+    """The parser bounds nothing; the protocol does."""
+
+    async def test_one_of_an_ordinary_size_is_taken(self, server):
+        answered = await exchanged(server, HEAD, b"X-Many: " + b"a" * 60_000 + b"\r\n", b"\r\n")
+
+        assert answered.startswith(b"HTTP/1.1 200")
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            (HEAD + b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n",),
+            (HEAD + b"X: y\r\n" * 20_000 + b"\r\n",),
+            (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",),
+            (HEAD, b"X-Endless: ", *[b"a" * 8_000] * 10),
+            (HEAD + b"\r\n" + HEAD, b"X-Endless: ", *[b"a" * 8_000] * 10),
+        ],
+        ids=["one header", "many headers", "the path", "a header without an end", "the second request's"],
+    )
+    async def test_a_longer_one_is_refused(self, server, pieces):
+        answered = await exchanged(server, *pieces)
+
+        assert b"HTTP/1.1 400" in answered
+        assert answered.endswith(b"<closed>")
+
+    async def test_a_body_may_be_longer(self, server):
+        answered = await exchanged(server, HEAD + b"Content-Length: 200000\r\n\r\n", b"a" * 200_000)
+
+        assert answered.startswith(b"HTTP/1.1 200")
+
+    async def test_what_is_no_request_is_refused(self, server):
+        assert b"HTTP/1.1 400" in await exchanged(server, b"\x16\x03\x01\x02\x00\x01\x00")

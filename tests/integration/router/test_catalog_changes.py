@@ -115,6 +115,8 @@ class TestUnusableEntries:
             {"sample_embeddings": b"123"},
             {"embedding_dim": 7},
             {"lora_rank": 0},
+            {"sample_grams": b"\x01\x00"},
+            {"sample_grams": b"\x01"},
             {"sample_embeddings": b"\x00\x00\xc0\x7f" * 32, "num_samples": 1},
         ],
     )

@@ -131,7 +131,7 @@ class TestMetrics:
             healthy = (await plain.get("/metrics")).text
             for worker in stack.router._workers.roster:
                 for _ in range(10):
-                    worker.circuit.failed()
+                    worker.circuit.begin().failed()
             await stack.registry.stop()
             await eventually(lambda: stack.router.readiness().parts["registry"] == "away")
             broken = (await plain.get("/metrics")).text

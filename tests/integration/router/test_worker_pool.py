@@ -4,67 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 
 import pytest
 
 from hilora.errors import GenerationFailed, NoWorkerAvailable, QueueFull, Unavailable
-from hilora.routing_plan import RocBudget, RoutingPlan
 from services.router.answer import GenerationFinished, GenerationStarted, TextDelta
 from services.router.infra.workers import client as worker_client
-from services.router.infra.workers.client import Silence
-from services.router.infra.workers.directories import ListedWorkers
-from services.router.infra.workers.pool import WorkerPool
-from services.router.request import GenerationRequest, TextPrompt, WorkOrder
+from services.router.request import TextPrompt
+from tests.builders.worker_pool import order, run, running
 from tests.fakes.router_stack import eventually
-from tests.fakes.worker_service import FakeWorker
-
-
-@asynccontextmanager
-async def running(
-    num_workers: int,
-    *,
-    catch_up_seconds: float = 0.3,
-    request_timeout_seconds: float = 10,
-    silence: Silence | None = None,
-) -> AsyncIterator[tuple[WorkerPool, Sequence[FakeWorker]]]:
-    workers = [FakeWorker(name=f"worker-{number}") for number in range(num_workers)]
-    for worker in workers:
-        await worker.start()
-    pool = WorkerPool(
-        ListedWorkers(worker.address for worker in workers),
-        request_timeout_seconds=request_timeout_seconds,
-        catch_up_seconds=catch_up_seconds,
-        silence=silence,
-    )
-    await pool.start()
-    try:
-        yield pool, workers
-    finally:
-        await pool.stop(grace_seconds=0)
-        for worker in workers:
-            await worker.stop()
-
-
-def order(
-    *,
-    catalog_generation: int = 0,
-    request_id: str = "r",
-    timeout_seconds: float | None = None,
-    adapter: str = "a",
-    text: str = "one two",
-) -> WorkOrder:
-    budget = RocBudget(adapter_id=f"{adapter}@1", adapter_name=adapter, lora_rank=8, num_rocs=3, weight=0.5)
-    return WorkOrder(
-        request=GenerationRequest(request_id=request_id, prompt=TextPrompt(text=text), timeout_seconds=timeout_seconds),
-        plan=RoutingPlan(budgets=(budget,), catalog_generation=catalog_generation),
-    )
-
-
-async def run(pool: WorkerPool, work: WorkOrder) -> list:
-    async with aclosing(pool.generate(work)) as events:
-        return [event async for event in events]
 
 
 class TestOneWorker:
@@ -302,83 +251,10 @@ class TestSurvival:
                 await run(pool, order())
             assert raised.value.retry_after_seconds == 2
 
-    @pytest.mark.parametrize("silence", [Silence(first_event_seconds=5, stall_seconds=0.2)])
-    async def test_a_stream_that_says_nothing_is_lost_and_run_elsewhere(self, silence):
-        async with running(2, silence=silence) as (pool, (silent, other)):
-            other.service.num_running = 7
+    async def test_tokens_are_counted_by_another_worker_where_one_is_gone(self):
+        async with running(2) as (pool, (dead, alive)):
+            alive.service.num_running = 7
             await asyncio.gather(*(client.poll() for client in pool.roster))
-            silent.service.seconds_per_token = 30
-            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
-            await eventually(lambda: silent.service.aborted == ["r"])
-
-    async def test_a_worker_that_only_fails_is_left_alone(self):
-        async with running(1) as (pool, (worker,)):
-            worker.service.fails_with = Unavailable("no", code="engine_stuck", remedy="later")
-            client = next(iter(pool.roster))
-            for number in range(3):
-                await eventually(lambda: client.state is not None)
-                with pytest.raises(Unavailable, match="no"):
-                    await run(pool, order(request_id=str(number)))
-            await eventually(lambda: client.state is not None)
-            assert [status.circuit for status in pool.fleet().workers] == ["open"]
-            with pytest.raises(NoWorkerAvailable):
-                await run(pool, order())
-            worker.service.fails_with = None
-            await eventually(lambda: client.is_live)
-            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
-            assert [status.circuit for status in pool.fleet().workers] == ["closed"]
-
-
-class ChangingDirectory:
-    """Says what it was told last."""
-
-    def __init__(self) -> None:
-        self.current: frozenset[str] | None = frozenset()
-
-    async def addresses(self) -> frozenset[str]:
-        if self.current is None:
-            raise Unavailable("away", code="worker_directory_away")
-        return self.current
-
-
-class TestDiscovery:
-    async def test_workers_join_and_leave_while_what_they_have_finishes(self):
-        directory = ChangingDirectory()
-        old, new = FakeWorker(name="old"), FakeWorker(name="new")
-        await old.start()
-        await new.start()
-        directory.current = frozenset({old.address})
-        pool = WorkerPool(directory, request_timeout_seconds=10, lookup_seconds=0.05)
-        await pool.start()
-        try:
-            old.service.seconds_per_token = 0.3
-            async with aclosing(pool.generate(order(request_id="before"))) as events:
-                await anext(events)
-                directory.current = frozenset({new.address})
-                await eventually(lambda: any(status.is_leaving for status in pool.fleet().workers))
-                await eventually(lambda: pool.fleet().num_live == 1)
-                await run(pool, order(request_id="after"))
-                rest = [event async for event in events]
-            assert "".join(event.text for event in rest if isinstance(event, TextDelta)) == "Paris is the capital."
-            assert isinstance(rest[-1], GenerationFinished)
-            assert [request.request_id for request in new.service.requests] == ["after"]
-            await eventually(lambda: [status.address for status in pool.fleet().workers] == [new.address])
-        finally:
-            await pool.stop(grace_seconds=0)
-            await old.stop()
-            await new.stop()
-
-    async def test_a_directory_that_is_away_takes_nobody_along(self):
-        directory = ChangingDirectory()
-        worker = FakeWorker()
-        await worker.start()
-        directory.current = frozenset({worker.address})
-        pool = WorkerPool(directory, request_timeout_seconds=10, lookup_seconds=0.02)
-        await pool.start()
-        try:
-            directory.current = None
-            await asyncio.sleep(0.3)
-            assert isinstance((await run(pool, order()))[-1], GenerationFinished)
-        finally:
-            await pool.stop(grace_seconds=0)
-            await worker.stop()
+            await dead.stop()
+            told = await pool.tokenize(TextPrompt(text="one two"), omits_special_tokens=True)
+            assert told.token_ids == (0, 1)

@@ -6,6 +6,7 @@ import torch
 from hilora.adapter import LoRAAdapter, LoRAFactors
 from hilora.adapter_review import (
     MIN_POOL_FOR_OUTLIERS,
+    are_uneven,
     compare_base_names,
     describe_scaling,
     find_dead_components,
@@ -87,3 +88,10 @@ class TestOthers:
     @pytest.mark.parametrize(("num_samples", "is_said"), [(1, True), (4, True), (5, False), (20, False)])
     def test_few_samples(self, num_samples, is_said):
         assert (find_few_samples(num_samples) is not None) is is_said
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_uneven"), [([], False), ([1], False), ([5, 20], False), ([5, 21, 7], True), ([1, 5], True)]
+)
+def test_more_than_four_times_as_many_samples_are_uneven(counts, is_uneven):
+    assert are_uneven(counts) is is_uneven

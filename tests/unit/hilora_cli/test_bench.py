@@ -137,12 +137,12 @@ class TestReport:
 
 
 class TestPage:
-    """Every command of docs/benchmarks.md about the engine, in tiny form; `e2e/test_registry_bench` has the others."""
+    """Every command of docs/benchmarks.md about the engine, in tiny form; the other benches have tests of their own."""
 
     def commands(self) -> list[list[str]]:
         blocks = re.findall(r"^    (hilora .*)$", PAGE.read_text(), re.MULTILINE)
         commands = [shlex.split(line)[1:] for line in blocks]
-        return [command for command in commands if command[:2] != ["bench", "registry"]]
+        return [command for command in commands if command[:1] == ["bench"] and command[1] in {"engine", "report"}]
 
     def test_there_are_commands(self):
         assert any(command[:2] == ["bench", "engine"] for command in self.commands())

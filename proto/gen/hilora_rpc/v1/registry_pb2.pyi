@@ -327,6 +327,9 @@ class CatalogEntry(_message.Message):
     VISIBLE_TO_FIELD_NUMBER: _builtins.int
     OTHER_VERSIONS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    GRAM_SCHEME_FIELD_NUMBER: _builtins.int
+    SAMPLE_GRAM_LENGTHS_FIELD_NUMBER: _builtins.int
+    SAMPLE_GRAMS_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
     """Identity of the version: "name@revision-head"."""
     adapter_name: _builtins.str
@@ -361,6 +364,12 @@ class CatalogEntry(_message.Message):
     """Identity of the profile that the embeddings belong to."""
     trust_tier: Global___TrustTier.ValueType
     """How far the adapter is trusted."""
+    gram_scheme: _builtins.str
+    """How the sample texts became grams (hilora/character_grams.py): routers with another way must not compare. Empty
+    without grams: then the adapter is chosen by its embeddings alone.
+    """
+    sample_grams: _builtins.bytes
+    """The grams, text after text, each text's rising: uint16, little-endian."""
     @_builtins.property
     def component_sha256(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """sha256 of the components file in each basis, hex, keyed by "svd" and "trained"."""
@@ -376,6 +385,10 @@ class CatalogEntry(_message.Message):
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Words by which requests may ask for it, sorted."""
+
+    @_builtins.property
+    def sample_gram_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Distinct grams of each sample text, in the order of the embeddings."""
 
     def __init__(
         self,
@@ -401,10 +414,13 @@ class CatalogEntry(_message.Message):
         visible_to: _abc.Iterable[_builtins.str] | None = ...,
         other_versions: _abc.Iterable[Global___VersionEntry] | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        gram_scheme: _builtins.str = ...,
+        sample_gram_lengths: _abc.Iterable[_builtins.int] | None = ...,
+        sample_grams: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "base_model", b"base_model", "catalog_generation", b"catalog_generation", "component_bytes", b"component_bytes", "component_sha256", b"component_sha256", "created_at", b"created_at", "embedding_dim", b"embedding_dim", "encoder_id", b"encoder_id", "lora_rank", b"lora_rank", "num_modules", b"num_modules", "num_samples", b"num_samples", "other_versions", b"other_versions", "profile_id", b"profile_id", "revision", b"revision", "sample_embeddings", b"sample_embeddings", "samples_source", b"samples_source", "tags", b"tags", "trust_tier", b"trust_tier", "version", b"version", "visible_to", b"visible_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "base_model", b"base_model", "catalog_generation", b"catalog_generation", "component_bytes", b"component_bytes", "component_sha256", b"component_sha256", "created_at", b"created_at", "embedding_dim", b"embedding_dim", "encoder_id", b"encoder_id", "gram_scheme", b"gram_scheme", "lora_rank", b"lora_rank", "num_modules", b"num_modules", "num_samples", b"num_samples", "other_versions", b"other_versions", "profile_id", b"profile_id", "revision", b"revision", "sample_embeddings", b"sample_embeddings", "sample_gram_lengths", b"sample_gram_lengths", "sample_grams", b"sample_grams", "samples_source", b"samples_source", "tags", b"tags", "trust_tier", b"trust_tier", "version", b"version", "visible_to", b"visible_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

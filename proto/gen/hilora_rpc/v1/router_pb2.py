@@ -27,41 +27,41 @@ from hilora_rpc.v1 import routing_pb2 as hilora__rpc_dot_v1_dot_routing__pb2
 from hilora_rpc.v1 import worker_pb2 as hilora__rpc_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahilora_rpc/v1/router.proto\x12\rhilora_rpc.v1\x1a\x1chilora_rpc/v1/registry.proto\x1a\x1bhilora_rpc/v1/routing.proto\x1a\x1ahilora_rpc/v1/worker.proto\"b\n\x0f\x43omposedAdapter\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08num_rocs\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06_scaleB\x0b\n\t_num_rocs\"\xfc\x04\n\x0eRoutingOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x04mode\x18\x02 \x01(\x0e\x32\x1a.hilora_rpc.v1.RoutingMode\x12\x12\n\x05gamma\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_adapters\x18\x04 \x03(\t\x12\x1b\n\x0emax_candidates\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x30\n\x0emin_trust_tier\x18\x08 \x01(\x0e\x32\x18.hilora_rpc.v1.TrustTier\x12\x10\n\x08strategy\x18\t \x01(\t\x12\x30\n\x08\x61\x64\x61pters\x18\n \x03(\x0b\x32\x1e.hilora_rpc.v1.ComposedAdapter\x12\x1b\n\x0emin_candidates\x18\x0b \x01(\rH\x03\x88\x01\x01\x12*\n\troc_score\x18\x0c \x01(\x0e\x32\x17.hilora_rpc.v1.RocScore\x12\x0c\n\x04tags\x18\r \x03(\t\x12\x0f\n\x07plan_id\x18\x0e \x01(\t\x12\x12\n\nsession_id\x18\x0f \x01(\t\x12:\n\x0elow_confidence\x18\x10 \x01(\x0e\x32\".hilora_rpc.v1.LowConfidencePolicy\x12.\n\x0brouted_part\x18\x11 \x01(\x0e\x32\x19.hilora_rpc.v1.RoutedPart\x12,\n\ngate_scope\x18\x12 \x01(\x0e\x32\x18.hilora_rpc.v1.GateScopeB\x08\n\x06_gammaB\x11\n\x0f_max_candidatesB\x07\n\x05_seedB\x11\n\x0f_min_candidates\"L\n\x0cRouteRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptions\"\x99\x02\n\rRouteResponse\x12\x30\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1e.hilora_rpc.v1.RoutingDecision\x12\x1a\n\x12\x63\x61talog_generation\x18\x02 \x01(\x04\x12\x12\n\nencoder_id\x18\x03 \x01(\t\x12\x16\n\x0e\x65ncode_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ide_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\x11\n\tis_sticky\x18\x07 \x01(\x08\x12\x16\n\x0esession_reason\x18\x08 \x01(\t\x12\x10\n\x08strategy\x18\t \x01(\t\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x14\n\x0csession_turn\x18\x0b \x01(\r\"\xfc\x01\n\x15RoutedGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.hilora_rpc.v1.ChatInputH\x00\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.hilora_rpc.v1.SamplingParams\x12.\n\x07options\x18\x05 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptions\x12\x17\n\x0f\x65xplains_gating\x18\x06 \x01(\x08\x12\x10\n\x08priority\x18\x07 \x01(\x11\x42\x07\n\x05input\"\x80\x01\n\x13RoutedGenerateEvent\x12-\n\x05route\x18\x01 \x01(\x0b\x32\x1c.hilora_rpc.v1.RouteResponseH\x00\x12\x31\n\tgenerated\x18\x02 \x01(\x0b\x32\x1c.hilora_rpc.v1.GenerateEventH\x00\x42\x07\n\x05\x65vent\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"Q\n\rEmbedResponse\x12\x12\n\nencoder_id\x18\x01 \x01(\t\x12,\n\nembeddings\x18\x02 \x03(\x0b\x32\x18.hilora_rpc.v1.Embedding\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"#\n\x11ListModelsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.hilora_rpc.v1.Model\"s\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x1a\n\rmax_model_len\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_max_model_len*\x9d\x01\n\x13LowConfidencePolicy\x12%\n!LOW_CONFIDENCE_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aLOW_CONFIDENCE_POLICY_BASE\x10\x01\x12\x1d\n\x19LOW_CONFIDENCE_POLICY_TOP\x10\x02\x12 \n\x1cLOW_CONFIDENCE_POLICY_REFUSE\x10\x03*z\n\nRoutedPart\x12\x1b\n\x17ROUTED_PART_UNSPECIFIED\x10\x00\x12\x19\n\x15ROUTED_PART_LAST_USER\x10\x01\x12\x1c\n\x18ROUTED_PART_CONVERSATION\x10\x02\x12\x16\n\x12ROUTED_PART_WINDOW\x10\x03\x32\xe2\x03\n\rRouterService\x12\x42\n\x05Route\x12\x1b.hilora_rpc.v1.RouteRequest\x1a\x1c.hilora_rpc.v1.RouteResponse\x12V\n\x08Generate\x12$.hilora_rpc.v1.RoutedGenerateRequest\x1a\".hilora_rpc.v1.RoutedGenerateEvent0\x01\x12\x42\n\x05\x45mbed\x12\x1b.hilora_rpc.v1.EmbedRequest\x1a\x1c.hilora_rpc.v1.EmbedResponse\x12Q\n\nListModels\x12 .hilora_rpc.v1.ListModelsRequest\x1a!.hilora_rpc.v1.ListModelsResponse\x12K\n\x08Tokenize\x12\x1e.hilora_rpc.v1.TokenizeRequest\x1a\x1f.hilora_rpc.v1.TokenizeResponse\x12Q\n\nDetokenize\x12 .hilora_rpc.v1.DetokenizeRequest\x1a!.hilora_rpc.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahilora_rpc/v1/router.proto\x12\rhilora_rpc.v1\x1a\x1chilora_rpc/v1/registry.proto\x1a\x1bhilora_rpc/v1/routing.proto\x1a\x1ahilora_rpc/v1/worker.proto\"b\n\x0f\x43omposedAdapter\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08num_rocs\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06_scaleB\x0b\n\t_num_rocs\"\x91\x05\n\x0eRoutingOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x04mode\x18\x02 \x01(\x0e\x32\x1a.hilora_rpc.v1.RoutingMode\x12\x12\n\x05gamma\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_adapters\x18\x04 \x03(\t\x12\x1b\n\x0emax_candidates\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x30\n\x0emin_trust_tier\x18\x08 \x01(\x0e\x32\x18.hilora_rpc.v1.TrustTier\x12\x10\n\x08strategy\x18\t \x01(\t\x12\x30\n\x08\x61\x64\x61pters\x18\n \x03(\x0b\x32\x1e.hilora_rpc.v1.ComposedAdapter\x12\x1b\n\x0emin_candidates\x18\x0b \x01(\rH\x03\x88\x01\x01\x12*\n\troc_score\x18\x0c \x01(\x0e\x32\x17.hilora_rpc.v1.RocScore\x12\x0c\n\x04tags\x18\r \x03(\t\x12\x0f\n\x07plan_id\x18\x0e \x01(\t\x12\x12\n\nsession_id\x18\x0f \x01(\t\x12:\n\x0elow_confidence\x18\x10 \x01(\x0e\x32\".hilora_rpc.v1.LowConfidencePolicy\x12.\n\x0brouted_part\x18\x11 \x01(\x0e\x32\x19.hilora_rpc.v1.RoutedPart\x12,\n\ngate_scope\x18\x12 \x01(\x0e\x32\x18.hilora_rpc.v1.GateScope\x12\x13\n\x0bown_adapter\x18\x13 \x01(\tB\x08\n\x06_gammaB\x11\n\x0f_max_candidatesB\x07\n\x05_seedB\x11\n\x0f_min_candidates\"L\n\x0cRouteRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptions\"\x99\x02\n\rRouteResponse\x12\x30\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1e.hilora_rpc.v1.RoutingDecision\x12\x1a\n\x12\x63\x61talog_generation\x18\x02 \x01(\x04\x12\x12\n\nencoder_id\x18\x03 \x01(\t\x12\x16\n\x0e\x65ncode_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ide_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\x11\n\tis_sticky\x18\x07 \x01(\x08\x12\x16\n\x0esession_reason\x18\x08 \x01(\t\x12\x10\n\x08strategy\x18\t \x01(\t\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x14\n\x0csession_turn\x18\x0b \x01(\r\"\xfc\x01\n\x15RoutedGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.hilora_rpc.v1.ChatInputH\x00\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.hilora_rpc.v1.SamplingParams\x12.\n\x07options\x18\x05 \x01(\x0b\x32\x1d.hilora_rpc.v1.RoutingOptions\x12\x17\n\x0f\x65xplains_gating\x18\x06 \x01(\x08\x12\x10\n\x08priority\x18\x07 \x01(\x11\x42\x07\n\x05input\"\x80\x01\n\x13RoutedGenerateEvent\x12-\n\x05route\x18\x01 \x01(\x0b\x32\x1c.hilora_rpc.v1.RouteResponseH\x00\x12\x31\n\tgenerated\x18\x02 \x01(\x0b\x32\x1c.hilora_rpc.v1.GenerateEventH\x00\x42\x07\n\x05\x65vent\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"Q\n\rEmbedResponse\x12\x12\n\nencoder_id\x18\x01 \x01(\t\x12,\n\nembeddings\x18\x02 \x03(\x0b\x32\x18.hilora_rpc.v1.Embedding\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"#\n\x11ListModelsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.hilora_rpc.v1.Model\"s\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x1a\n\rmax_model_len\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_max_model_len*\x9d\x01\n\x13LowConfidencePolicy\x12%\n!LOW_CONFIDENCE_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aLOW_CONFIDENCE_POLICY_BASE\x10\x01\x12\x1d\n\x19LOW_CONFIDENCE_POLICY_TOP\x10\x02\x12 \n\x1cLOW_CONFIDENCE_POLICY_REFUSE\x10\x03*z\n\nRoutedPart\x12\x1b\n\x17ROUTED_PART_UNSPECIFIED\x10\x00\x12\x19\n\x15ROUTED_PART_LAST_USER\x10\x01\x12\x1c\n\x18ROUTED_PART_CONVERSATION\x10\x02\x12\x16\n\x12ROUTED_PART_WINDOW\x10\x03\x32\xe2\x03\n\rRouterService\x12\x42\n\x05Route\x12\x1b.hilora_rpc.v1.RouteRequest\x1a\x1c.hilora_rpc.v1.RouteResponse\x12V\n\x08Generate\x12$.hilora_rpc.v1.RoutedGenerateRequest\x1a\".hilora_rpc.v1.RoutedGenerateEvent0\x01\x12\x42\n\x05\x45mbed\x12\x1b.hilora_rpc.v1.EmbedRequest\x1a\x1c.hilora_rpc.v1.EmbedResponse\x12Q\n\nListModels\x12 .hilora_rpc.v1.ListModelsRequest\x1a!.hilora_rpc.v1.ListModelsResponse\x12K\n\x08Tokenize\x12\x1e.hilora_rpc.v1.TokenizeRequest\x1a\x1f.hilora_rpc.v1.TokenizeResponse\x12Q\n\nDetokenize\x12 .hilora_rpc.v1.DetokenizeRequest\x1a!.hilora_rpc.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hilora_rpc.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOWCONFIDENCEPOLICY']._serialized_start=1977
-  _globals['_LOWCONFIDENCEPOLICY']._serialized_end=2134
-  _globals['_ROUTEDPART']._serialized_start=2136
-  _globals['_ROUTEDPART']._serialized_end=2258
+  _globals['_LOWCONFIDENCEPOLICY']._serialized_start=1998
+  _globals['_LOWCONFIDENCEPOLICY']._serialized_end=2155
+  _globals['_ROUTEDPART']._serialized_start=2157
+  _globals['_ROUTEDPART']._serialized_end=2279
   _globals['_COMPOSEDADAPTER']._serialized_start=132
   _globals['_COMPOSEDADAPTER']._serialized_end=230
   _globals['_ROUTINGOPTIONS']._serialized_start=233
-  _globals['_ROUTINGOPTIONS']._serialized_end=869
-  _globals['_ROUTEREQUEST']._serialized_start=871
-  _globals['_ROUTEREQUEST']._serialized_end=947
-  _globals['_ROUTERESPONSE']._serialized_start=950
-  _globals['_ROUTERESPONSE']._serialized_end=1231
-  _globals['_ROUTEDGENERATEREQUEST']._serialized_start=1234
-  _globals['_ROUTEDGENERATEREQUEST']._serialized_end=1486
-  _globals['_ROUTEDGENERATEEVENT']._serialized_start=1489
-  _globals['_ROUTEDGENERATEEVENT']._serialized_end=1617
-  _globals['_EMBEDREQUEST']._serialized_start=1619
-  _globals['_EMBEDREQUEST']._serialized_end=1648
-  _globals['_EMBEDRESPONSE']._serialized_start=1650
-  _globals['_EMBEDRESPONSE']._serialized_end=1731
-  _globals['_EMBEDDING']._serialized_start=1733
-  _globals['_EMBEDDING']._serialized_end=1760
-  _globals['_LISTMODELSREQUEST']._serialized_start=1762
-  _globals['_LISTMODELSREQUEST']._serialized_end=1797
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1799
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1857
-  _globals['_MODEL']._serialized_start=1859
-  _globals['_MODEL']._serialized_end=1974
-  _globals['_ROUTERSERVICE']._serialized_start=2261
-  _globals['_ROUTERSERVICE']._serialized_end=2743
+  _globals['_ROUTINGOPTIONS']._serialized_end=890
+  _globals['_ROUTEREQUEST']._serialized_start=892
+  _globals['_ROUTEREQUEST']._serialized_end=968
+  _globals['_ROUTERESPONSE']._serialized_start=971
+  _globals['_ROUTERESPONSE']._serialized_end=1252
+  _globals['_ROUTEDGENERATEREQUEST']._serialized_start=1255
+  _globals['_ROUTEDGENERATEREQUEST']._serialized_end=1507
+  _globals['_ROUTEDGENERATEEVENT']._serialized_start=1510
+  _globals['_ROUTEDGENERATEEVENT']._serialized_end=1638
+  _globals['_EMBEDREQUEST']._serialized_start=1640
+  _globals['_EMBEDREQUEST']._serialized_end=1669
+  _globals['_EMBEDRESPONSE']._serialized_start=1671
+  _globals['_EMBEDRESPONSE']._serialized_end=1752
+  _globals['_EMBEDDING']._serialized_start=1754
+  _globals['_EMBEDDING']._serialized_end=1781
+  _globals['_LISTMODELSREQUEST']._serialized_start=1783
+  _globals['_LISTMODELSREQUEST']._serialized_end=1818
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1820
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1878
+  _globals['_MODEL']._serialized_start=1880
+  _globals['_MODEL']._serialized_end=1995
+  _globals['_ROUTERSERVICE']._serialized_start=2282
+  _globals['_ROUTERSERVICE']._serialized_end=2764
 # @@protoc_insertion_point(module_scope)

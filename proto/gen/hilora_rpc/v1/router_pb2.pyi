@@ -139,6 +139,7 @@ class RoutingOptions(_message.Message):
     LOW_CONFIDENCE_FIELD_NUMBER: _builtins.int
     ROUTED_PART_FIELD_NUMBER: _builtins.int
     GATE_SCOPE_FIELD_NUMBER: _builtins.int
+    OWN_ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"auto" (also when empty), the base's name, or an adapter's name. Unknown names are NOT_FOUND."""
     mode: _routing_pb2.RoutingMode.ValueType
@@ -169,6 +170,8 @@ class RoutingOptions(_message.Message):
     """Which part of a conversation is looked at."""
     gate_scope: _routing_pb2.GateScope.ValueType
     """Among which ROCs they compete; left out: the strategy's own."""
+    own_adapter: _builtins.str
+    """Name of the adapter that was made for the text's task, for the strategy "oracle"."""
     @_builtins.property
     def exclude_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Adapters (by name) that must not be chosen."""
@@ -202,10 +205,11 @@ class RoutingOptions(_message.Message):
         low_confidence: Global___LowConfidencePolicy.ValueType = ...,
         routed_part: Global___RoutedPart.ValueType = ...,
         gate_scope: _routing_pb2.GateScope.ValueType = ...,
+        own_adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "gamma", b"gamma", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "adapters", b"adapters", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "gate_scope", b"gate_scope", "low_confidence", b"low_confidence", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "min_trust_tier", b"min_trust_tier", "mode", b"mode", "model", b"model", "plan_id", b"plan_id", "roc_score", b"roc_score", "routed_part", b"routed_part", "seed", b"seed", "session_id", b"session_id", "strategy", b"strategy", "tags", b"tags", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_max_candidates", b"_max_candidates", "_min_candidates", b"_min_candidates", "_seed", b"_seed", "adapters", b"adapters", "exclude_adapters", b"exclude_adapters", "gamma", b"gamma", "gate_scope", b"gate_scope", "low_confidence", b"low_confidence", "max_candidates", b"max_candidates", "min_candidates", b"min_candidates", "min_trust_tier", b"min_trust_tier", "mode", b"mode", "model", b"model", "own_adapter", b"own_adapter", "plan_id", b"plan_id", "roc_score", b"roc_score", "routed_part", b"routed_part", "seed", b"seed", "session_id", b"session_id", "strategy", b"strategy", "tags", b"tags", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
     _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015

@@ -53,7 +53,7 @@ class _GateScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GateScope.V
     GATE_SCOPE_PER_ADAPTER: _GateScope.ValueType  # 1
     """The num_rocs best of each adapter."""
     GATE_SCOPE_GLOBAL: _GateScope.ValueType  # 2
-    """The sum of num_rocs best over all adapters of the plan, by weight * score."""
+    """The sum of num_rocs best over all adapters of the plan, by |weight| * score."""
 
 class GateScope(_GateScope, metaclass=_GateScopeEnumTypeWrapper):
     """Among which ROCs they compete."""
@@ -62,7 +62,7 @@ GATE_SCOPE_UNSPECIFIED: GateScope.ValueType  # 0
 GATE_SCOPE_PER_ADAPTER: GateScope.ValueType  # 1
 """The num_rocs best of each adapter."""
 GATE_SCOPE_GLOBAL: GateScope.ValueType  # 2
-"""The sum of num_rocs best over all adapters of the plan, by weight * score."""
+"""The sum of num_rocs best over all adapters of the plan, by |weight| * score."""
 Global___GateScope: _TypeAlias = GateScope  # noqa: Y015
 
 class _RocBasis:
@@ -157,6 +157,32 @@ ROUTING_MODE_EXPLICIT: RoutingMode.ValueType  # 3
 """The client named the adapter or the base."""
 Global___RoutingMode: _TypeAlias = RoutingMode  # noqa: Y015
 
+class _PreparationMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PreparationMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PreparationMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PREPARATION_METHOD_UNSPECIFIED: _PreparationMethod.ValueType  # 0
+    PREPARATION_METHOD_FUSION: _PreparationMethod.ValueType  # 1
+    """One adapter whose factors are the weighted sums of theirs."""
+    PREPARATION_METHOD_LEGO: _PreparationMethod.ValueType  # 2
+    """One adapter of a few components, the centres of clusters of theirs."""
+    PREPARATION_METHOD_LOGO: _PreparationMethod.ValueType  # 3
+    """Those whose output at the prompt's last token is longest, weighted by its length."""
+
+class PreparationMethod(_PreparationMethod, metaclass=_PreparationMethodEnumTypeWrapper):
+    """What is made of a plan's adapters before the first token."""
+
+PREPARATION_METHOD_UNSPECIFIED: PreparationMethod.ValueType  # 0
+PREPARATION_METHOD_FUSION: PreparationMethod.ValueType  # 1
+"""One adapter whose factors are the weighted sums of theirs."""
+PREPARATION_METHOD_LEGO: PreparationMethod.ValueType  # 2
+"""One adapter of a few components, the centres of clusters of theirs."""
+PREPARATION_METHOD_LOGO: PreparationMethod.ValueType  # 3
+"""Those whose output at the prompt's last token is longest, weighted by its length."""
+Global___PreparationMethod: _TypeAlias = PreparationMethod  # noqa: Y015
+
 @_typing.final
 class RocBudget(_message.Message):
     """One adapter's share of a plan."""
@@ -177,7 +203,7 @@ class RocBudget(_message.Message):
     num_rocs: _builtins.int
     """ROCs a token may switch on; at most lora_rank."""
     weight: _builtins.float
-    """Factor of the adapter's output."""
+    """Factor of the adapter's output; a negative one turns it around."""
     def __init__(
         self,
         *,
@@ -253,6 +279,32 @@ class GateParameters(_message.Message):
 Global___GateParameters: _TypeAlias = GateParameters  # noqa: Y015
 
 @_typing.final
+class PlanPreparation(_message.Message):
+    """What a worker does with a plan's adapters first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    NUM_KEPT_FIELD_NUMBER: _builtins.int
+    method: Global___PreparationMethod.ValueType
+    """Which of them."""
+    num_kept: _builtins.int
+    """Components of the merged adapter in a layer, or adapters that answer; 0 is the method's own number."""
+    def __init__(
+        self,
+        *,
+        method: Global___PreparationMethod.ValueType = ...,
+        num_kept: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "num_kept", b"num_kept"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanPreparation: _TypeAlias = PlanPreparation  # noqa: Y015
+
+@_typing.final
 class RoutingPlan(_message.Message):
     """The work order of one request; no budgets means the base model alone."""
 
@@ -261,6 +313,7 @@ class RoutingPlan(_message.Message):
     BUDGETS_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
+    PREPARATION_FIELD_NUMBER: _builtins.int
     catalog_generation: _builtins.int
     """The catalogue the adapters were chosen from. A worker below it answers FAILED_PRECONDITION."""
     @_builtins.property
@@ -271,16 +324,23 @@ class RoutingPlan(_message.Message):
     def gate(self) -> Global___GateParameters:
         """The rule by which their ROCs act."""
 
+    @_builtins.property
+    def preparation(self) -> Global___PlanPreparation:
+        """Left out: nothing is done first. A worker that does not know the field would mix the adapters as they are: it must
+        be as new as the router.
+        """
+
     def __init__(
         self,
         *,
         budgets: _abc.Iterable[Global___RocBudget] | None = ...,
         gate: Global___GateParameters | None = ...,
         catalog_generation: _builtins.int = ...,
+        preparation: Global___PlanPreparation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate", "preparation", b"preparation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "catalog_generation", b"catalog_generation", "gate", b"gate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "catalog_generation", b"catalog_generation", "gate", b"gate", "preparation", b"preparation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,7 @@ class HiloraOptions(StrictRequest):
     roc_score: RocScore | None = Field(default=None, strict=False)
     gate_scope: GateScope | None = Field(default=None, strict=False)
     adapters: list[ComposedBody] = Field(default_factory=list[ComposedBody], max_length=MAX_COMPOSED_ADAPTERS)
+    own_adapter: Text | None = Field(default=None, min_length=1, max_length=512)
     exclude_adapters: list[Text] = Field(default_factory=list[Text], max_length=10_000)
     tags: list[Annotated[Text, Field(max_length=128)]] = Field(default_factory=list[str], max_length=32)
     tenant: Text | None = Field(default=None, max_length=128)
@@ -99,6 +100,7 @@ class HiloraOptions(StrictRequest):
             roc_score=self.roc_score,
             gate_scope=self.gate_scope,
             adapters=tuple(item.composed() for item in self.adapters),
+            own_adapter=self.own_adapter,
             plan_id=self.plan_id,
             session_id=the_one("X-Session-Id", session_id or None, "hilora.session_id", self.session_id),
             low_confidence=self.low_confidence,

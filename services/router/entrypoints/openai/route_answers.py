@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hilora.routing_plan import GateParameters, RocBudget, RoutingDecision
+from hilora.routing_plan import GateParameters, PlanPreparation, RocBudget, RoutingDecision
 from services.router.answer import GenerationFinished, ModuleGating, RouteResult, SessionStanding
 from services.router.entrypoints.openai.descriptions import JsonObject
 
@@ -84,6 +84,7 @@ def describe_route(route: RouteResult) -> JsonObject:
             "budgets": described["adapters"],
             "num_rocs": decision.plan.num_rocs,
             "gate": _describe_gate(decision.plan.gate),
+            "preparation": _describe_preparation(decision.plan.preparation),
             "catalog_generation": decision.plan.catalog_generation,
             "digest": decision.plan.digest,
         },
@@ -115,6 +116,10 @@ def _describe_module(module: ModuleGating, names: dict[str, str], num_tokens: in
             for adapter in module.adapters
         ],
     }
+
+
+def _describe_preparation(preparation: PlanPreparation | None) -> JsonObject | None:
+    return None if preparation is None else {"method": preparation.method.value, "num_kept": preparation.num_kept}
 
 
 def _describe_gate(gate: GateParameters) -> JsonObject:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc
 
-from hilora.errors import Unavailable
+from hilora.errors import HiloraError, Unavailable
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
 from services.common.errors import error_from_rpc
 from services.common.rpc_client import open_channel
 from services.common.tls import TlsIdentity
 from services.common.tracing import outgoing_metadata
-from services.router.answer import GenerationFinished, TokenizedPrompt, WorkerEvent
+from services.router.answer import GenerationFinished, TextDelta, TokenizedPrompt, WorkerEvent
 from services.router.infra.wire_generation import event_from_wire, order_to_wire, tokenize_to_wire, tokenized_from_wire
 from services.router.infra.workers.circuit import Circuit
 from services.router.placement import WorkerView
@@ -25,6 +26,13 @@ from services.router.request import Prompt, WorkOrder
 _STATS_TIMEOUT_SECONDS = 2.0
 # A worker that loads an adapter or is short of CPU may answer late; one that is gone refuses at once.
 _MAX_LATE_POLLS = 3
+
+LOST_CODES = frozenset(
+    {"worker_lost", "worker_stalled", "worker_draining", "worker_starting", "engine_stuck", "device_lost"}
+)
+"""What a worker that cannot serve anybody now answers, or leaves behind."""
+LEAVING_CODES = frozenset({"worker_draining", "worker_starting"})
+"""What is no failure: a worker that comes or goes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +57,9 @@ class WorkerState:
 class Silence:
     """How long a worker's stream may say nothing before the worker counts as lost to it."""
 
-    first_event_seconds: float = 300.0
-    """Until the request is admitted; includes the time in the worker's queue."""
+    first_event_seconds: float = 60.0
+    """Until the request is admitted. Each poll that the worker answers meanwhile begins it anew: a request may wait in
+    the queue of a worker that is well for as long as the request's own time allows."""
     stall_seconds: float = 120.0
     """Between two events; includes the reading of the prompt."""
 
@@ -75,6 +84,7 @@ class WorkerClient:
         self._polled_at = time.monotonic()
         self._sent_adapter_ids: set[str] = set()
         self._num_late_polls = 0
+        self._not_admitted: set[asyncio.Timeout] = set()
         self._channel = open_channel(address, identity=identity)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
 
@@ -139,6 +149,15 @@ class WorkerClient:
             kv_cache_usage=stats.kv_cache_usage,
             resident_adapter_ids=frozenset(stats.resident_adapter_ids),
         )
+        if not (stats.is_stuck or stats.is_device_lost):
+            self._is_heard()
+
+    def _is_heard(self) -> None:
+        """Give the requests in the worker's queue their time anew."""
+        expires_at = asyncio.get_running_loop().time() + self._silence.first_event_seconds
+        for limit in self._not_admitted:
+            if not limit.expired():
+                limit.reschedule(expires_at)
 
     async def generate(self, order: WorkOrder, *, timeout_seconds: float) -> AsyncGenerator[WorkerEvent]:
         """The worker's events. Closing the generator cancels the call, which aborts the request over there.
@@ -148,37 +167,65 @@ class WorkerClient:
                 `worker_stalled`, if it said nothing for too long.
             HiloraError: what the worker raised.
         """
-        peer = self._peer
         self.num_in_flight += 1
-        self.circuit.sent()
+        attempt = self.circuit.begin()
         self._sent_adapter_ids.update(budget.adapter_id for budget in order.plan.budgets if budget.num_rocs > 0)
-        call = self._stub.Generate(order_to_wire(order), timeout=timeout_seconds, metadata=outgoing_metadata())
         num_open = order.request.sampling.num_choices
+        try:
+            async with aclosing(self._events(order, timeout_seconds=timeout_seconds)) as events:
+                async for event in events:
+                    if isinstance(event, TextDelta):
+                        attempt.answers()
+                    elif isinstance(event, GenerationFinished):
+                        num_open -= 1
+                        if num_open == 0:
+                            attempt.succeeded()
+                    yield event
+            if num_open > 0:
+                raise _lost(f"The {self._peer} ended its stream before the answer was finished.")
+        except HiloraError as error:
+            if error.code in LOST_CODES - LEAVING_CODES:
+                attempt.failed()
+            raise
+        finally:
+            self.num_in_flight -= 1
+            attempt.abandoned()
+
+    async def _events(self, order: WorkOrder, *, timeout_seconds: float) -> AsyncGenerator[WorkerEvent]:
+        """What the worker says, for as long as it is not silent for too long."""
+        peer = self._peer
+        call = self._stub.Generate(order_to_wire(order), timeout=timeout_seconds, metadata=outgoing_metadata())
         patience = self._silence.first_event_seconds
+        is_admitted = False
         try:
             messages = aiter(call)
             while True:
                 try:
-                    async with asyncio.timeout(patience):
-                        message = await anext(messages)
+                    async with asyncio.timeout(patience) as limit:
+                        if is_admitted:
+                            message = await anext(messages)
+                        else:
+                            message = await self._first(messages, limit)
                 except StopAsyncIteration:
-                    break
+                    return
                 except TimeoutError as error:
                     raise _lost(f"The {peer} said nothing for {patience:g} seconds.", code="worker_stalled") from error
+                is_admitted = True
                 patience = self._silence.stall_seconds
-                event = event_from_wire(message)
-                num_open -= isinstance(event, GenerationFinished)
-                if num_open == 0:
-                    self.circuit.succeeded()
-                yield event
+                yield event_from_wire(message)
         except grpc.aio.AioRpcError as error:
             raise self._translated(error, peer=peer, timeout_seconds=timeout_seconds) from error
         finally:
-            self.num_in_flight -= 1
-            self.circuit.abandoned()
             call.cancel()
-        if num_open > 0:
-            raise _lost(f"The {peer} ended its stream before the answer was finished.")
+
+    async def _first(
+        self, messages: AsyncIterator[worker_pb2.GenerateEvent], limit: asyncio.Timeout
+    ) -> worker_pb2.GenerateEvent:
+        self._not_admitted.add(limit)
+        try:
+            return await anext(messages)
+        finally:
+            self._not_admitted.discard(limit)
 
     async def tokenize(self, prompt: Prompt, *, omits_special_tokens: bool, timeout_seconds: float) -> TokenizedPrompt:
         """The tokens that a prompt would become. Raises as `generate`."""

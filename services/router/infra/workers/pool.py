@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from typing import TypeVar
 
 from hilora.errors import Exhausted, HiloraError, NoWorkerAvailable, Unavailable
 from hilora.routing_plan import RoutingPlan
@@ -14,7 +15,7 @@ from services.common.log import get_logger
 from services.common.tls import TlsIdentity
 from services.router.answer import TokenizedPrompt, WorkerEvent
 from services.router.infra.workers.affinity import PrefixAffinity, prefix_keys
-from services.router.infra.workers.client import Silence, WorkerClient
+from services.router.infra.workers.client import LEAVING_CODES, LOST_CODES, Silence, WorkerClient
 from services.router.infra.workers.replay import Transcript, repeatable
 from services.router.infra.workers.retry_budget import RetryBudget
 from services.router.infra.workers.roster import WorkerRoster
@@ -23,13 +24,8 @@ from services.router.ports import WorkerDirectory, WorkerFleet
 from services.router.request import Prompt, WorkOrder
 
 _log = get_logger(__name__)
+_AnswerT = TypeVar("_AnswerT")
 
-_LOST_CODES = frozenset(
-    {"worker_lost", "worker_stalled", "worker_draining", "worker_starting", "engine_stuck", "device_lost"}
-)
-"""What a worker that cannot serve anybody now answers, or leaves behind."""
-_LEAVING_CODES = frozenset({"worker_draining", "worker_starting"})
-"""What is no failure: a worker that comes or goes."""
 _MAX_WORKERS_TRIED = 3
 _TOKENIZE_SECONDS = 30.0
 _POLL_HINT_SECONDS = 1.0
@@ -127,8 +123,7 @@ class WorkerPool:
                 if not self._may_try_elsewhere(client, error, has_begun=transcript.has_begun):
                     raise _most_hopeful(errors) from error
                 tried |= {client.address}
-                others = [other for other in self.roster if other.is_live and other.address not in tried]
-                if len(tried) >= _MAX_WORKERS_TRIED or not others or not self._budget.take():
+                if not self._has_another(tried):
                     raise _most_hopeful(errors) from error
                 _log.info(
                     "request_moved",
@@ -141,26 +136,43 @@ class WorkerPool:
 
     async def tokenize(self, prompt: Prompt, *, omits_special_tokens: bool = False) -> TokenizedPrompt:
         """See `Workers.tokenize`."""
-        client = await self._pick(_BASE_ALONE, (), tried=frozenset())
-        return await client.tokenize(
-            prompt, omits_special_tokens=omits_special_tokens, timeout_seconds=_TOKENIZE_SECONDS
+        return await self._asked(
+            lambda client: client.tokenize(
+                prompt, omits_special_tokens=omits_special_tokens, timeout_seconds=_TOKENIZE_SECONDS
+            )
         )
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """See `Workers.detokenize`."""
-        client = await self._pick(_BASE_ALONE, (), tried=frozenset())
-        return await client.detokenize(token_ids, timeout_seconds=_TOKENIZE_SECONDS)
+        return await self._asked(lambda client: client.detokenize(token_ids, timeout_seconds=_TOKENIZE_SECONDS))
+
+    async def _asked(self, ask: Callable[[WorkerClient], Awaitable[_AnswerT]]) -> _AnswerT:
+        """What a worker answers; another one is asked if it is lost meanwhile."""
+        tried: frozenset[str] = frozenset()
+        self._budget.request()
+        while True:
+            client = await self._pick(_BASE_ALONE, (), tried=tried)
+            try:
+                return await ask(client)
+            except Unavailable as error:
+                tried |= {client.address}
+                if not self._may_try_elsewhere(client, error, has_begun=False) or not self._has_another(tried):
+                    raise
+
+    def _has_another(self, tried: frozenset[str]) -> bool:
+        """Whether a request may visit one more worker; if so, the visit is paid for."""
+        others = any(client.is_live and client.address not in tried for client in self.roster)
+        return others and len(tried) < _MAX_WORKERS_TRIED and self._budget.take()
 
     def _may_try_elsewhere(self, client: WorkerClient, error: HiloraError, *, has_begun: bool) -> bool:
         """Whether an error speaks of its worker alone; one that lost us is used again only after it answered a poll."""
         if isinstance(error, Exhausted):
             return not has_begun
-        if error.code not in _LOST_CODES:
+        if error.code not in LOST_CODES:
             # The worker lives and says why: others may well be answered by it.
             return False
         _log.warning("worker_failed", worker=client.address, code=error.code, message=error.message)
-        if error.code not in _LEAVING_CODES:
-            client.circuit.failed()
+        if error.code not in LEAVING_CODES:
             self._affinity.forget(client.address)
         client.state = None
         self.roster.poll_soon()

@@ -111,6 +111,7 @@ class WorkerRoster:
             await self._look_up()
             for client in [client for client in self._leaving if client.num_in_flight == 0]:
                 self._leaving.discard(client)
+                await self._stop_polling(client)
                 await client.close()
                 _log.info("worker_left", worker=client.address)
 
@@ -128,7 +129,7 @@ class WorkerRoster:
             missed = 0 if address in named else self._num_missed.get(address, 0) + 1
             self._num_missed[address] = missed
             if missed >= _LOOKUPS_UNTIL_GONE:
-                await self._retire(address)
+                self._retire(address)
 
     async def _join(self, address: str) -> None:
         client = WorkerClient(address, silence=self._silence, identity=self._identity)
@@ -137,15 +138,17 @@ class WorkerRoster:
         self._pollers[client] = asyncio.create_task(self._poll_for_ever(client), name=f"poll {address}")
         _log.info("worker_joined", worker=address)
 
-    async def _retire(self, address: str) -> None:
-        """Send nothing new; what is in flight finishes."""
+    def _retire(self, address: str) -> None:
+        """Send nothing new; what is in flight finishes. Polls go on: requests in its queue live by them."""
         client = self._clients.pop(address)
         del self._num_missed[address]
+        self._leaving.add(client)
+        _log.info("worker_leaving", worker=address, num_in_flight=client.num_in_flight)
+
+    async def _stop_polling(self, client: WorkerClient) -> None:
         poller = self._pollers.pop(client)
         poller.cancel()
         await asyncio.wait({poller})
-        self._leaving.add(client)
-        _log.info("worker_leaving", worker=address, num_in_flight=client.num_in_flight)
 
     async def _poll_for_ever(self, client: WorkerClient) -> None:
         was_live = client.is_live

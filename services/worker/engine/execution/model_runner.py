@@ -14,6 +14,7 @@ from hilora.routing_plan import RoutingPlan
 from services.worker.engine.config import EngineConfig
 from services.worker.engine.execution.batch import StepBatch, build_batch
 from services.worker.engine.execution.gating_pass import GatingPass
+from services.worker.engine.execution.input_pass import InputPass
 from services.worker.engine.kv.kv_cache import build_kv_cache
 from services.worker.engine.kv.paged_kv_cache import PagedKvCache
 from services.worker.engine.kv.slot_kv_cache import SlotKvCache
@@ -100,15 +101,6 @@ class ModelRunner:
 
     def gating_pass(self, token_ids: Sequence[int], *, num_prompt_tokens: int, plan: RoutingPlan) -> GatingPass:
         """Another reading of a finished request's tokens, see `GatingPass`; its keys and values are allocated anew."""
-        kv_cache = SlotKvCache(
-            num_layers=self._loaded.num_layers,
-            num_slots=1,
-            num_heads=self._loaded.num_key_value_heads,
-            max_len=len(token_ids),
-            head_dim=self._loaded.head_dim,
-            dtype=self._loaded.dtype,
-            device=self._device,
-        )
         return GatingPass(
             token_ids,
             num_prompt_tokens=num_prompt_tokens,
@@ -117,8 +109,35 @@ class ModelRunner:
             counter=GatingCounter(plan, self.pool, self.gates, dtype=self._loaded.dtype, device=self._device),
             # One of its own: what the steps' builder keeps of their layouts stays.
             builder=StepRocsBuilder(self.pool, dtype=self._loaded.dtype, device=self._device, gates=self.gates),
-            kv_cache=kv_cache,
+            kv_cache=self._own_cache(len(token_ids)),
             forward=self._forward,
+            device=self._device,
+        )
+
+    @property
+    def module_paths(self) -> tuple[str, ...]:
+        """The model's layers that adapters may touch, in its order."""
+        return tuple(shape.module_path for shape in self.modules)
+
+    def input_pass(self, token_ids: Sequence[int], *, module_path: str) -> InputPass:
+        """A reading of a prompt with the base alone, see `InputPass`."""
+        return InputPass(
+            token_ids,
+            module_idx=self.module_paths.index(module_path),
+            kv_cache=self._own_cache(len(token_ids)),
+            forward=self._forward,
+            device=self._device,
+        )
+
+    def _own_cache(self, max_len: int) -> SlotKvCache:
+        """Keys and values of one reading beside the requests'."""
+        return SlotKvCache(
+            num_layers=self._loaded.num_layers,
+            num_slots=1,
+            num_heads=self._loaded.num_key_value_heads,
+            max_len=max_len,
+            head_dim=self._loaded.head_dim,
+            dtype=self._loaded.dtype,
             device=self._device,
         )
 

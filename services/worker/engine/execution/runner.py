@@ -78,6 +78,12 @@ class GatingPassMaker(Protocol):
         ...
 
 
+def listening_runner(runner: Runner) -> ModelRunner | None:
+    """The runner, if it can read a prompt to hear what a layer is given; for the reasons of `gating_pass_maker` not all
+    can."""
+    return runner if isinstance(runner, ModelRunner) and not isinstance(runner, LeaderRunner) else None
+
+
 def gating_pass_maker(runner: Runner) -> GatingPassMaker | None:
     """What explains a runner's requests; None where nothing does: an encoder reads prompts by itself, and of several
     processes all would have to read again."""

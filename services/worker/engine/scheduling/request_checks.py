@@ -19,7 +19,7 @@ def check_request(
 
     Raises:
         InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`, `invalid_priority`, `lora_disabled`,
-            `explanation_unsupported`, `explanation_too_long`.
+            `unprepared_plan`, `explanation_unsupported`, `explanation_too_long`.
         InvalidSamplingParams: a stop token or a biased token that the model does not have; log-probabilities of a
             prompt that an encoder reads.
     """
@@ -61,6 +61,14 @@ def check_request(
             code="lora_disabled",
             remedy="Send the request without adapters, or to a worker that serves them.",
             place="model",
+        )
+    if request.plan.preparation is not None and not request.plan.is_base_only:
+        # It would mix the adapters as they are, and nobody would notice.
+        raise InvalidInput(
+            f"The plan's adapters are to be prepared ({request.plan.preparation.method}) before the engine sees it.",
+            code="unprepared_plan",
+            remedy="Have a PlanPreparer prepare it first.",
+            place="plan.preparation",
         )
     if request.explains_gating and not request.plan.is_base_only:
         _check_explanation(request, config, can_explain=can_explain)

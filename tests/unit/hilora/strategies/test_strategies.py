@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hilora.adapter import RocBasis
 from hilora.errors import UnknownAdapter
-from hilora.routing_plan import GateParameters, GateRule, RoutingMode
+from hilora.routing_plan import GateParameters, GateRule, PlanPreparation, PreparationMethod, RoutingMode
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import SequenceRouter
 from hilora.strategies import STRATEGY_NAMES, RoutingQuestion, strategy_named
@@ -29,13 +30,18 @@ def random_text(seed: int) -> np.ndarray:
     return z_E / np.linalg.norm(z_E)
 
 
-def decide(name, z_E, *, router=ROUTER, exclude=(), num_runners_up=5, **changes):
+def decide(name, z_E, *, router=ROUTER, exclude=(), num_runners_up=5, request_seed=0, **changes):
     strategy = strategy_named(name)
     question = RoutingQuestion(
         z_E=z_E,
         settings=replace(strategy.settings, **changes),
+        request_seed=request_seed,
         exclude=frozenset(exclude),
         num_runners_up=num_runners_up,
+        # Named first of those that may be chosen: the oracle has no other way to know.
+        own_adapter=next((name for name in NAMES if name not in exclude), None),
+        gate_ids={"ramole": "ramole@1", "phatgoose": "phatgoose@1"},
+        learned_weights={name: 0.3 * place - 0.7 for place, name in enumerate(NAMES)},
     )
     return strategy.decide(router, question)
 
@@ -128,6 +134,68 @@ class TestTokenChoice:
         assert chosen(decision)[0] == "task-03"
 
 
+class TestLorauter:
+    def test_weights_are_the_softmax_of_the_cosines(self):
+        z_E = random_text(7)
+        nearest = by_cosine(z_E)[:3]
+        means = {profile.adapter_name: profile.samples_ME.astype(np.float64).mean(axis=0) for profile in PROFILES}
+        cosines = np.array([means[name] @ z_E / np.linalg.norm(means[name]) for name in nearest])
+        expected = np.exp(cosines / 0.2) / np.exp(cosines / 0.2).sum()
+        decision = decide("lorauter", z_E)
+        assert chosen(decision) == nearest
+        assert [budget.weight for budget in decision.plan.budgets] == pytest.approx(list(expected), rel=1e-5)
+
+
+class TestTaskVdb:
+    def test_a_stray_sample_is_seen(self):
+        # One adapter has a single sample: the text is that sample.
+        decision = decide("task-vdb", PROFILES[4].samples_ME[0].astype(np.float64))
+        assert chosen(decision)[0] == "task-04"
+
+    def test_what_came_after_the_fit_counts_the_same(self):
+        router = SequenceRouter(PROFILES[3:], catalog_generation=1).extended(PROFILES[:3], catalog_generation=2)
+        for seed in range(5):
+            ours, theirs = decide("task-vdb", random_text(seed)), decide("task-vdb", random_text(seed), router=router)
+            assert chosen(ours) == chosen(theirs)
+            assert [budget.weight for budget in ours.plan.budgets] == pytest.approx(
+                [budget.weight for budget in theirs.plan.budgets]
+            )
+
+    def test_the_nucleus_is_a_setting(self):
+        z_E = random_text(3)
+        assert len(chosen(decide("task-vdb", z_E, candidate_mass=0.01))) == 1
+        assert len(chosen(decide("task-vdb", z_E, candidate_mass=1.0))) > 1
+
+
+class TestPreparedPlans:
+    def test_fusion_and_clusters_are_of_trained_factors(self):
+        fusion = decide("retriever-fusion", random_text(1)).plan
+        assert fusion.preparation == PlanPreparation(method=PreparationMethod.FUSION)
+        lego = decide("lego", random_text(1), candidate_mass=1.0).plan
+        assert lego.preparation == PlanPreparation(method=PreparationMethod.LEGO)
+        assert {fusion.gate.basis, lego.gate.basis} == {RocBasis.TRAINED}
+        assert fusion.digest != decide("retriever-mixture", random_text(1)).plan.digest
+
+    def test_logo_asks_many_and_keeps_few(self):
+        plan = decide("logo", random_text(1)).plan
+        assert len(plan.budgets) == len(NAMES)
+        assert plan.preparation == PlanPreparation(method=PreparationMethod.LOGO, num_kept=3)
+
+
+class TestLearned:
+    def test_gates_are_named_by_the_strategy(self):
+        ramole = decide("ramole", random_text(2))
+        assert chosen(ramole) == by_cosine(random_text(2))[:3]
+        assert (ramole.plan.gate.rule, ramole.plan.gate.gate_id) == (GateRule.RAMOLE, "ramole@1")
+        phatgoose = decide("phatgoose", random_text(2)).plan.gate
+        assert (phatgoose.rule, phatgoose.top_k, phatgoose.gate_id) == (GateRule.PHATGOOSE, 2, "phatgoose@1")
+
+    def test_lorahub_takes_the_largest_factors_of_either_sign(self):
+        plan = decide("lorahub", random_text(2), max_candidates=3).plan
+        assert [budget.adapter_name for budget in plan.budgets] == ["task-05", "task-00", "task-04"]
+        assert [budget.weight for budget in plan.budgets] == pytest.approx([0.8, -0.7, 0.5])
+
+
 class TestBase:
     def test_it_needs_neither_text_nor_pool(self):
         empty = SequenceRouter([], catalog_generation=3)
@@ -148,6 +216,20 @@ class TestAll:
         ours, theirs = decide(name, random_text(seed)), decide(name, random_text(seed), router=shuffled)
         assert ours.plan.digest == theirs.plan.digest
         assert chosen(ours) == chosen(theirs)
+
+    @pytest.mark.parametrize("name", STRATEGY_NAMES)
+    def test_a_pool_turned_around_is_the_same_pool(self, name):
+        turned = SequenceRouter(PROFILES[::-1], catalog_generation=7)
+        for seed in range(3):
+            assert decide(name, random_text(seed)) == decide(name, random_text(seed), router=turned)
+
+    @pytest.mark.parametrize("name", STRATEGY_NAMES)
+    def test_a_seed_decides_everything(self, name):
+        for seed in range(3):
+            z_E = random_text(seed)
+            again = SequenceRouter(PROFILES, catalog_generation=7)
+            once, twice = (decide(name, z_E, router=router, request_seed=seed) for router in (ROUTER, again))
+            assert once == twice
 
     @given(name=st.sampled_from(CHOOSING), excluded=st.sets(st.sampled_from(NAMES)), seed=st.integers(0, 50))
     @settings(max_examples=60, deadline=None)

@@ -52,8 +52,8 @@ class TestEncoder:
 
 class TestSearchFigures:
     def test_exact_kinds_find_the_eight_best(self):
-        figures = measure_search(3000, kinds=(IndexKind.EXACT, IndexKind.HALF), num_texts=30)
-        assert [figure.kind for figure in figures] == ["exact", "half"]
+        figures = measure_search(3000, kinds=(IndexKind.EXACT, IndexKind.BYTE), num_texts=30)
+        assert [figure.kind for figure in figures] == ["exact", "byte"]
         for figure in figures:
             assert figure.top_8_agreement == 1.0
             assert figure.search_ms > 0 and figure.num_adapters == 3000

@@ -166,13 +166,15 @@ class TestReferences:
 
 
 class TestNorms:
-    async def test_an_update_far_larger_than_the_pool_s_is_remarked_on(self, stack):
+    async def test_an_update_far_larger_than_the_pool_s_waits_for_approval(self, stack):
         for seed in range(8):
             await registered(stack, f"usual-{seed}", weights=weights_bytes(seed=seed))
         job = await registered(stack, "loud", config=config_bytes(lora_alpha=8000), weights=weights_bytes(seed=9))
         outliers = [item for item in job["report"]["findings"] if item["code"] == "norm_outlier"]
         assert {item["place"] for item in outliers} == {"q_proj", "up_proj", "down_proj"}
-        assert job["state"] == "READY"
+        assert job["state"] == "QUARANTINED"
+        async with stack.client() as client:
+            assert (await client.get("/v1/adapters/loud")).status_code == 404
 
 
 class TestDoors:

@@ -9,7 +9,7 @@ import pytest
 
 from hilora.access import AdapterAccess
 from hilora.errors import Conflict, InvalidInput, LowConfidence, UnknownAdapter
-from hilora.routing_plan import GateRule, GateScope, RocScore, RoutingMode
+from hilora.routing_plan import GateRule, GateScope, PlanPreparation, PreparationMethod, RocScore, RoutingMode
 from services.router.models import ModelDirectory
 from services.router.request import ChatMessage, ChatPrompt, ChatRole
 from services.router.routing_options import ComposedAdapter, LowConfidencePolicy, RoutedPart, RoutingOptions
@@ -89,6 +89,38 @@ class TestStrategies:
     )
     async def test_saying_it_twice_is_a_contradiction(self, options):
         assert (await refusal(Case(), InvalidInput, **options)).code == "contradicting_options"
+
+    async def test_a_plan_that_is_to_be_prepared_is_remembered_as_such(self):
+        case = Case()
+        first = await case.route(strategy="retriever-fusion")
+        assert first.decision.plan.preparation == PlanPreparation(method=PreparationMethod.FUSION)
+        pinned = await case.route(plan_id=first.plan_id)
+        assert pinned.decision.plan == first.decision.plan
+        assert first.plan_id != (await case.route(strategy="retriever-mixture")).plan_id
+
+    @pytest.mark.parametrize("strategy", ["ramole", "phatgoose"])
+    async def test_learned_gates_come_from_the_settings(self, strategy):
+        gate = (await Case(gate_ids={strategy: "mine@1"}).plan(strategy=strategy)).gate
+        assert gate.gate_id == "mine@1"
+        error = await refusal(Case(), InvalidInput, strategy=strategy)
+        assert error.code == "strategy_needs_gate"
+        assert f"{strategy}=GATE_ID" in error.remedy
+
+    async def test_so_do_learned_factors(self):
+        plan = await Case(learned_weights={"sums": -0.5, "gone": 1.0}).plan(strategy="lorahub")
+        assert [(budget.adapter_name, budget.weight) for budget in plan.budgets] == [("sums", -0.5)]
+        assert (await refusal(Case(), InvalidInput, strategy="lorahub")).code == "strategy_needs_weights"
+
+    async def test_the_oracle_is_told(self):
+        case = Case(access={"poems": AdapterAccess(visible_to=("t",))})
+        assert names(await case.plan(strategy="oracle", own_adapter="sums")) == ["sums"]
+        assert (await refusal(case, InvalidInput, strategy="oracle")).code == "strategy_needs_own_adapter"
+        # One that is hidden is one that does not exist.
+        hidden, absent = [
+            await refusal(case, UnknownAdapter, strategy="oracle", own_adapter=name) for name in ("poems", "absent")
+        ]
+        assert hidden.code == absent.code == "unknown_own_adapter"
+        assert names(await case.plan(strategy="oracle", own_adapter="poems", tenant="t")) == ["poems"]
 
     async def test_the_base_reads_nothing(self):
         case = Case()

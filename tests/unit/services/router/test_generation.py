@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from hilora.errors import GenerationFailed, NoWorkerAvailable, StaleCatalogGeneration
+from hilora.errors import GenerationFailed, NoWorkerAvailable, StaleCatalogGeneration, Unavailable
 from services.router.answer import GenerationFinished, GenerationStarted, RouteResult, TextDelta
 from services.router.generation import GenerateText
 from services.router.models import ModelDirectory
@@ -74,6 +76,21 @@ class TestStream:
         await anext(events)
         await events.aclose()
         assert case.workers.num_closed_early == 1
+
+    async def test_the_client_s_time_holds_while_adapters_are_chosen(self):
+        case = Case()
+        case.embedder.seconds = 30.0
+        request = replace(case.request(), timeout_seconds=0.05)
+        with pytest.raises(Unavailable) as raised:
+            await anext(case.use_case.stream(request))
+        assert raised.value.code == "request_timeout"
+        assert not case.workers.orders
+
+    async def test_what_the_choice_took_is_missing_from_the_worker_s_time(self):
+        case = Case()
+        case.embedder.seconds = 0.05
+        await case.use_case.complete(replace(case.request(), timeout_seconds=10.0))
+        assert 0 < case.workers.orders[0].request.timeout_seconds <= 9.96
 
     async def test_nothing_is_said_before_a_worker_took_the_request(self):
         case = Case()

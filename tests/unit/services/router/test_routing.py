@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from hilora.character_grams import SampleGrams
 from hilora.errors import InvalidInput, RegistryUnavailable, Unavailable, UnknownAdapter
 from hilora.routing_plan import RoutingMode
+from hilora.routing_settings import RoutingSettings, ScoreRule
+from hilora.sequence_routing import AdapterProfile, SequenceRouter
 from services.router.models import ModelDirectory
 from services.router.routing_options import RoutingOptions
 from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, route_text
@@ -129,3 +135,42 @@ class TestMissingParts:
         with pytest.raises(Unavailable):
             await case.plan()
         assert _names(await case.plan(model="sums")) == ["sums"]
+
+
+class TestWording:
+    """Adapters whose embeddings say nothing, so that only how a text is written tells them apart."""
+
+    def case(self, **defaults) -> Case:
+        case = Case(**defaults)
+        rng = np.random.default_rng(0)
+        profiles = []
+        for verb in ("translate", "summarise", "order"):
+            vectors = rng.standard_normal((12, 32)).astype(np.float32)
+            texts = [f"{verb} this item {number * 37 % 101}" for number in range(12)]
+            profiles.append(
+                AdapterProfile(
+                    adapter_id=f"{verb}@1",
+                    adapter_name=verb,
+                    lora_rank=8,
+                    samples_ME=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+                    grams=SampleGrams.of(texts),
+                )
+            )
+        view = catalog_view({profile.adapter_name: ["x"] for profile in profiles})
+        router = SequenceRouter(profiles, catalog_generation=1)
+        assert router.counts_grams
+        case.catalog.current = replace(view, router=router)
+        return case
+
+    @pytest.mark.parametrize("verb", ["translate", "summarise", "order"])
+    async def test_the_text_s_own_wording_decides(self, verb):
+        candidates = (await self.case().use_case.route(f"{verb} this item 55", RoutingOptions())).decision.candidates
+        assert max(candidates, key=lambda candidate: candidate.posterior).adapter_name == verb
+
+    async def test_the_operator_can_leave_it_out(self):
+        case = self.case(score_rule=ScoreRule.GAUSSIAN)
+        text = "order this item 55"
+        decision = (await case.use_case.route(text, RoutingOptions())).decision
+        z_E = await case.embedder.embed(text)
+        alone = case.catalog.view().router.decide(z_E, settings=RoutingSettings())
+        assert decision.candidates == alone.candidates

@@ -12,6 +12,16 @@ class TestEnvironment:
         monkeypatch.setenv("HILORA_ROUTER_WORKER_ADDRESSES", "a:1, b:2,")
         assert RouterSettings().worker_addresses == ("a:1", "b:2")
 
+    def test_gates_are_named_by_strategy(self, monkeypatch):
+        monkeypatch.setenv("HILORA_ROUTER_GATES", "ramole=mine@12ab, phatgoose=other@34cd,")
+        assert RouterSettings().gates == {"ramole": "mine@12ab", "phatgoose": "other@34cd"}
+
+    @pytest.mark.parametrize("value", ["ramole", "ramole=", "magic=mine@12ab"])
+    def test_a_gate_of_no_strategy_is_an_error(self, monkeypatch, value):
+        monkeypatch.setenv("HILORA_ROUTER_GATES", value)
+        with pytest.raises(ValidationError, match="strategy=gate_id"):
+            RouterSettings()
+
     def test_no_worker_is_an_error(self, monkeypatch):
         monkeypatch.setenv("HILORA_ROUTER_WORKER_ADDRESSES", " ")
         with pytest.raises(ValidationError, match="at least one worker"):

@@ -33,7 +33,7 @@ _TENANTS = ["a", "b", "c"]
 EXACT_INDEXES = {
     "dense": DenseGaussianIndex,
     "exact": partial(build_faiss_index, kind=IndexKind.EXACT),
-    "half": partial(build_faiss_index, kind=IndexKind.HALF),
+    "byte": partial(build_faiss_index, kind=IndexKind.BYTE),
 }
 
 accesses = st.builds(

@@ -15,8 +15,11 @@ from services.worker.engine.output.events import EngineEvent, Finished, FinishRe
 from services.worker.engine.sampling.grammar import GrammarCompiler
 from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
 from services.worker.generation import Generation, GenerationRequest, TokenPrompt
+from services.worker.infra.merged_components import MergedComponents
 from services.worker.models.prompt_encoder import PromptEncoder
 from services.worker.models.token_vocabulary import TokenVocabulary
+from services.worker.preparation import PlanPreparer
+from tests.builders.components import InMemoryComponentSource
 from tests.builders.engine import make_engine
 from tests.builders.models import load_tiny
 
@@ -42,6 +45,9 @@ class Setup:
             vocabulary=vocabulary,
             compiler=GrammarCompiler(vocabulary, eos_token_ids=loaded.eos_token_ids),
             catalog=EmptyCatalog(),
+            preparer=PlanPreparer(
+                engine=self.engine, merger=MergedComponents(InMemoryComponentSource(), capacity_bytes=1 << 20)
+            ),
         )
 
 

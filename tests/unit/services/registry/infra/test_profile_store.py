@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from hilora.character_grams import gram_ids
 from hilora.errors import UnknownAdapter
 from services.registry.infra.profile_store import DiskProfileStore
 from tests.builders.registry_values import a_profile
@@ -27,6 +28,18 @@ class TestProfiles:
         assert (record.encoder_id, record.num_samples, record.embedding_dim) == ("hash:1", 3, 8)
         assert store.texts(REVISION, record.profile_id) == profile.texts
         assert np.array_equal(store.embeddings(REVISION, record.profile_id), profile.embeddings_mE)
+        grams = store.grams(REVISION, record.profile_id)
+        assert [grams.sample(place).tolist() for place in range(3)] == [gram_ids(t).tolist() for t in profile.texts]
+
+    def test_a_profile_from_before_there_were_grams_gets_them_from_its_texts(self, store, tmp_path):
+        profile = a_profile()
+        record = store.write(REVISION, profile)
+        stored = store.grams(REVISION, record.profile_id)
+        for file in (tmp_path / "profiles" / REVISION / record.profile_id).glob("grams*"):
+            file.unlink()
+        again = store.grams(REVISION, record.profile_id)
+        assert np.array_equal(again.ids_N, stored.ids_N)
+        assert np.array_equal(again.lengths_M, stored.lengths_M)
 
     def test_the_empty_folder_that_a_killed_purge_left_is_swept_once_it_is_old(self, store, tmp_path):
         store.write(REVISION, a_profile())
@@ -56,7 +69,7 @@ class TestProfiles:
     @pytest.mark.parametrize("revision", [REVISION, "..", "", "../" + "a" * 61])
     @pytest.mark.parametrize("profile_id", ["b" * 64, "..", "", "/etc"])
     def test_what_is_not_there_is_unknown(self, store, revision, profile_id):
-        for read in (store.record, store.texts, store.embeddings):
+        for read in (store.record, store.texts, store.embeddings, store.grams):
             with pytest.raises(UnknownAdapter) as raised:
                 read(revision, profile_id)
             assert raised.value.code == "unknown_profile"

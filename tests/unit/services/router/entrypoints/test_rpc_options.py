@@ -38,6 +38,7 @@ class TestOptions:
             low_confidence=router_pb2.LOW_CONFIDENCE_POLICY_REFUSE,
             routed_part=router_pb2.ROUTED_PART_WINDOW,
             gate_scope=routing_pb2.GATE_SCOPE_PER_ADAPTER,
+            own_adapter="y",
         )
         # A new field of the message has to be read, and named here.
         assert {field.name for field, _ in message.ListFields()} | {"tenant"} == set(
@@ -61,6 +62,7 @@ class TestOptions:
             low_confidence=LowConfidencePolicy.REFUSE,
             routed_part=RoutedPart.WINDOW,
             gate_scope=GateScope.PER_ADAPTER,
+            own_adapter="y",
             tenant="acme",
         )
 

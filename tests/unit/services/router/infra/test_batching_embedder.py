@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -57,9 +58,40 @@ class TestEmbedding:
             raise RuntimeError("out of memory")
 
         encoder.encode = break_once
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(Unavailable, match="RuntimeError") as raised:
             await embedder.embed("a")
+        assert raised.value.code == "encoder_failed"
         assert (await embedder.embed("b")).shape == (32,)
+
+    async def test_a_text_that_cannot_be_embedded_costs_its_batch_nothing(self, embedder, encoder):
+        encode = encoder.encode
+
+        def fail_on_one(texts):
+            if "poison" in texts:
+                raise ValueError("no such token")
+            return encode(texts)
+
+        encoder.encode = fail_on_one
+        texts = ["a", "poison", "b", "c"]
+        ends = await asyncio.gather(*(embedder.embed(text) for text in texts), return_exceptions=True)
+        assert [getattr(end, "code", None) for end in ends] == [None, "encoder_failed", None, None]
+
+    async def test_a_pass_that_does_not_return_holds_nobody_for_ever(self, encoder):
+        embedder = BatchingEmbedder(lambda: encoder, timeout_seconds=0.1)
+        await embedder.start()
+        encode, go_on = encoder.encode, threading.Event()
+
+        def hang(texts):
+            go_on.wait()
+            return encode(texts)
+
+        encoder.encode = hang
+        with pytest.raises(Unavailable) as raised:
+            await embedder.embed("a")
+        assert raised.value.code == "encoder_timeout"
+        go_on.set()
+        assert (await embedder.embed("b")).shape == (32,)
+        await embedder.stop(grace_seconds=0)
 
 
 class TestLifecycle:
@@ -117,7 +149,7 @@ class TestMemory:
 
         encoder.encode = break_once
         ends = await asyncio.gather(*(embedder.embed("a") for _ in range(2)), return_exceptions=True)
-        assert [type(end) for end in ends] == [RuntimeError] * 2
+        assert [type(end) for end in ends] == [Unavailable] * 2
         assert (await embedder.embed("a")).shape == (32,)
 
     async def test_nobody_can_change_what_is_remembered(self, embedder):

@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from hilora.adapter import RocBasis
 from hilora.errors import Unavailable
-from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingMode, RoutingPlan
+from hilora.routing_plan import (
+    GateParameters,
+    GateRule,
+    GateScope,
+    PlanPreparation,
+    PreparationMethod,
+    RocBudget,
+    RocScore,
+    RoutingMode,
+    RoutingPlan,
+)
 from hilora_rpc.v1 import routing_pb2, worker_pb2
 from services.router.answer import (
     FinishReason,
@@ -119,6 +129,15 @@ class TestRoundTrips:
 
 
 class TestPlan:
+    @pytest.mark.parametrize("method", list(PreparationMethod))
+    def test_what_is_done_first_travels_to_the_worker(self, method):
+        num_kept = 0 if method is PreparationMethod.FUSION else 3
+        plan = RoutingPlan(preparation=PlanPreparation(method=method, num_kept=num_kept))
+        message = wire_decisions.plan_to_wire(plan)
+        assert routing_pb2.PreparationMethod.Name(message.preparation.method) == f"PREPARATION_METHOD_{method.name}"
+        assert message.preparation.num_kept == num_kept
+        assert not wire_decisions.plan_to_wire(RoutingPlan()).HasField("preparation")
+
     def test_every_field_travels(self):
         plan = RoutingPlan(
             budgets=(RocBudget(adapter_id="a@1", adapter_name="a", lora_rank=4, num_rocs=2, weight=0.5),),

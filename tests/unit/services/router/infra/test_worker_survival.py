@@ -39,44 +39,123 @@ def order(prompt=None, *, plan=None, **sampling) -> WorkOrder:
     return WorkOrder(request=request, plan=plan or RoutingPlan())
 
 
+def circuit_of(clock, *, num_failures=0):
+    """A circuit that saw so many requests fail."""
+    circuit = Circuit(monotonic=clock, jitter=lambda: 0.0)
+    for _ in range(num_failures):
+        circuit.begin().failed()
+    return circuit
+
+
 class TestCircuit:
     def test_opens_after_three_and_probes_with_one(self):
         clock = Clock()
-        circuit = Circuit(monotonic=clock, jitter=lambda: 0.0)
-        for _ in range(2):
-            circuit.failed()
+        circuit = circuit_of(clock, num_failures=2)
         assert circuit.takes_requests
-        circuit.failed()
+        circuit.begin().failed()
         assert (circuit.state, circuit.takes_requests) == (CircuitState.OPEN, False)
         clock.now = circuit.seconds_until_probe
         assert (circuit.state, circuit.takes_requests) == (CircuitState.HALF_OPEN, True)
-        circuit.sent()
+        probe = circuit.begin()
         assert not circuit.takes_requests
-        circuit.succeeded()
+        probe.succeeded()
+        assert circuit.state is CircuitState.CLOSED
+
+    def test_a_success_in_between_begins_the_count_anew(self):
+        circuit = circuit_of(Clock(), num_failures=2)
+        circuit.begin().succeeded()
+        circuit.begin().failed()
+        circuit.begin().failed()
         assert circuit.state is CircuitState.CLOSED
 
     def test_each_failed_probe_doubles_the_pause_up_to_a_limit(self):
         clock = Clock()
-        circuit = Circuit(monotonic=clock, jitter=lambda: 0.0)
-        for _ in range(3):
-            circuit.failed()
+        circuit = circuit_of(clock, num_failures=3)
         pauses = []
         for _ in range(8):
             pauses.append(circuit.seconds_until_probe)
             clock.now += circuit.seconds_until_probe
-            circuit.sent()
-            circuit.failed()
+            circuit.begin().failed()
         assert pauses == pytest.approx([1, 2, 4, 8, 16, 30, 30, 30])
 
     def test_a_probe_whose_client_left_frees_the_place(self):
         clock = Clock()
-        circuit = Circuit(monotonic=clock)
-        for _ in range(3):
-            circuit.failed()
+        circuit = circuit_of(clock, num_failures=3)
         clock.now = 60
-        circuit.sent()
-        circuit.abandoned()
+        circuit.begin().abandoned()
         assert circuit.takes_requests
+
+    @pytest.mark.parametrize("end", ["abandoned", "failed", "succeeded"])
+    def test_a_request_of_before_does_not_speak_for_the_probe(self, end):
+        clock = Clock()
+        circuit = Circuit(monotonic=clock, jitter=lambda: 0.0)
+        earlier = [circuit.begin() for _ in range(4)]
+        for request in earlier[:3]:
+            request.failed()
+        clock.now = circuit.seconds_until_probe
+        probe = circuit.begin()
+        getattr(earlier[3], end)()
+        assert (circuit.state, circuit.takes_requests) == (CircuitState.HALF_OPEN, False)
+        probe.succeeded()
+        assert circuit.state is CircuitState.CLOSED
+
+    def test_those_who_are_lost_together_count_as_one_opening(self):
+        clock = Clock()
+        circuit = Circuit(monotonic=clock, jitter=lambda: 0.0)
+        for request in [circuit.begin() for _ in range(20)]:
+            request.failed()
+        assert circuit.seconds_until_probe == 1.0
+
+    def test_a_probe_that_answers_lets_others_in_and_the_next_failure_closes_the_door_again(self):
+        clock = Clock()
+        circuit = circuit_of(clock, num_failures=3)
+        clock.now = circuit.seconds_until_probe
+        probe = circuit.begin()
+        probe.answers()
+        assert (circuit.state, circuit.takes_requests) == (CircuitState.CLOSED, True)
+        circuit.begin().failed()
+        assert (circuit.state, circuit.seconds_until_probe) == (CircuitState.OPEN, 2.0)
+        # The probe was sent before that.
+        probe.succeeded()
+        assert circuit.state is CircuitState.OPEN
+
+    def test_a_whole_answer_ends_the_probation(self):
+        clock = Clock()
+        circuit = circuit_of(clock, num_failures=3)
+        clock.now = circuit.seconds_until_probe
+        probe = circuit.begin()
+        probe.answers()
+        probe.succeeded()
+        for _ in range(2):
+            circuit.begin().failed()
+        assert circuit.state is CircuitState.CLOSED
+        circuit.begin().failed()
+        assert circuit.seconds_until_probe == 1.0
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["begin", "wait", "answers", "succeeded", "failed", "abandoned"]), st.integers(0, 9)
+            )
+        )
+    )
+    def test_while_half_open_never_more_than_one_request_is_out(self, steps):
+        clock = Clock()
+        circuit = circuit_of(clock, num_failures=3)
+        out = []
+        for step, which in steps:
+            if step == "wait":
+                clock.now += which
+            elif step == "begin":
+                if circuit.takes_requests:
+                    out.append((circuit.begin(), circuit.state is CircuitState.HALF_OPEN))
+            elif out:
+                request, _ = out[which % len(out)]
+                getattr(request, step)()
+                if step != "answers":
+                    out = [other for other in out if other[0] is not request]
+            if circuit.state is CircuitState.HALF_OPEN:
+                assert sum(is_probe and r.num_openings == circuit._num_openings for r, is_probe in out) <= 1
 
 
 class TestRetryBudget:

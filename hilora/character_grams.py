@@ -1,0 +1,125 @@
+"""The letters of a text: which short character sequences occur in it, as hashed numbers.
+
+An embedding says what a text is about; it forgets how the text is written. Sequences of one to three characters keep
+just that: formats, fixed phrases, names. Whether a sequence occurs counts, not how often: a word that one text repeats
+says no more than one that stands there once.
+
+Shapes: G distinct grams of one text, N grams of several texts one after the other, M texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+GRAM_SCHEME = "char-1-3/1"
+"""Names how texts become grams. Grams of another scheme mean something else and must not be compared."""
+
+NUM_GRAMS = 2**16
+"""Numbers that a gram can have: two bytes each."""
+
+MAX_GRAM_CHARACTERS = 4096
+"""What lies beyond in a text is not looked at."""
+
+GramIds = NDArray[np.uint16]
+
+_LENGTHS = (1, 2, 3)
+_SPACES = re.compile(r"[^\S\n]+")
+_BREAKS = re.compile(r" ?\n[ \n]*")
+_FIRST, _LAST = "\x02", "\x03"
+"""Stand before and after every text: how it begins and ends says much of its kind."""
+_PRIME = np.uint32(0x01000193)
+_MIX_1, _MIX_2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+
+
+def gram_ids(text: str) -> GramIds:
+    """The distinct grams of a text, rising, `[G]`; none for an empty text.
+
+    Case makes no difference, nor does the amount of white space; that a line ends does. Equal on every machine.
+    """
+    plain = _BREAKS.sub("\n", _SPACES.sub(" ", text[:MAX_GRAM_CHARACTERS])).strip().lower()
+    if not plain:
+        return np.zeros(0, dtype=np.uint16)
+    # Lower case may be longer than the text: the bound holds for what is looked at.
+    plain = f"{_FIRST}{plain[:MAX_GRAM_CHARACTERS]}{_LAST}"
+    # The byte order is part of the scheme. A lone surrogate is no character, but a client may send one.
+    points = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint32)
+    is_there = np.zeros(NUM_GRAMS, dtype=np.bool_)
+    for length in _LENGTHS:
+        num_grams = len(points) - length + 1
+        if num_grams < 1:
+            break
+        hashes = np.full(num_grams, length, dtype=np.uint32)
+        for offset in range(length):
+            hashes = (hashes * _PRIME) ^ points[offset : offset + num_grams]
+        is_there[_scattered(hashes)] = True
+    return np.flatnonzero(is_there).astype(np.uint16)
+
+
+def _scattered(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Sixteen bits that all bits of the hashes take part in (the finisher of MurmurHash3)."""
+    mixed = hashes ^ (hashes >> np.uint32(16))
+    mixed = mixed * _MIX_1
+    mixed ^= mixed >> np.uint32(13)
+    mixed = mixed * _MIX_2
+    return (mixed ^ (mixed >> np.uint32(16))) & np.uint32(NUM_GRAMS - 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleGrams:
+    """The grams of an adapter's sample texts: what the lexical score is computed from.
+
+    Raises:
+        ValueError: lengths that do not add up to the numbers.
+    """
+
+    ids_N: GramIds
+    """Text after text, each text's rising."""
+    lengths_M: NDArray[np.uint32]
+    """Grams of each text."""
+
+    def __post_init__(self) -> None:
+        if self.ids_N.ndim != 1 or self.lengths_M.ndim != 1 or int(self.lengths_M.sum()) != len(self.ids_N):
+            raise ValueError(f"{len(self.ids_N)} grams do not belong to texts of {int(self.lengths_M.sum())}")
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> SampleGrams:
+        """Of some texts, in their order."""
+        sets = [gram_ids(text) for text in texts]
+        return cls(
+            ids_N=np.concatenate([np.zeros(0, dtype=np.uint16), *sets]),
+            lengths_M=np.array([len(ids) for ids in sets], dtype=np.uint32),
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """M."""
+        return len(self.lengths_M)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        return self.ids_N.nbytes + self.lengths_M.nbytes
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths_M, dtype=np.int64)])
+
+    def sample(self, ordinal: int) -> GramIds:
+        """The grams of one text."""
+        return self.ids_N[self._starts[ordinal] : self._starts[ordinal + 1]]
+
+    def counts(self, is_kept_M: NDArray[np.bool_] | None = None) -> tuple[GramIds, NDArray[np.uint32]]:
+        """In how many of the texts each gram occurs: the grams that occur, rising, and the numbers.
+
+        Args:
+            is_kept_M: the texts that count; all of them without.
+        """
+        ids_N = self.ids_N if is_kept_M is None else self.ids_N[np.repeat(is_kept_M, self.lengths_M)]
+        ids_G, counts_G = np.unique(ids_N, return_counts=True)
+        return ids_G, counts_G.astype(np.uint32)

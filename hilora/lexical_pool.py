@@ -1,0 +1,183 @@
+"""The lexical score: how much the wording of a text is that of an adapter's samples, against that of all others'.
+
+Let `n_ig` be in how many of adapter i's samples gram g occurs, and `f_g` the number of adapters in which it occurs at
+all. With
+
+    w_g = 1 + ln((1 + L) / (1 + f_g))      s_i = unit vector of (n_ig w_g)_g      c = unit vector of sum_i s_i
+
+the score of a text with the grams Q, `q = (w_g)_{g in Q}`, is the part of `s_i` that is not common to all adapters,
+turned into a unit vector, against the text:
+
+    score_i  =  < q, s_i - <s_i, c> c >  /  ( sqrt(1 - <s_i, c>^2)  sqrt(|q|) )
+
+0 means "as any other adapter's text". Without the common part taken out, what every English sentence has in common
+decides. The square root of `|q|` lets long texts say more than short ones, but less than in proportion: neighbouring
+grams are not independent. Every choice here is argued in docs/experiments.md.
+
+Shapes: L adapters, C scored ones, W grams kept of an adapter, G distinct grams of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.character_grams import NUM_GRAMS, GramIds, SampleGrams
+from hilora.covariance import FloatArray
+
+MAX_KEPT_GRAMS = 1024
+"""Most grams kept of one adapter, those with the largest `n_ig w_g`: 3 KB. The rest is noise rather than signal."""
+
+_LARGEST_COUNT = 255
+_LEAST_OWN = 1e-3
+"""Least share of its length that an adapter's vector has beside the common part: two adapters with the same samples
+have none."""
+
+_Integer = TypeVar("_Integer", bound=np.integer[Any])
+
+CountsOf = Callable[[int], "tuple[GramIds, NDArray[np.uint32]] | None"]
+"""Gives the grams and counts of the adapter at a place; None for one whose texts are not known."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LexicalRows:
+    """What is kept of some adapters."""
+
+    ids_LW: GramIds
+    """Kept grams; after the last one any."""
+    counts_LW: NDArray[np.uint8]
+    """`n_ig`, scaled down where it is larger than a byte holds; 0 after the last one."""
+    scales_L: NDArray[np.float32]
+    """1 over `|(n_ig w_g)_g| sqrt(1 - <s_i, c>^2)`; 0 for adapters whose texts are not known."""
+    commons_L: NDArray[np.float32]
+    """`<s_i, c> / sqrt(1 - <s_i, c>^2)`."""
+
+    def __len__(self) -> int:
+        return len(self.scales_L)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        return self.ids_LW.nbytes + self.counts_LW.nbytes + self.scales_L.nbytes + self.commons_L.nbytes
+
+    def followed_by(self, others: LexicalRows) -> LexicalRows:
+        """These, then others."""
+        width = max(self.ids_LW.shape[1], others.ids_LW.shape[1])
+        return LexicalRows(
+            ids_LW=np.concatenate([_widened(self.ids_LW, width), _widened(others.ids_LW, width)]),
+            counts_LW=np.concatenate([_widened(self.counts_LW, width), _widened(others.counts_LW, width)]),
+            scales_L=np.concatenate([self.scales_L, others.scales_L]),
+            commons_L=np.concatenate([self.commons_L, others.commons_L]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LexicalPool:
+    """The wordings of a fitted pool. Immutable and safe to share between threads."""
+
+    weights_G: NDArray[np.float32]
+    """`w_g` of every gram there is."""
+    common_G: NDArray[np.float32]
+    """`c_g w_g`."""
+    rows: LexicalRows
+
+    @classmethod
+    def fit(cls, counts_of: CountsOf, num_adapters: int) -> LexicalPool:
+        """Learn what is common and what is not.
+
+        Args:
+            counts_of: called once for every place, in order.
+            num_adapters: L.
+        """
+        counts = [counts_of(place) for place in range(num_adapters)]
+        known = [found for found in counts if found is not None]
+        frequencies_G = np.zeros(NUM_GRAMS)
+        for ids, _ in known:
+            frequencies_G[ids] += 1.0
+        weights_G = (1.0 + np.log((1.0 + len(known)) / (1.0 + frequencies_G))).astype(np.float32)
+        common_G = np.zeros(NUM_GRAMS)
+        for ids, numbers in known:
+            vector = numbers * weights_G[ids]
+            common_G[ids] += vector / (float(np.linalg.norm(vector)) or 1.0)
+        common_G /= float(np.linalg.norm(common_G)) or 1.0
+        return cls(
+            weights_G=weights_G,
+            common_G=(common_G * weights_G).astype(np.float32),
+            rows=_rows(counts, weights_G=weights_G, common_G=common_G),
+        )
+
+    def extended(self, newcomers: Sequence[SampleGrams | None]) -> LexicalPool:
+        """The same weights and common part with adapters more, after the others."""
+        counts = [None if grams is None else grams.counts() for grams in newcomers]
+        common_G = np.divide(self.common_G, self.weights_G, dtype=np.float64)
+        added = _rows(counts, weights_G=self.weights_G, common_G=common_G)
+        return LexicalPool(weights_G=self.weights_G, common_G=self.common_G, rows=self.rows.followed_by(added))
+
+    def scores(self, ids_G: GramIds, idx_C: NDArray[np.intp]) -> FloatArray:
+        """The lexical score of one text under some adapters, `[C]`; 0 where an adapter's texts are not known.
+
+        Args:
+            ids_G: the text's grams (`gram_ids`).
+            idx_C: the adapters' places.
+        """
+        rows = self.rows
+        weights = self.weights_G[ids_G]
+        squares_G = np.zeros(NUM_GRAMS, dtype=np.float32)
+        squares_G[ids_G] = weights * weights
+        length = float(np.sqrt((weights * weights).sum()))
+        if not length:
+            return np.zeros(len(idx_C))
+        # n_ig stands without w_g, so that the text brings both factors.
+        products_C = np.einsum("cw,cw->c", squares_G.take(rows.ids_LW[idx_C]), rows.counts_LW[idx_C].astype(np.float32))
+        common = float(self.common_G[ids_G].sum())
+        scores_C = products_C * rows.scales_L[idx_C] - common * rows.commons_L[idx_C]
+        return (scores_C / np.sqrt(length)).astype(np.float64)
+
+
+def _rows(
+    counts: Sequence[tuple[GramIds, NDArray[np.uint32]] | None],
+    *,
+    weights_G: NDArray[np.float32],
+    common_G: FloatArray,
+) -> LexicalRows:
+    width = max([1, *(min(len(found[0]), MAX_KEPT_GRAMS) for found in counts if found is not None)])
+    ids_LW = np.zeros((len(counts), width), dtype=np.uint16)
+    counts_LW = np.zeros((len(counts), width), dtype=np.uint8)
+    scales_L = np.zeros(len(counts), dtype=np.float32)
+    commons_L = np.zeros(len(counts), dtype=np.float32)
+    for place, found in enumerate(counts):
+        if found is None or not len(found[0]):
+            continue
+        ids, numbers = _kept(*found, weights_G=weights_G)
+        vector = numbers * weights_G[ids].astype(np.float64)
+        length = float(np.linalg.norm(vector))
+        along_common = float(vector @ common_G[ids]) / length
+        own = max(float(np.sqrt(max(1.0 - along_common**2, 0.0))), _LEAST_OWN)
+        ids_LW[place, : len(ids)] = ids
+        counts_LW[place, : len(ids)] = numbers
+        scales_L[place] = 1.0 / (length * own)
+        commons_L[place] = along_common / own
+    return LexicalRows(ids_LW=ids_LW, counts_LW=counts_LW, scales_L=scales_L, commons_L=commons_L)
+
+
+def _kept(
+    ids: GramIds, numbers: NDArray[np.uint32], *, weights_G: NDArray[np.float32]
+) -> tuple[GramIds, NDArray[np.uint8]]:
+    """The grams of largest weight, rising, with counts that a byte holds."""
+    if len(ids) > MAX_KEPT_GRAMS:
+        # Equal ones go by their number, so that every machine keeps the same.
+        best = np.sort(np.argsort(-(numbers * weights_G[ids]), kind="stable")[:MAX_KEPT_GRAMS])
+        ids, numbers = ids[best], numbers[best]
+    largest = int(numbers.max())
+    if largest > _LARGEST_COUNT:
+        numbers = np.maximum(np.rint(numbers * (_LARGEST_COUNT / largest)), 1.0).astype(np.uint32)
+    return ids, numbers.astype(np.uint8)
+
+
+def _widened(values_LW: NDArray[_Integer], width: int) -> NDArray[_Integer]:
+    missing = width - values_LW.shape[1]
+    return np.pad(values_LW, ((0, 0), (0, missing))) if missing else values_LW

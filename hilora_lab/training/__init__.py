@@ -1,0 +1,1 @@
+"""Trains what strategies learn: token gates, factors of adapters."""

@@ -1,0 +1,34 @@
+"""Which adapters of the catalogue are named by anybody and chosen by no text, for what they say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hilora.access import TrustTier
+from hilora.sample_review import DescribedAdapter, doubts_about
+from services.router.infra.catalog_entry import ReplicatedEntry
+
+REVIEWED_UP_TO = 2_000
+"""Adapters up to which descriptions are compared at every fit: beyond, it would take longer than an extension."""
+
+
+def doubtful(entries: Iterable[ReplicatedEntry]) -> dict[str, str]:
+    """Reasons by name. Somebody answers for a trusted adapter: it is never doubted."""
+    placed = [entry for entry in entries if entry.profile is not None]
+    if len(placed) > REVIEWED_UP_TO:
+        return {}
+    trusted = {one.adapter.adapter_name for one in placed if one.adapter.access.trust_tier is TrustTier.TRUSTED}
+    described = [
+        DescribedAdapter(
+            adapter_name=entry.adapter.adapter_name,
+            arrived_at=entry.adapter.created_at,
+            samples_ME=entry.profile.samples_ME,
+        )
+        for entry in placed
+        if entry.profile is not None
+    ]
+    return {
+        name: f"{doubt.message} It can be named, but is not chosen; set its trust tier to 'trusted' to have it chosen."
+        for name, doubt in doubts_about(described).items()
+        if name not in trusted
+    }

@@ -1,0 +1,102 @@
+"""One promise of the sentence encoder, kept by every backend: the same unit vectors for the same texts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from hilora.errors import InvalidInput
+from services.common.openvino_transformer import run_by_openvino
+from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
+from services.router.settings import RouterSettings
+
+TEXTS = [
+    "Sort the letters of this word.",
+    "",
+    "Übersetze: 日本語 ins Deutsche! \U0001f600",
+    "word " * 600,
+    *[f"Count to {number}. " * number for number in range(1, 12)],
+]
+
+
+@pytest.fixture(scope="module")
+def encoders() -> dict[EncoderBackend, SentenceTransformerEncoder]:
+    return {backend: SentenceTransformerEncoder(backend=backend, num_threads=1) for backend in EncoderBackend}
+
+
+@pytest.fixture(params=list(EncoderBackend))
+def encoder(request, encoders) -> SentenceTransformerEncoder:
+    return encoders[request.param]
+
+
+class TestEveryBackend:
+    def test_vectors_are_unit_vectors_of_the_named_size(self, encoder):
+        embeddings = encoder.encode(TEXTS)
+
+        assert embeddings.shape == (len(TEXTS), encoder.embedding_dim)
+        assert embeddings.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
+
+    def test_no_texts_are_no_vectors(self, encoder):
+        assert encoder.encode([]).shape == (0, encoder.embedding_dim)
+
+    def test_company_changes_nothing(self, encoder):
+        together = encoder.encode(TEXTS)
+        alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+        np.testing.assert_allclose(together, alone, atol=2e-6)
+
+    def test_threads_may_ask_at_the_same_time(self, encoder):
+        expected = encoder.encode(TEXTS)
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(lambda _: encoder.encode(TEXTS), range(8)))
+        for answer in answers:
+            np.testing.assert_allclose(answer, expected, atol=2e-6)
+
+    def test_tokens_are_counted(self, encoder):
+        assert encoder.count_tokens(["one two", ""]) == 6
+        assert encoder.count_tokens([]) == 0
+
+
+class TestBothBackends:
+    def test_they_give_the_same_vectors_and_bear_the_same_id(self, encoders):
+        torch, openvino = (encoders[backend] for backend in (EncoderBackend.TORCH, EncoderBackend.OPENVINO))
+
+        assert torch.encoder_id == openvino.encoder_id
+        np.testing.assert_allclose(torch.encode(TEXTS), openvino.encode(TEXTS), atol=2e-6)
+
+
+class TestOpenVino:
+    def test_its_converter_tells_nobody(self, encoders):
+        assert encoders
+        from openvino.tools.ovc import convert_impl
+
+        assert convert_impl.tm.__name__.endswith("telemetry_stub")
+
+    def test_without_the_package_the_error_says_how_to_get_it(self):
+        # A process of its own: here the package is loaded already.
+        script = (
+            "import sys; sys.modules['openvino'] = None\n"
+            "from services.common.openvino_transformer import run_by_openvino\n"
+            "try: run_by_openvino(object(), num_threads=None)\n"
+            "except Exception as error: print(error.code, '|', error.remedy)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+
+        assert done.stdout.strip() == "encoder_backend_unavailable | pip install 'hilora-serve[openvino]'"
+
+    def test_what_has_no_transformer_is_refused(self):
+        with pytest.raises(InvalidInput) as caught:
+            run_by_openvino([object()], num_threads=None)
+        assert caught.value.code == "encoder_backend_unavailable"
+
+    def test_the_setting_knows_two_backends(self, monkeypatch):
+        monkeypatch.setenv("HILORA_ROUTER_ENCODER_BACKEND", "openvino")
+        assert RouterSettings().encoder_backend is EncoderBackend.OPENVINO
+        monkeypatch.setenv("HILORA_ROUTER_ENCODER_BACKEND", "onnx")
+        with pytest.raises(ValidationError, match="encoder_backend"):
+            RouterSettings()
