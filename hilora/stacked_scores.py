@@ -27,7 +27,7 @@ from hilora.lexical_pool import LexicalPool
 from hilora.pool_statistics import SampleBlocks
 from hilora.score_stack import KNOWN_TEXTS, StackWeights, fit_stack_weights, mean_spread, unknown_texts
 
-SHORTLIST = 128
+SHORTLIST = 64
 """Adapters whose wording is looked at: the cost of a request does not grow with the pool beyond."""
 
 _MAX_ROWS = 512

@@ -36,7 +36,8 @@ class OracleStrategy:
     def decide(self, router: SequenceRouter, question: RoutingQuestion) -> RoutingDecision:
         """See `Strategy.decide`."""
         pool = router.pool
-        if pool is None:
+        allowed_L = None if pool is None else allowed_places(pool, question)
+        if pool is None or allowed_L is None or not len(allowed_L):
             return nobody_left(router, question)
         name = question.own_adapter
         if name is None:
@@ -46,7 +47,6 @@ class OracleStrategy:
                 remedy="Name the task's adapter in hilora.own_adapter, or use another strategy.",
                 place="own_adapter",
             )
-        allowed_L = allowed_places(pool, question)
         own_C = np.array([place for place in allowed_L if pool.profiles[place].adapter_name == name], dtype=np.intp)
         if not len(own_C):
             # One answer for a name that is unknown and one that may not be chosen: who asks must not learn which.

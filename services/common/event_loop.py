@@ -1,4 +1,4 @@
-"""The event loop of a service: uvloop where it is installed, asyncio's own elsewhere (docs/adr/0029)."""
+"""The event loop of a service: uvloop where it is installed, asyncio's own elsewhere (docs/adr/0033)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import urllib.error
 import urllib.request
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 _TIMEOUT_SECONDS = 4.0
@@ -54,7 +54,7 @@ def _ask_grpc(address: str, service: str, timeout_seconds: float) -> str | None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = cast("Any", health_pb2_grpc).HealthStub(channel)  # generated without types
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are set at run time
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_seconds)
         except grpc.RpcError as error:

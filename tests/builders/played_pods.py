@@ -1,8 +1,8 @@
 """The production overlay's pods, run by `podman kube play` with their own securityContext, settings and certificates.
 
 What is changed, because podman is no cluster, and nothing else: probes and lifecycle (podman's translation of them is
-wrong), what only schedulers read, names of services (written into each pod's hosts file), claims and emptyDirs (volumes
-of podman's), secrets (folders and values: podman 4.3 leaves them in base64, and it knows no fsGroup), and the GPU (there
+wrong), what only schedulers read, names of services (written into the hosts file), claims and emptyDirs (volumes of
+podman's), secrets (folders and values: podman 4.3 leaves them in base64, and it knows no fsGroup), and the GPU (there
 is none: the worker's image and device are the CPU's, with the shipped testbed as its base).
 """
 

@@ -7,12 +7,19 @@ import openai
 import pytest
 import pytest_asyncio
 
+from hilora.strategies import STRATEGY_NAMES
 from tests.fakes.router_stack import task_texts
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _CAPITAL, _SUM = task_texts("capitals")[0], task_texts("sums")[0]
 _ANSWER = "Paris is the capital."
+NEEDY = {
+    "ramole": "hilora train gate --method ramole",
+    "phatgoose": "hilora train gate --method phatgoose",
+    "lorahub": "hilora train lorahub",
+}
+"""Strategies that need something trained, which this router does not have, and how it is made."""
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -64,6 +71,30 @@ class TestStrategies:
             await ask(client, _CAPITAL, model="auto:magic")
         assert raised.value.code == "unknown_strategy"
         assert "retriever-mixture" in raised.value.message
+
+    @pytest.mark.parametrize("strategy", [name for name in STRATEGY_NAMES if name not in NEEDY])
+    async def test_every_one_answers_by_its_name_in_the_model_or_in_the_options(self, client, strategy):
+        wishes = {"own_adapter": "sums"} if strategy == "oracle" else {}
+        by_model = await ask(client, _CAPITAL, model=f"auto:{strategy}", **wishes)
+        by_option = await ask(client, _CAPITAL, strategy=strategy, **wishes)
+        assert by_model["strategy"] == by_option["strategy"] == strategy
+        assert by_model["plan_id"] == by_option["plan_id"]
+        assert (await client.models.retrieve(f"auto:{strategy}")).id == f"auto:{strategy}"
+
+    @pytest.mark.parametrize(("strategy", "remedy"), [*NEEDY.items(), ("oracle", "hilora.own_adapter")])
+    async def test_one_that_lacks_something_says_how_to_get_it(self, client, strategy, remedy):
+        with pytest.raises(openai.BadRequestError) as raised:
+            await ask(client, _CAPITAL, model=f"auto:{strategy}")
+        assert raised.value.code.startswith("strategy_needs_")
+        assert remedy in raised.value.message
+
+    async def test_what_is_done_first_is_told_and_sent(self, client, http, stack):
+        told = await route(http, text=_CAPITAL, hilora={"strategy": "retriever-fusion"})
+        assert told["plan"]["preparation"] == {"method": "fusion", "num_kept": 0}
+        assert (await route(http, text=_CAPITAL))["plan"]["preparation"] is None
+        await ask(client, _CAPITAL, strategy="logo")
+        sent = stack.worker.service.requests[-1].plan.preparation
+        assert (sent.method, sent.num_kept) == (3, 3)
 
     async def test_answers_without_an_automatic_choice_name_none(self, client):
         assert (await ask(client, _CAPITAL, model="sums"))["strategy"] is None

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 import safetensors.torch
 
+from hilora.character_grams import GRAM_SCHEME
 from hilora.errors import InvalidInput, UnknownAdapter
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc, routing_pb2
 from services.common.rpc_client import open_channel, translated_errors
@@ -55,6 +56,9 @@ class TestSnapshot:
         assert chunk.num_entries == len(chunk.entries)
         assert embeddings_mE.shape == (entry.num_samples, 384)
         np.testing.assert_allclose(np.linalg.norm(embeddings_mE, axis=1), 1.0, atol=1e-5)
+        assert entry.gram_scheme == GRAM_SCHEME
+        assert len(entry.sample_gram_lengths) == entry.num_samples
+        assert len(entry.sample_grams) == 2 * sum(entry.sample_gram_lengths) > 0
 
     async def test_a_worker_need_not_take_them(self, stub, ready):
         (chunk,) = await snapshot(stub, without_samples=True)

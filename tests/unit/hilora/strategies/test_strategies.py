@@ -196,6 +196,13 @@ class TestLearned:
         assert [budget.weight for budget in plan.budgets] == pytest.approx([0.8, -0.7, 0.5])
 
 
+class TestOracle:
+    def test_who_may_choose_nobody_need_not_say_whom(self):
+        decision = decide("oracle", random_text(1), exclude=NAMES)
+        assert decision.plan.is_base_only
+        assert decision.is_out_of_distribution
+
+
 class TestBase:
     def test_it_needs_neither_text_nor_pool(self):
         empty = SequenceRouter([], catalog_generation=3)
