@@ -23,12 +23,16 @@ class CappedHttpToolsProtocol(HttpToolsProtocol):
     _is_in_head = True
     _num_received = 0
     """Bytes that came without completing the head."""
+    _num_heads = 0
+    """Heads that were completed on this connection."""
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        was_in_head = self._is_in_head
+        was_in_head, num_heads = self._is_in_head, self._num_heads
         super().data_received(data)
-        if was_in_head and self._is_in_head and not self.transport.is_closing():
+        # A request that comes with its body at once begins and ends between two heads: its bytes are no head's.
+        is_same_head = was_in_head and self._is_in_head and self._num_heads == num_heads
+        if is_same_head and not self.transport.is_closing():
             # The parser says nothing of a header before it ends.
             self._num_received += len(data)
             if self._num_received > MAX_HEAD_BYTES:
@@ -53,6 +57,7 @@ class CappedHttpToolsProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete."""
         self._is_in_head = False
+        self._num_heads += 1
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

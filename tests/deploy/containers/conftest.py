@@ -83,7 +83,7 @@ def await_seeded(compose, seconds=300):
     while (state := compose.podman.inspect(compose.container("testbed"))["State"])["Running"]:
         assert time.monotonic() < deadline, "the adapters were not registered in time"
         time.sleep(0.5)
-    assert state["ExitCode"] == 0, compose.podman("logs", compose.container("testbed"))
+    assert state["ExitCode"] == 0, compose.podman("logs", compose.container("testbed"), with_errors=True)
     for router in compose.containers("router"):
         # Before, newcomers are judged by the statistics of those that were there first, and some answers are others.
         while not {"hilora_router_adapters 36.0", "hilora_router_adapters_since_fit 0.0"} <= set(
