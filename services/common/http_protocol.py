@@ -30,7 +30,7 @@ class CappedHttpToolsProtocol(HttpToolsProtocol):
         """Parse what came."""
         self._has_begun = False
         super().data_received(data)
-        # The parser says nothing of a header before it ends. Where a head began in this very piece, a body may be before it.
+        # The parser tells of a header when it ends. Where a head began in this very piece, a body may come before it.
         if self._is_in_head and not self._has_begun and not self.transport.is_closing():
             self._num_received += len(data)
             if self._num_received > MAX_HEAD_BYTES:
