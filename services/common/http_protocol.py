@@ -20,20 +20,18 @@ class CappedHttpToolsProtocol(HttpToolsProtocol):
     """uvicorn's protocol over httptools; a longer head is answered with 400 and the connection closed, as with h11."""
 
     _num_head_bytes = 0
-    _is_in_head = True
+    _is_in_head = False
+    _has_begun = False
+    """Whether a request began in the bytes that are being parsed."""
     _num_received = 0
     """Bytes that came without completing the head."""
-    _num_heads = 0
-    """Heads that were completed on this connection."""
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        was_in_head, num_heads = self._is_in_head, self._num_heads
+        self._has_begun = False
         super().data_received(data)
-        # A request that comes with its body at once begins and ends between two heads: its bytes are no head's.
-        is_same_head = was_in_head and self._is_in_head and self._num_heads == num_heads
-        if is_same_head and not self.transport.is_closing():
-            # The parser says nothing of a header before it ends.
+        # The parser tells of a header when it ends. Where a head began in this very piece, a body may come before it.
+        if self._is_in_head and not self._has_begun and not self.transport.is_closing():
             self._num_received += len(data)
             if self._num_received > MAX_HEAD_BYTES:
                 self.send_400_response("Invalid HTTP request received.")
@@ -41,7 +39,7 @@ class CappedHttpToolsProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._num_head_bytes = self._num_received = 0
-        self._is_in_head = True
+        self._is_in_head = self._has_begun = True
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -57,13 +55,7 @@ class CappedHttpToolsProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete."""
         self._is_in_head = False
-        self._num_heads += 1
         super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """The body is complete: what comes next is another head."""
-        self._is_in_head, self._num_received = True, 0
-        super().on_message_complete()
 
     def _count(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes

@@ -109,10 +109,13 @@ class TestHeads:
         assert b"HTTP/1.1 400" in answered
         assert answered.endswith(b"<closed>")
 
-    async def test_a_body_may_be_longer(self, server):
-        answered = await exchanged(server, HEAD + b"Content-Length: 200000\r\n\r\n", b"a" * 200_000)
+    @pytest.mark.parametrize("is_split", [True, False])
+    async def test_a_body_may_be_longer(self, server, is_split):
+        pieces = HEAD + b"Content-Length: 120000\r\n\r\n", b"a" * 120_000
+        answered = await exchanged(server, *(pieces if is_split else [b"".join(pieces)]), HEAD + b"\r\n")
 
-        assert answered.startswith(b"HTTP/1.1 200")
+        assert answered.count(b"HTTP/1.1 200") == 2
+        assert b"HTTP/1.1 400" not in answered
 
     async def test_what_is_no_request_is_refused(self, server):
         assert b"HTTP/1.1 400" in await exchanged(server, b"\x16\x03\x01\x02\x00\x01\x00")
