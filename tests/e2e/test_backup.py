@@ -45,9 +45,11 @@ def answers(system):
     return found
 
 
-def test_it_tells_what_it_holds(backup):
+def test_it_tells_what_it_holds(backup, system):
     file, summary = backup
-    assert (summary["num_names"], summary["num_versions"], summary["num_uploads"]) == (len(TASKS), len(TASKS), 0)
+    assert (summary["num_names"], summary["num_uploads"]) == (len(catalogue(system)), 0)
+    # Versions that tests before this one retired are kept for a while.
+    assert summary["num_versions"] >= summary["num_names"] >= len(TASKS)
     assert 0 < summary["num_bytes"] < file.stat().st_size
     assert file.stat().st_mode & 0o077 == 0
 
