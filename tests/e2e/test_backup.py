@@ -45,10 +45,10 @@ def answers(system):
     return found
 
 
-def test_it_tells_what_it_holds(backup, system):
+def test_it_tells_what_it_holds(backup):
     file, summary = backup
-    assert (summary["num_names"], summary["num_uploads"]) == (len(catalogue(system)), 0)
-    # Versions that tests before this one retired are kept for a while.
+    assert summary["num_uploads"] == 0
+    # What tests before this one registered and retired is kept for a while.
     assert summary["num_versions"] >= summary["num_names"] >= len(TASKS)
     assert 0 < summary["num_bytes"] < file.stat().st_size
     assert file.stat().st_mode & 0o077 == 0
@@ -96,4 +96,6 @@ def test_through_a_pipe_and_for_a_registry_of_its_own(system, tmp_path):
         timeout=patient(120),
     )
     assert piped.returncode == 0, piped.stderr
-    assert sorted(path.name for path in (target / "adapters").glob("[!.]*")) == [f"{task}.json" for task in TASKS]
+    taken_names, put_names = ({path.stem for path in (root / "adapters").glob("[!.]*")} for root in (source, target))
+    assert put_names == taken_names
+    assert put_names >= set(TASKS)
