@@ -59,7 +59,7 @@ class TestSeed:
     def server(request):
         if request.method == "GET":
             return httpx.Response(200, json={"data": [{"name": "old"}]})
-        if b"bad" in request.read():
+        if b"wrong" in request.read():  # no hexadecimal word: the boundary of a multipart body is random
             return httpx.Response(422, json={"error": {"message": "No.", "code": "bad_adapter"}})
         return httpx.Response(202, json={"job_id": "j", "state": "READY", "progress": 1.0, "detail": ""})
 
@@ -72,11 +72,11 @@ class TestSeed:
         assert [upload.name for upload in missing] == ["new"]
 
     async def test_one_refusal_does_not_keep_the_others(self, tmp_path):
-        for name in ("bad", "good-1", "good-2"):
+        for name in ("wrong", "good-1", "good-2"):
             write_adapter(tmp_path / name)
         done = {}
         async with ApiClient("http://server", transport=httpx.MockTransport(self.server)) as client:
             await seed(client, uploads_of(tmp_path), on_seeded=lambda name, failure: done.update({name: failure}))
 
-        assert done["bad"].code == "bad_adapter"
+        assert done["wrong"].code == "bad_adapter"
         assert done["good-1"] is done["good-2"] is None
