@@ -43,15 +43,22 @@ class WhitenedSpace:
 
     def locate(self, z: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
         """Coordinates `[..., K]` and the squared length of the remainder `[...]` of embeddings `[..., E]`."""
-        white = (np.asarray(z, dtype=np.float64) - self.center_E) @ self.within.whitening_EE.T
-        y = white @ self.directions_KE.T
-        if not self.num_rest:
-            return y, np.zeros(y.shape[:-1])
-        return y, np.maximum((white**2).sum(axis=-1) - (y**2).sum(axis=-1), 0.0)
+        white = (np.asarray(z, dtype=np.float64) - self.center_E) @ self._to_axes.T
+        num_directions = len(self.scatter_K)
+        return white[..., :num_directions], (white[..., num_directions:] ** 2).sum(axis=-1)
+
+    @cached_property
+    def _to_axes(self) -> FloatArray:
+        """Whitens, then turns to a whole basis `[E, E]` that begins with the directions: one product places a text."""
+        basis_EE = np.eye(len(self.center_E))
+        if len(self.directions_KE):
+            basis_EE = np.linalg.qr(self.directions_KE.T, mode="complete").Q.T
+            basis_EE[: len(self.directions_KE)] = self.directions_KE
+        return basis_EE @ self.within.whitening_EE
 
     def coordinates(self, z_NE: NDArray[np.floating]) -> FloatArray:
         """The coordinates `[N, K]` alone, of any number of embeddings."""
-        to_axes_KE = self.directions_KE @ self.within.whitening_EE
+        to_axes_KE = self._to_axes[: len(self.directions_KE)]
         y_NK = np.empty((len(z_NE), len(to_axes_KE)))
         for start in range(0, len(z_NE), _BATCH_ADAPTERS):
             batch = slice(start, start + _BATCH_ADAPTERS)

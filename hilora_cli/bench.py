@@ -71,9 +71,9 @@ def engine_command(
 
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
     from transformers.utils import logging as transformers_logging
 
+    from hilora_cli.progress_bars import progress_bars
     from hilora_lab.bench.engine_bench import BENCH_MODELS, BenchOrder, run_engine_bench
     from hilora_lab.bench.model_shape import find_shape
 
@@ -87,18 +87,10 @@ def engine_command(
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with warnings.catch_warnings(), Progress(*columns, console=console) as progress:
+        with warnings.catch_warnings(), progress_bars(console, width=48) as on_progress:
             # The peers' libraries warn about each other.
             warnings.simplefilter("ignore", FutureWarning)
-            bars: dict[str, TaskID] = {}
-
-            def on_progress(title: str, done: int, total: int) -> None:
-                if title not in bars:
-                    bars[title] = progress.add_task(title, total=total)
-                progress.update(bars[title], completed=done)
-
             report = run_engine_bench(order, on_progress=on_progress)
     finally:
         torch.set_num_threads(threads_before)
@@ -131,8 +123,8 @@ def registry_command(
     from dataclasses import replace
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    from hilora_cli.progress_bars import progress_bars
     from hilora_lab.bench.registry_bench import RegistryBenchOrder, run_registry_bench
 
     order = RegistryBenchOrder(testbed=testbed.resolve(), num_adapters=adapters or (500 if quick else 10_000))
@@ -141,15 +133,7 @@ def registry_command(
     if quiet_seconds is not None:
         order = replace(order, quiet_seconds=quiet_seconds)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def on_progress(title: str, done: int, total: int) -> None:
-            if title not in bars:
-                bars[title] = progress.add_task(title, total=total)
-            progress.update(bars[title], completed=done)
-
+    with progress_bars(console) as on_progress:
         report = run_registry_bench(order, on_progress=on_progress)
     content = json.dumps(report, indent=1)
     if out is not None:
@@ -188,8 +172,8 @@ def router_command(
     from dataclasses import replace
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    from hilora_cli.progress_bars import progress_bars
     from hilora_lab.bench.router_bench import LEVELS, RouterBenchOrder, run_router_bench
 
     console = Console(stderr=True)
@@ -202,15 +186,7 @@ def router_command(
         order = replace(order, seconds=dict(zip(LEVELS, seconds, strict=True)), cached_seconds=min(seconds))
     if scored is not None:
         order = replace(order, num_scored=scored)
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def on_progress(title: str, done: int, total: int) -> None:
-            if title not in bars:
-                bars[title] = progress.add_task(title, total=total)
-            progress.update(bars[title], completed=done)
-
+    with progress_bars(console) as on_progress:
         report = run_router_bench(order, on_progress=on_progress)
     content = json.dumps(report, indent=1)
     if out is not None:

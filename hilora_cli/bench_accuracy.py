@@ -137,24 +137,16 @@ def opened_bench(
     @contextmanager
     def opened() -> Any:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
         from transformers.utils import logging as transformers_logging
 
+        from hilora_cli.progress_bars import progress_bars
         from hilora_lab.accuracy.accuracy_bench import AccuracyBench
         from hilora_lab.accuracy.planner import NOTHING_LEARNED
         from hilora_lab.evaluation.embedding import MiniLMEncoder
         from hilora_lab.testbed.folder import read_testbed
 
         transformers_logging.disable_progress_bar()
-        columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            bars: dict[str, TaskID] = {}
-
-            def on_progress(what: str, done: int, total: int) -> None:
-                if what not in bars:
-                    bars[what] = progress.add_task(what, total=total)
-                progress.update(bars[what], completed=done, visible=done < total)
-
+        with progress_bars(Console(stderr=True), width=36, hides_done=True) as on_progress:
             bench = AccuracyBench(
                 read_testbed(testbed),
                 MiniLMEncoder(),

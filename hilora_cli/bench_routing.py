@@ -44,8 +44,8 @@ def routing_command(
 ) -> None:
     """Compare scorers of the sequence level: does the query's own adapter come first, and how sure is the router?"""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    from hilora_cli.progress_bars import progress_bars
     from hilora_lab.bench.embedding_cache import CachedEncoder
     from hilora_lab.bench.routing_bench import run_routing_bench
     from hilora_lab.bench.routing_data import read_routing_data
@@ -60,15 +60,7 @@ def routing_command(
         field=field.value,
         samples=samples or (),
     )
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def on_progress(title: str, done: int, total: int) -> None:
-            if title not in bars:
-                bars[title] = progress.add_task(title, total=total)
-            progress.update(bars[title], completed=done)
-
+    with progress_bars(console) as on_progress:
         report = run_routing_bench(read, on_progress=on_progress)
     report = {"data": data.name, "query_split": query_split, "field": field.value, **report}
     content = json.dumps(report, indent=1)

@@ -38,22 +38,14 @@ def evaluate(
     from typing import cast
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    from hilora_cli.progress_bars import progress_bars
     from hilora_lab.evaluation.served import run_served_evaluation
     from hilora_lab.testbed.folder import Split
 
     if split not in {"test", "dev", "fit"}:
         raise typer.BadParameter("give test, dev or fit", param_hint="--split")
-    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def on_progress(setting: str, done: int, total: int) -> None:
-            if setting not in bars:
-                bars[setting] = progress.add_task(setting, total=total)
-            progress.update(bars[setting], completed=done)
-
+    with progress_bars(Console(stderr=True), width=8) as on_progress:
         scores = asyncio.run(
             run_served_evaluation(
                 url=url,

@@ -14,7 +14,7 @@ from hilora.routing_plan import GateParameters, PlanPreparation, PreparationMeth
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import SequenceRouter
 from hilora.strategies.strategy import RoutingQuestion
-from hilora.strategies.whole_adapters import checked_text, nobody_left, whole_adapters
+from hilora.strategies.whole_adapters import likeliest, nobody_left, whole_adapters
 
 _MAX_ASKED = 20
 
@@ -39,17 +39,10 @@ class LogoStrategy:
 
     def decide(self, router: SequenceRouter, question: RoutingQuestion) -> RoutingDecision:
         """See `Strategy.decide`. The factors of the plan are those before anybody is asked."""
-        pool = router.pool
-        if pool is None:
+        found = likeliest(router, question)
+        if found is None:
             return nobody_left(router, question)
-        nearest = pool.score_nearest(
-            checked_text(pool, question),
-            num_results=question.settings.max_candidates,
-            excluded=pool.excluded_places(question.exclude),
-            grams=question.counted_grams,
-        )
-        if not nearest.num_allowed:
-            return nobody_left(router, question)
+        pool, nearest = found
         num_asked = len(nearest.idx_C)
         return whole_adapters(
             router,

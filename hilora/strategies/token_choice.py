@@ -13,7 +13,7 @@ from hilora.routing_plan import GateParameters, GateRule, RoutingDecision
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import SequenceRouter
 from hilora.strategies.strategy import RoutingQuestion
-from hilora.strategies.whole_adapters import checked_text, nobody_left, whole_adapters
+from hilora.strategies.whole_adapters import likeliest, nobody_left, whole_adapters
 
 _MAX_COMPETING = 8
 
@@ -39,17 +39,10 @@ class TokenChoiceStrategy:
 
     def decide(self, router: SequenceRouter, question: RoutingQuestion) -> RoutingDecision:
         """See `Strategy.decide`."""
-        pool = router.pool
-        if pool is None:
+        found = likeliest(router, question)
+        if found is None:
             return nobody_left(router, question)
-        nearest = pool.score_nearest(
-            checked_text(pool, question),
-            num_results=question.settings.max_candidates,
-            excluded=pool.excluded_places(question.exclude),
-            grams=question.counted_grams,
-        )
-        if not nearest.num_allowed:
-            return nobody_left(router, question)
+        pool, nearest = found
         names = ", ".join(pool.profiles[place].adapter_name for place in nearest.idx_C)
         return whole_adapters(
             router,

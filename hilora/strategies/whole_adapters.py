@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hilora.covariance import FloatArray
 from hilora.fitted_pool import FittedPool
-from hilora.routing_explanation import base_decision, explained_decision
+from hilora.routing_explanation import ScoredPool, base_decision, explained_decision
 from hilora.routing_plan import GateParameters, PlanPreparation, RocBudget, RoutingDecision, RoutingPlan
 from hilora.sequence_routing import SequenceRouter
 from hilora.strategies.strategy import RoutingQuestion
@@ -28,6 +28,27 @@ def checked_text(pool: FittedPool, question: RoutingQuestion) -> FloatArray:
     if question.z_E is None:
         raise ValueError("this strategy reads the text, and the question has no embedding")
     return pool.checked(question.z_E)
+
+
+def likeliest(router: SequenceRouter, question: RoutingQuestion) -> tuple[FittedPool, ScoredPool] | None:
+    """The pool, and of its adapters the likeliest for the text: as many as the settings take for candidates.
+
+    Returns:
+        None if no adapter is there or may be chosen.
+
+    Raises:
+        ValueError: see `checked_text`.
+    """
+    pool = router.pool
+    if pool is None:
+        return None
+    nearest = pool.score_nearest(
+        checked_text(pool, question),
+        num_results=question.settings.max_candidates,
+        excluded=pool.excluded_places(question.exclude),
+        grams=question.counted_grams,
+    )
+    return (pool, nearest) if nearest.num_allowed else None
 
 
 def whole_adapters(

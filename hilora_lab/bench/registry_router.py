@@ -27,7 +27,7 @@ from services.common.log import configure_logging
 from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_replica import CatalogReplica
-from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.index_kinds import build_index
 from services.router.infra.local_memory import LocalMemory
 from services.router.models import ModelDirectory
 from services.router.plan_record import PlanRecord, SessionRecord
@@ -91,7 +91,7 @@ async def _run(order: RouterOrder) -> None:
     replica = CatalogReplica(
         order.registry_address,
         encoder=lambda: (encoder.encoder_id, encoder.embedding_dim),
-        build_index=partial(build_pool_index, rules=IndexRules(), build=build_faiss_index),
+        build_index=partial(build_pool_index, rules=IndexRules(), build=build_index),
     )
     # Two at once, for the libraries keep their working memory by thread.
     await asyncio.gather(*(asyncio.to_thread(_warm_up, encoder) for _ in range(2)))
@@ -188,7 +188,7 @@ def _warm_up(encoder: SentenceTransformerEncoder) -> None:
         center_E + rng.standard_normal((NUM_SAMPLES, encoder.embedding_dim), dtype=np.float32)
         for center_E in 3.0 * rng.standard_normal((_NUM_WARM_UP, encoder.embedding_dim), dtype=np.float32)
     ]
-    build_faiss_index(fit_pooled_eb(samples).gaussians, IndexKind.EXACT)
+    build_index(fit_pooled_eb(samples).gaussians, IndexKind.EXACT)
 
 
 def _settled_bytes() -> int:

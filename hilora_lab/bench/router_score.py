@@ -13,7 +13,7 @@ from hilora.routing_plan import RoutingMode
 from hilora.sequence_routing import AdapterProfile, RoutingSettings, SequenceRouter
 from hilora_lab.bench.router_feed import synthetic_samples
 from hilora_lab.bench.router_texts import task_name
-from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.index_kinds import build_index
 from services.router.pool_index import IndexRules, build_pool_index
 
 _EMBEDDING_DIM = 384
@@ -40,7 +40,7 @@ def measure_scoring(num_adapters: int, *, num_texts: int = 500, seed: int = 0) -
     router = SequenceRouter(
         profiles,
         catalog_generation=1,
-        build_index=partial(build_pool_index, rules=IndexRules(), build=build_faiss_index),
+        build_index=partial(build_pool_index, rules=IndexRules(), build=build_index),
     )
     return asyncio.run(_timed(router, texts_NE))
 

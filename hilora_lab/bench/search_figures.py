@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
 from hilora.gaussian_index import DenseGaussianIndex, GaussianIndex
 from hilora_lab.bench.synthetic_pool import EMBEDDING_DIM, NUM_SAMPLES
-from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.index_kinds import build_index
 from services.router.pool_index import IndexKind
 
 _NUM_FITTED = 2000
@@ -61,7 +61,7 @@ def _measured(num_adapters: int, *, kinds: tuple[IndexKind, ...], num_texts: int
     figures: list[SearchFigure] = []
     for kind in kinds:
         started = time.perf_counter()
-        index = dense if kind is IndexKind.DENSE else build_faiss_index(model.gaussians, kind)
+        index = dense if kind is IndexKind.DENSE else build_index(model.gaussians, kind)
         build_seconds = time.perf_counter() - started
         figures.append(
             replace(

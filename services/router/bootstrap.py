@@ -21,6 +21,7 @@ from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
 from services.common.tracer_start import open_tracer
 from services.router.admission import Admission
+from services.router.decision_cache import DecisionCache
 from services.router.entrypoints.access import RpcGate
 from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
 from services.router.entrypoints.openai.routes import OpenAIRoutes
@@ -32,7 +33,7 @@ from services.router.entrypoints.traces import trace_generation, trace_route
 from services.router.infra.batching_embedder import BatchingEmbedder
 from services.router.infra.catalog_replica import CatalogReplica
 from services.router.infra.embedding_cache import EmbeddingCache
-from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.index_kinds import build_index
 from services.router.infra.local_memory import LocalMemory
 from services.router.infra.local_rate_limiter import LocalRateLimiter
 from services.router.infra.redis_memory import RedisOutages, shared_plans, shared_sessions
@@ -48,7 +49,7 @@ from services.router.observation import GenerationObserver
 from services.router.observed_generation import ObservedGenerateText
 from services.router.plan_record import PlanRecord, SessionRecord
 from services.router.plans import Plans
-from services.router.pool_index import IndexRules, build_pool_index
+from services.router.pool_index import build_pool_index
 from services.router.ports import PlanStore, SessionStore
 from services.router.readiness import Readiness, check_readiness
 from services.router.routing import RouteText
@@ -93,7 +94,7 @@ class Router:
         self._catalog = CatalogReplica(
             settings.registry_address,
             encoder=lambda: (self._embedder.encoder_id or "", self._embedder.embedding_dim),
-            build_index=partial(build_pool_index, rules=_index_rules(settings), build=build_faiss_index),
+            build_index=partial(build_pool_index, rules=settings.index_rules(), build=build_index),
             identity=identity,
         )
         self._redis = _redis_of(settings)
@@ -153,6 +154,7 @@ class Router:
             plans=Plans(_plan_store(settings, self._redis, outages)),
             sessions=sessions,
             topic_rules=TopicRules(odds=settings.replan_odds, share=settings.replan_share),
+            decisions=DecisionCache(max_entries=settings.decision_cache_texts),
         )
         observers: list[GenerationObserver] = [metrics.observe_generation, trace_generation]
         if self._route_log is not None:
@@ -342,15 +344,6 @@ def _plan_store(settings: RouterSettings, redis: Redis | None, outages: RedisOut
 def _session_store(settings: RouterSettings, redis: Redis | None, outages: RedisOutages) -> SessionStore:
     local = LocalMemory[SessionRecord](ttl_seconds=settings.session_ttl_seconds, max_records=settings.max_sessions)
     return local if redis is None else shared_sessions(redis, local, outages=outages)
-
-
-def _index_rules(settings: RouterSettings) -> IndexRules:
-    return IndexRules(
-        dense_up_to=settings.index_dense_up_to,
-        exact_up_to=settings.index_exact_up_to,
-        whole_up_to=settings.index_whole_up_to,
-        min_recall=settings.index_min_recall,
-    )
 
 
 def callers_of(settings: RouterSettings) -> CallerRing:

@@ -23,6 +23,7 @@ from hilora.topic_watch import DEFAULT_RULES, TopicRules
 from services.router.answer import RouteResult, SessionStanding, SessionVerdict
 from services.router.catalog import CatalogView
 from services.router.composition import composed_decision
+from services.router.decision_cache import DecisionCache
 from services.router.low_confidence import with_policy
 from services.router.models import ModelDirectory
 from services.router.plan_record import PlanRecord
@@ -40,6 +41,7 @@ from services.router.routing_rules import (
 )
 from services.router.session_plan import judge
 from services.router.sessions import Sessions, SessionVisit
+from services.router.text_key import text_key
 
 _COMPUTED_AT_ONCE = 1000
 """Adapters among which a decision takes a fraction of a millisecond."""
@@ -65,6 +67,7 @@ class RouteText:
         plans: remembers plans by their ids.
         sessions: knows which plan a conversation has.
         topic_rules: when a session's topic has moved, and its plan ends.
+        decisions: remembers what was decided on texts that come again.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class RouteText:
         plans: Plans,
         sessions: Sessions,
         topic_rules: TopicRules = DEFAULT_RULES,
+        decisions: DecisionCache | None = None,
     ) -> None:
         self._catalog = catalog
         self._embedder = embedder
@@ -85,6 +89,7 @@ class RouteText:
         self._plans = plans
         self._sessions = sessions
         self._topic_rules = topic_rules
+        self._decisions = DecisionCache(max_entries=0) if decisions is None else decisions
 
     async def route(self, prompt: Prompt | str, options: RoutingOptions, *, num_runners_up: int = 5) -> RouteResult:
         """Decide for one prompt.
@@ -186,20 +191,24 @@ class RouteText:
         view = self._catalog.view()
         started = time.perf_counter()
         closed = view.closed_to(requester, tags=options.tags)
-        question = RoutingQuestion(
-            z_E=z_E,
-            settings=rules.settings,
-            request_seed=options.seed,
-            exclude=closed | options.exclude_adapters if options.exclude_adapters else closed,
-            num_runners_up=num_runners_up,
-            own_adapter=options.own_adapter,
-            gate_ids=self._defaults.gate_ids,
-            learned_weights=self._defaults.learned_weights,
-            grams=gram_ids(text) if text is not None and view.router.counts_grams else None,
-        )
+        exclude = closed | options.exclude_adapters if options.exclude_adapters else closed
+
+        def question() -> RoutingQuestion:
+            return RoutingQuestion(
+                z_E=z_E,
+                settings=rules.settings,
+                request_seed=options.seed,
+                exclude=exclude,
+                num_runners_up=num_runners_up,
+                own_adapter=options.own_adapter,
+                gate_ids=self._defaults.gate_ids,
+                learned_weights=self._defaults.learned_weights,
+                grams=gram_ids(text) if text is not None and view.router.counts_grams else None,
+            )
+
         verdict, reason = SessionVerdict.NEW, "The session begins."
         if visit is not None and visit.before is not None and z_E is not None:
-            judge_session = partial(judge, visit, visit.before, view=view, question=question, rules=self._topic_rules)
+            judge_session = partial(judge, visit, visit.before, view=view, question=question(), rules=self._topic_rules)
             judged = await _computed(judge_session, view.router)
             verdict, reason = judged.verdict, judged.reason
             if judged.decision is not None:
@@ -208,7 +217,22 @@ class RouteText:
                 times.decide = time.perf_counter() - started
                 return judged.decision, visit.standing(verdict, reason, kept)
         if not rules.strategy.reads_text or view.can_choose(requester, tags=options.tags):
-            decision = await _computed(partial(rules.strategy.decide, view.router, question), view.router)
+            # All that the answer depends on: gates and learned factors stay as they are while the process lives.
+            key = (
+                text and text_key(text),
+                rules.strategy.name,
+                rules.settings,
+                options.seed,
+                exclude,
+                num_runners_up,
+                options.own_adapter,
+            )
+            remembered = self._decisions.get(view.router, key)
+            decision = remembered or await _computed(
+                partial(rules.strategy.decide, view.router, question()), view.router
+            )
+            if remembered is None:
+                self._decisions.put(view.router, key, decision)
         else:
             decision = _nobody(view, rules, has_tags=bool(options.tags))
         decision = with_policy(decision, options.low_confidence or self._defaults.low_confidence)

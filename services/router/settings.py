@@ -13,6 +13,7 @@ from hilora.routing_settings import ScoreRule
 from hilora.strategies import STRATEGY_NAMES
 from services.common.sequence_encoder import DEFAULT_ENCODER, EncoderBackend
 from services.common.tls_settings import TlsServiceSettings
+from services.router.pool_index import IndexRules
 from services.router.routing_options import LowConfidencePolicy, RoutedPart
 from services.router.sessions import SessionMatching
 
@@ -63,6 +64,8 @@ class RouterSettings(TlsServiceSettings):
     """Texts whose embeddings are remembered, by a hash; 0 remembers none."""
     encoder_cache_bytes: int = Field(default=16 << 20, ge=0)
     """Most memory for them."""
+    decision_cache_texts: int = Field(default=1024, ge=0)
+    """Decisions that are remembered until the catalogue changes, by a hash of the text; 0 remembers none."""
     strategy: str = "hilora"
     """By which strategy adapters are chosen where a request does not say; docs/strategies.md lists them."""
     gates: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict[str, str])
@@ -172,6 +175,15 @@ class RouterSettings(TlsServiceSettings):
     """Whether the route log may hold the words of requests; otherwise it holds a hash of them."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of events that are logged."""
+
+    def index_rules(self) -> IndexRules:
+        """How a pool of which size is searched."""
+        return IndexRules(
+            dense_up_to=self.index_dense_up_to,
+            exact_up_to=self.index_exact_up_to,
+            whole_up_to=self.index_whole_up_to,
+            min_recall=self.index_min_recall,
+        )
 
     @field_validator("strategy")
     @classmethod

@@ -48,8 +48,8 @@ def answers(system):
 def test_it_tells_what_it_holds(backup):
     file, summary = backup
     assert summary["num_uploads"] == 0
-    # What tests before this one registered and retired is kept for a while.
-    assert summary["num_versions"] >= summary["num_names"] >= len(TASKS)
+    # Tests before this one left more: versions that are retired, and names whose versions are collected.
+    assert min(summary["num_versions"], summary["num_names"]) >= len(TASKS)
     assert 0 < summary["num_bytes"] < file.stat().st_size
     assert file.stat().st_mode & 0o077 == 0
 

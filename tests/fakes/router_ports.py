@@ -23,6 +23,7 @@ from services.router.answer import (
     WorkerEvent,
 )
 from services.router.catalog import CatalogAdapter, CatalogView
+from services.router.decision_cache import DecisionCache
 from services.router.infra.local_memory import LocalMemory
 from services.router.models import ModelDirectory
 from services.router.plan_record import PlanRecord, SessionRecord
@@ -101,6 +102,7 @@ def route_text(
     embedder: FakeEmbedder | None = None,
     sessions: Sessions | None = None,
     plans: Plans | None = None,
+    decisions: DecisionCache | None = None,
     **defaults: Any,
 ) -> RouteText:
     """The use case on fakes. `defaults` are those of `RoutingDefaults`."""
@@ -111,6 +113,7 @@ def route_text(
         defaults=RoutingDefaults(**{"max_routed_chars": 1000, **defaults}),
         plans=plans or local_plans(),
         sessions=sessions or local_sessions(),
+        decisions=decisions,
     )
 
 

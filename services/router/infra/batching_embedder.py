@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from hilora.errors import Exhausted, Unavailable
 from services.common.log import get_logger
 from services.common.sequence_encoder import SequenceEncoder
-from services.router.infra.embedding_cache import EmbeddingCache, key_of
+from services.router.infra.embedding_cache import EmbeddingCache
+from services.router.text_key import text_key
 
 _Vector = NDArray[np.float32]
 _log = get_logger(__name__)
@@ -148,7 +149,7 @@ class BatchingEmbedder:
         """
         if self._encoder is None:
             raise _not_loaded()
-        key = key_of(text)
+        key = text_key(text)
         remembered_E = self._cache.get(key)
         if remembered_E is not None:
             self._figures.num_hits += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
 import numpy as np
@@ -10,11 +9,6 @@ from numpy.typing import NDArray
 
 _OVERHEAD_BYTES = 300
 """What an entry takes beside its numbers: array and key objects, its place in the table."""
-
-
-def key_of(text: str) -> bytes:
-    """What stands for a text here: a hash, so that nobody's words are kept."""
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 class EmbeddingCache:

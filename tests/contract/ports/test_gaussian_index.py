@@ -12,7 +12,9 @@ from hilora.gaussian_index import DenseGaussianIndex, ExtendedGaussianIndex, Gau
 from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import SequenceRouter
-from services.router.infra.faiss_index import CellFaissIndex, FlatFaissIndex, build_faiss_index
+from services.router.infra.exact_index import ExactIndex
+from services.router.infra.faiss_index import ByteFaissIndex, CellFaissIndex
+from services.router.infra.index_kinds import build_index
 from services.router.pool_index import IndexKind, IndexRules, build_pool_index
 from tests.builders.profiles import clustered_profiles, clustered_samples
 
@@ -21,8 +23,8 @@ COUNTS = [20, 20, 7, 20, 1, 12, 20, 3] * 12
 FITTED = fit_pooled_eb(clustered_samples(num_samples=COUNTS, dimension=WIDTH, spread=1.2))
 EVERY_KIND = {
     "dense": DenseGaussianIndex,
-    "exact": lambda gaussians: FlatFaissIndex(gaussians, kind=IndexKind.EXACT),
-    "byte": lambda gaussians: FlatFaissIndex(gaussians, kind=IndexKind.BYTE),
+    "exact": ExactIndex,
+    "byte": ByteFaissIndex,
     "ivf": CellFaissIndex,
 }
 EXACT_KINDS = {name: EVERY_KIND[name] for name in ("dense", "exact", "byte")}
@@ -88,11 +90,7 @@ class TestSearch:
             clustered_samples(num_samples=[9], dimension=WIDTH) * 30
             + clustered_samples(num_samples=[9] * 9, dimension=WIDTH, seed=5)
         )
-        index = (
-            type(exact_index)(twins.gaussians)
-            if exact_index.kind == "dense"
-            else FlatFaissIndex(twins.gaussians, kind=IndexKind(exact_index.kind))
-        )
+        index = type(exact_index)(twins.gaussians)
         y_K, rest = twins.space.locate(clustered_samples(num_samples=[9], dimension=WIDTH)[0][0])
         found = index.search(y_K, float(rest), num_results=5, temperature=3.0)
         assert found.idx_C.tolist() == [0, 1, 2, 3, 4]
@@ -132,7 +130,7 @@ class TestExactness:
             variances_GK=FITTED.gaussians.variances_GK,
             rest_variance_G=FITTED.gaussians.rest_variance_G,
         )
-        index = FlatFaissIndex(gaussians, kind=IndexKind.BYTE)
+        index = ByteFaissIndex(gaussians)
         for seed in range(20):
             y_K, rest = located(seed)
             found = index.search(scale * y_K, rest, num_results=8, temperature=3.0)
@@ -161,7 +159,7 @@ class TestLargePools:
 
     @pytest.mark.parametrize("kind", [IndexKind.EXACT, IndexKind.BYTE])
     def test_no_adapter_of_the_first_ten_is_missed(self, pool, kind):
-        index = build_faiss_index(pool, kind)
+        index = build_index(pool, kind)
         for seed in range(40):
             y_K = 1.5 * np.random.default_rng(seed).normal(size=WIDTH)
             expected = np.argsort(-all_scores(y_K, 2.0, pool), kind="stable")[:10]
@@ -170,7 +168,7 @@ class TestLargePools:
 
     @pytest.mark.parametrize("kind", [IndexKind.BYTE, IndexKind.IVF])
     def test_an_estimated_partition_is_near_the_exact_one(self, pool, kind):
-        index = build_faiss_index(pool, kind)
+        index = build_index(pool, kind)
         gaps = []
         for seed in range(40):
             y_K = 1.5 * np.random.default_rng(seed).normal(size=WIDTH)
@@ -195,7 +193,7 @@ class TestLargePools:
     def test_where_most_are_invisible_the_visible_are_found_all_the_same(self, pool):
         y_K = pool.means_LK[17]
         for kind in (IndexKind.EXACT, IndexKind.BYTE, IndexKind.IVF):
-            index = build_faiss_index(pool, kind)
+            index = build_index(pool, kind)
             for num_visible in (50, 5000):
                 visible = np.sort(np.random.default_rng(1).choice(self.NUM, size=num_visible, replace=False))
                 excluded = np.setdiff1d(np.arange(self.NUM), visible)
@@ -206,7 +204,7 @@ class TestLargePools:
 
     @pytest.mark.parametrize("kind", [IndexKind.EXACT, IndexKind.BYTE, IndexKind.IVF])
     def test_where_all_that_are_near_are_invisible_the_next_ones_are_found(self, pool, kind):
-        index = build_faiss_index(pool, kind)
+        index = build_index(pool, kind)
         y_K = pool.means_LK[17]
         scores = all_scores(y_K, 2.0, pool)
         excluded = np.sort(np.argsort(-scores)[:2900])
@@ -222,7 +220,7 @@ class TestLargePools:
             variances_GK=pool.variances_GK[:1],
             rest_variance_G=pool.rest_variance_G[:1],
         )
-        index = ExtendedGaussianIndex(build_faiss_index(pool, IndexKind.EXACT), newcomers)
+        index = ExtendedGaussianIndex(build_index(pool, IndexKind.EXACT), newcomers)
         found = index.search(pool.means_LK[1], 2.0, num_results=2, temperature=4.0)
         assert sorted(found.idx_C.tolist()) == [1, self.NUM + 1]
 
@@ -238,15 +236,15 @@ class TestChoice:
         ],
     )
     def test_the_size_of_the_pool_decides(self, rules, kind):
-        index = build_pool_index(FITTED.gaussians, rules=rules, build=build_faiss_index)
+        index = build_pool_index(FITTED.gaussians, rules=rules, build=build_index)
         assert index.kind == kind
 
     def test_a_search_in_part_that_finds_too_little_is_not_used(self):
         rules = IndexRules(dense_up_to=10, exact_up_to=20, whole_up_to=30, min_recall=1.01)
-        index = build_pool_index(FITTED.gaussians, rules=rules, build=build_faiss_index)
+        index = build_pool_index(FITTED.gaussians, rules=rules, build=build_index)
         assert (index.kind, index.recall) == (IndexKind.BYTE, 1.0)
 
     def test_a_pool_without_coordinates_needs_no_index(self):
         single = fit_pooled_eb(clustered_samples(num_samples=[20], dimension=WIDTH))
-        index = build_pool_index(single.gaussians, rules=IndexRules(dense_up_to=0), build=build_faiss_index)
+        index = build_pool_index(single.gaussians, rules=IndexRules(dense_up_to=0), build=build_index)
         assert index.kind == IndexKind.DENSE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hilora.errors import InvalidInput
@@ -12,27 +11,9 @@ from hilora.routing_settings import RoutingSettings
 from hilora_lab.evaluation.ablation import ABLATION_SETTINGS, configurations, run_ablation
 from hilora_lab.evaluation.offline import OfflineBench
 from hilora_lab.testbed.folder import Testbed, read_testbed
+from tests.builders.plain_encoder import FAMILIES, PlainEncoder
 
 FOLDER = Path(__file__).resolve().parents[4] / "examples" / "testbed"
-FAMILIES = ("rotate", "reverse", "ends")
-DOMAINS = ("letters", "digits", "capitals")
-
-
-class PlainEncoder:
-    """Points near one corner per family, nudged by domain, with a little repeatable noise."""
-
-    def __init__(self, lines):
-        self._task_of = {line.prompt: (line.family, line.domain) for line in lines}
-
-    def encode(self, texts):
-        rows = []
-        for text in texts:
-            family, domain = self._task_of[text]
-            row = np.random.default_rng(sum(text.encode())).normal(0.0, 0.02, size=16)
-            row[FAMILIES.index(family)] += 1.0
-            row[8 + DOMAINS.index(domain)] += 0.3
-            rows.append(row / np.linalg.norm(row))
-        return np.asarray(rows, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from hilora.errors import InvalidInput, RegistryUnavailable, Unavailable, Unknow
 from hilora.routing_plan import RoutingMode
 from hilora.routing_settings import RoutingSettings, ScoreRule
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
+from services.router.decision_cache import DecisionCache
 from services.router.models import ModelDirectory
 from services.router.routing_options import RoutingOptions
 from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, route_text
@@ -174,3 +175,77 @@ class TestWording:
         z_E = await case.embedder.embed(text)
         alone = case.catalog.view().router.decide(z_E, settings=RoutingSettings())
         assert decision.candidates == alone.candidates
+
+
+class TestRememberedDecisions:
+    """A text that comes again is not thought about again, and never answered by what held for something else."""
+
+    def case(self, **defaults):
+        self.cache = DecisionCache(max_entries=3)
+        return Case(decisions=self.cache, **defaults)
+
+    async def test_the_same_text_gets_the_same_decision_without_being_scored(self):
+        case = self.case()
+        first = await case.use_case.route(_CAPITAL, RoutingOptions())
+        again = await case.use_case.route(_CAPITAL, RoutingOptions())
+        assert again.decision is first.decision
+        assert self.cache.num_hits == 1
+        unremembered = await Case().use_case.route(_CAPITAL, RoutingOptions())
+        assert again.decision.plan == unremembered.decision.plan
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"gamma": 0.1},
+            {"model": "auto:uniform"},
+            {"exclude_adapters": frozenset({"capitals"})},
+            {"max_candidates": 1},
+            {"seed": 7},
+        ],
+    )
+    async def test_another_wish_is_another_question(self, other):
+        case = self.case()
+        await case.plan()
+        assert await case.plan(**other) == await Case().plan(**other)
+        assert self.cache.num_hits == 0
+
+    async def test_another_number_of_runners_up_is_another_question(self):
+        case = self.case()
+        few, many = [await case.use_case.route(_CAPITAL, RoutingOptions(), num_runners_up=number) for number in (0, 2)]
+        assert len(many.decision.candidates) == len(few.decision.candidates) + 2
+
+    async def test_what_is_gone_is_not_chosen_from_memory(self):
+        case = self.case()
+        assert _names(await case.plan()) == ["capitals"]
+        case.catalog.current = replace(case.catalog.current, gone=frozenset({"capitals"}))
+        assert "capitals" not in _names(await case.plan())
+
+    async def test_a_new_fit_decides_anew(self):
+        case = self.case()
+        await case.plan()
+        case.catalog.current = catalog_view(_TEXTS, catalog_generation=9)
+        assert (await case.plan()).catalog_generation == 9
+        assert (self.cache.num_hits, len(self.cache)) == (0, 1)
+
+    async def test_what_was_decided_for_a_pool_that_is_replaced_meanwhile_is_not_kept(self):
+        old, new = (SequenceRouter([], catalog_generation=generation) for generation in (1, 2))
+        decision = (await Case().use_case.route(_CAPITAL, RoutingOptions())).decision
+        cache = DecisionCache(max_entries=3)
+        assert cache.get(old, "text") is None
+        assert cache.get(new, "text") is None
+        cache.put(old, "text", decision)
+        assert cache.get(new, "text") is None
+
+    async def test_no_more_are_kept_than_may_be(self):
+        case = self.case()
+        for number in range(5):
+            await case.plan(f"rhyme {number}")
+        assert len(self.cache) == 3
+        await case.plan("rhyme 4")
+        await case.plan("rhyme 0")
+        assert self.cache.num_hits == 1
+
+    async def test_nothing_is_kept_where_nothing_may_be(self):
+        case = Case()
+        first, again = [await case.use_case.route(_CAPITAL, RoutingOptions()) for _ in range(2)]
+        assert first.decision is not again.decision

@@ -14,7 +14,7 @@ from hilora.errors import UnknownAdapter
 from hilora.gaussian_index import DenseGaussianIndex
 from hilora.routing_plan import RoutingMode
 from services.router.catalog import CatalogAdapter
-from services.router.infra.faiss_index import build_faiss_index
+from services.router.infra.index_kinds import build_index
 from services.router.models import ModelDirectory
 from services.router.pool_index import IndexKind
 from services.router.routing_options import RoutingOptions
@@ -32,8 +32,8 @@ _TENANTS = ["a", "b", "c"]
 
 EXACT_INDEXES = {
     "dense": DenseGaussianIndex,
-    "exact": partial(build_faiss_index, kind=IndexKind.EXACT),
-    "byte": partial(build_faiss_index, kind=IndexKind.BYTE),
+    "exact": partial(build_index, kind=IndexKind.EXACT),
+    "byte": partial(build_index, kind=IndexKind.BYTE),
 }
 
 accesses = st.builds(

@@ -8,7 +8,8 @@ import pytest
 
 from hilora.errors import Exhausted, Unavailable
 from services.router.infra.batching_embedder import BatchingEmbedder
-from services.router.infra.embedding_cache import EmbeddingCache, key_of
+from services.router.infra.embedding_cache import EmbeddingCache
+from services.router.text_key import text_key
 from tests.fakes.router_encoder import HashEncoder
 
 
@@ -186,15 +187,15 @@ class TestBounds:
     def test_the_least_recently_used_text_goes_first(self):
         cache = EmbeddingCache(max_entries=2, max_bytes=1 << 20)
         for text in ("a", "b"):
-            cache.put(key_of(text), np.ones(4, np.float32))
-        assert cache.get(key_of("a")) is not None
-        cache.put(key_of("c"), np.ones(4, np.float32))
-        assert [cache.get(key_of(text)) is not None for text in "abc"] == [True, False, True]
+            cache.put(text_key(text), np.ones(4, np.float32))
+        assert cache.get(text_key("a")) is not None
+        cache.put(text_key("c"), np.ones(4, np.float32))
+        assert [cache.get(text_key(text)) is not None for text in "abc"] == [True, False, True]
 
     @pytest.mark.parametrize("max_bytes", [0, 700, 5000])
     def test_bytes_stay_within_their_bound(self, max_bytes):
         cache = EmbeddingCache(max_entries=100, max_bytes=max_bytes)
         for number in range(50):
-            cache.put(key_of(str(number % 20)), np.ones(8, np.float32))
+            cache.put(text_key(str(number % 20)), np.ones(8, np.float32))
             assert cache.num_bytes <= max_bytes
         assert cache.num_bytes == len(cache) * (8 * 4 + 300)

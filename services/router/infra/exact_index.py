@@ -1,0 +1,70 @@
+"""A pool's Gaussians as one matrix: every adapter is looked at in single precision, the best are scored in float64.
+
+How much single precision took from any score is bounded, so it can be proved that no adapter outside the shortlist
+belongs into the answer; where the proof fails, everything is scored in float64. The same pass over the matrix gives
+every adapter's share of the posterior.
+
+Shapes: L adapters, K coordinates, C found ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.covariance import FloatArray
+from hilora.gaussian_index import NOBODY, Neighbours, highest, log_sum_exp
+from hilora.pooled_gaussian import WhitenedGaussians
+from services.router.infra.inner_product_form import InnerProductForm
+from services.router.infra.shortlist import SPARE_RESULTS, is_proved, scored_one_by_one, scored_shortlist
+from services.router.pool_index import IndexKind
+
+
+class ExactIndex:
+    """Implements `GaussianIndex` by one matrix product: `EXACT`.
+
+    Args:
+        gaussians: the pool, with at least one coordinate.
+    """
+
+    def __init__(self, gaussians: WhitenedGaussians) -> None:
+        self._gaussians = gaussians
+        self._form = InnerProductForm(gaussians, in_bytes=False)
+
+    @property
+    def num_adapters(self) -> int:
+        """See `GaussianIndex.num_adapters`."""
+        return self._gaussians.num_adapters
+
+    @property
+    def kind(self) -> str:
+        """See `GaussianIndex.kind`."""
+        return IndexKind.EXACT.value
+
+    @property
+    def recall(self) -> float:
+        """See `GaussianIndex.recall`."""
+        return 1.0
+
+    def search(
+        self, y_K: FloatArray, rest: float, *, num_results: int, temperature: float, excluded: NDArray[np.intp] = NOBODY
+    ) -> Neighbours:
+        """See `GaussianIndex.search`."""
+        num_allowed = self.num_adapters - len(excluded)
+        num_results = min(num_results, num_allowed)
+        num_wanted = min(num_results + SPARE_RESULTS, num_allowed)
+        question_V, offset = self._form.question(y_K, rest)
+        scores_L = (self._form.vectors_LV @ question_V).astype(np.float64)
+        scores_L += offset
+        scores_L[excluded] = -np.inf
+        found = highest(scores_L, num_wanted)
+        most_outside = -np.inf
+        if 0 < num_wanted < num_allowed:
+            most_outside = float(scores_L[found[-1]]) + self._form.bound.of(y_K)
+        shortlist = scored_shortlist(self._gaussians, found, y_K, rest)
+        if not is_proved(shortlist, num_results=num_results, most_outside=most_outside):
+            return scored_one_by_one(
+                self._gaussians, y_K, rest, num_results=num_results, temperature=temperature, excluded=excluded
+            )
+        scores_L[shortlist.idx_C] = shortlist.scores_C
+        return shortlist.neighbours(num_results, log_partition=log_sum_exp(scores_L / temperature))
