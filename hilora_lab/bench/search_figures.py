@@ -23,6 +23,7 @@ from services.router.pool_index import IndexKind
 _NUM_FITTED = 2000
 _NUM_RESULTS = 8
 _FAMILY = 20
+_NUM_ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +33,11 @@ class SearchFigure:
     kind: str
     num_adapters: int
     search_ms: float
-    """Median over single texts, top eight and the sum over the pool included."""
+    """Median over single texts, top eight and the sum over the pool included, in the fastest of some rounds."""
     search_cpu_ms: float
     """The same in processor time of the thread: what it takes when nobody else is there."""
+    slowest_round_ms: float
+    """Median of the slowest round: how far the machine's other users were felt."""
     top_8_agreement: float
     """Share of the eight best that it finds, against all scores in float64."""
     build_seconds: float
@@ -109,21 +112,28 @@ def _timed(
 ) -> SearchFigure:
     for y_K in texts[:20]:
         index.search(y_K, 0.0, num_results=_NUM_RESULTS, temperature=temperature)
-    wall: list[float] = []
-    cpu: list[float] = []
-    agreement: list[float] = []
-    for place, y_K in enumerate(texts):
-        started, cpu_started = time.perf_counter(), time.thread_time()
-        found = index.search(y_K, 0.0, num_results=_NUM_RESULTS, temperature=temperature)
-        cpu.append(time.thread_time() - cpu_started)
-        wall.append(time.perf_counter() - started)
-        if place < len(truth):
-            agreement.append(float(np.isin(truth[place], found.idx_C).mean()))
+    agreement = [
+        float(np.isin(expected, index.search(y_K, 0.0, num_results=_NUM_RESULTS, temperature=temperature).idx_C).mean())
+        for y_K, expected in zip(texts, truth, strict=False)
+    ]
+    rounds: list[tuple[float, float]] = []
+    for _ in range(_NUM_ROUNDS):
+        wall: list[float] = []
+        cpu: list[float] = []
+        for y_K in texts:
+            started, cpu_started = time.perf_counter(), time.thread_time()
+            index.search(y_K, 0.0, num_results=_NUM_RESULTS, temperature=temperature)
+            cpu.append(time.thread_time() - cpu_started)
+            wall.append(time.perf_counter() - started)
+        rounds.append((float(np.median(wall)), float(np.median(cpu))))
+    # Whoever else uses the machine's memory can only make a round slower.
+    search_seconds, search_cpu_seconds = min(rounds)
     return SearchFigure(
         kind=kind.value,
         num_adapters=index.num_adapters,
-        search_ms=round(float(np.median(wall)) * 1e3, 4),
-        search_cpu_ms=round(float(np.median(cpu)) * 1e3, 4),
+        search_ms=round(search_seconds * 1e3, 4),
+        search_cpu_ms=round(search_cpu_seconds * 1e3, 4),
         top_8_agreement=round(float(np.mean(agreement)), 5),
+        slowest_round_ms=round(max(rounds)[0] * 1e3, 4),
         build_seconds=0.0,
     )

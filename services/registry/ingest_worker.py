@@ -27,6 +27,7 @@ def main() -> None:
     configure_logging(service="registry-ingest", level=settings.log_level)
     if settings.exit_with_parent:
         threading.Thread(target=_end_with, args=(parent,), name="parent-watch", daemon=True).start()
+    os.nice(settings.ingest_niceness)
     # Small matrices and short texts: threads of torch's own would only take cores from the workers beside us.
     torch.set_num_threads(1)
     worker = build_ingest_worker(settings)

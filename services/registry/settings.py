@@ -95,6 +95,8 @@ class RegistrySettings(TlsServiceSettings):
     """After this long without a sign of life an ingest counts as interrupted."""
     max_concurrent_ingests: int = Field(default=1, ge=1, le=32)
     """Ingests that one ingest process works on at a time."""
+    ingest_niceness: int = Field(default=10, ge=0, le=19)
+    """By how much the ingest process steps back (`nice`): where it shares a machine, requests go first."""
     ingest_visibility_seconds: float = Field(default=300.0, ge=1.0)
     """After this long the queue gives a message that nobody acknowledged to another ingest process."""
     load_wait_seconds: float = Field(default=300.0, gt=0)

@@ -114,6 +114,8 @@ class Router:
             on_route=trace_route,
         )
         metrics.watch_embedder(self._embedder.figures)
+        decisions = DecisionCache(max_entries=settings.decision_cache_texts)
+        metrics.watch_decisions(decisions)
         if identity is not None:
             metrics.watch_certificate(identity.expires_at)
         self._route_log = _route_log_of(settings)
@@ -154,7 +156,7 @@ class Router:
             plans=Plans(_plan_store(settings, self._redis, outages)),
             sessions=sessions,
             topic_rules=TopicRules(odds=settings.replan_odds, share=settings.replan_share),
-            decisions=DecisionCache(max_entries=settings.decision_cache_texts),
+            decisions=decisions,
         )
         observers: list[GenerationObserver] = [metrics.observe_generation, trace_generation]
         if self._route_log is not None:

@@ -1,4 +1,4 @@
-"""Decisions on texts that came lately: strategies are pure, so the same text in the same pool needs no second thought."""
+"""Decisions on texts that came lately: strategies are pure, so an equal text in an equal pool has an equal plan."""
 
 from __future__ import annotations
 

@@ -102,6 +102,12 @@ class RegistryProcesses:
                 stdout=log,
             )
 
+    @property
+    def ingest_pid(self) -> int:
+        """The ingest process that runs."""
+        assert self._ingest is not None, "no ingest process was started"
+        return self._ingest.pid
+
     def kill_ingest(self) -> None:
         """SIGKILL."""
         if self._ingest is not None:

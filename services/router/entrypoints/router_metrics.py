@@ -16,6 +16,7 @@ from hilora.errors import RegistryUnavailable
 from hilora.sequence_routing import SequenceRouter
 from services.common.metrics import LATENCY_BUCKETS_SECONDS, render_metrics, show_certificate
 from services.router.answer import RouteResult
+from services.router.decision_cache import DecisionCache
 from services.router.entrypoints.decision_metrics import DecisionMetrics
 from services.router.infra.batching_embedder import EmbedderFigures
 from services.router.infra.workers.circuit import CircuitState
@@ -133,19 +134,27 @@ class RouterMetrics:
 
     def watch_embedder(self, figures: Callable[[], EmbedderFigures]) -> None:
         """Show what the sentence encoder does."""
-        counts: dict[str, tuple[str, Callable[[EmbedderFigures], float]]] = {
-            "encoder_cache_hits": ("Texts whose embedding was remembered.", lambda now: now.num_hits),
-            "encoder_shared": ("Texts that were on their way for another request.", lambda now: now.num_shared),
-            "encoder_texts": ("Texts that were embedded.", lambda now: now.num_embedded),
-            "encoder_passes": ("Batches that were embedded.", lambda now: now.num_passes),
-            "encoder_refused": ("Texts that found the queue full.", lambda now: now.num_refused),
-        }
-        self._registry.register(_Counts(figures, counts))
+        self._counts(
+            {
+                "encoder_cache_hits": ("Texts whose embedding was remembered.", lambda: figures().num_hits),
+                "encoder_shared": ("Texts that were on their way for another request.", lambda: figures().num_shared),
+                "encoder_texts": ("Texts that were embedded.", lambda: figures().num_embedded),
+                "encoder_passes": ("Batches that were embedded.", lambda: figures().num_passes),
+                "encoder_refused": ("Texts that found the queue full.", lambda: figures().num_refused),
+            }
+        )
         self._gauge("encoder_waiting", "Texts in the queue.", lambda: float(figures().num_waiting))
         self._gauge("encoder_cache_texts", "Texts that are remembered.", lambda: float(figures().num_remembered))
         self._gauge(
             "encoder_cache_bytes", "Memory of what is remembered.", lambda: float(figures().num_remembered_bytes)
         )
+
+    def watch_decisions(self, decisions: DecisionCache) -> None:
+        """Show what became of texts that came again."""
+        self._counts({"decision_cache_hits": ("Decisions that were remembered.", lambda: decisions.num_hits)})
+
+    def _counts(self, counts: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        self._registry.register(_Counts(counts))
 
     def observe_generation(self, record: GenerationRecord) -> None:
         """A generation has ended."""
@@ -237,16 +246,10 @@ class RouterMetrics:
 class _Counts(Collector):
     """Counters that somebody else keeps, read at every scrape."""
 
-    def __init__(
-        self,
-        figures: Callable[[], EmbedderFigures],
-        counts: Mapping[str, tuple[str, Callable[[EmbedderFigures], float]]],
-    ) -> None:
-        self._figures = figures
+    def __init__(self, counts: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
         self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
-        now = self._figures()
         for name, (text, read) in self._counts.items():
-            yield CounterMetricFamily(f"hilora_router_{name}", text, value=read(now))
+            yield CounterMetricFamily(f"hilora_router_{name}", text, value=read())

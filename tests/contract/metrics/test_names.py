@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.registry.entrypoints.metrics import RegistryMetrics
+from services.router.decision_cache import DecisionCache
 from services.router.entrypoints.router_metrics import RouterMetrics
 from services.router.infra.batching_embedder import EmbedderFigures
 from services.worker.engine.stats import EngineCounters, EngineStats
@@ -20,10 +21,10 @@ from tests.fakes.router_ports import FakeWorkers, InMemoryCatalog, traffic_watch
 ROUTER = {
     "adapter_decisions", "adapters", "adapters_ignored", "adapters_since_fit", "catalog_following",
     "catalog_generation", "circuits", "decide_seconds", "decisions", "e2e_latency_seconds", "encode_seconds",
-    "encoder_cache_bytes", "encoder_cache_hits", "encoder_cache_texts", "encoder_passes", "encoder_refused",
-    "encoder_shared", "encoder_texts", "encoder_waiting", "generations", "index_kind", "index_recall",
-    "inter_token_seconds", "out_of_distribution", "plans_repeated", "posterior_entropy_nats", "requests",
-    "route_seconds", "sessions", "text_gap_seconds", "tokens", "top_posterior", "traffic_alarms",
+    "decision_cache_hits", "encoder_cache_bytes", "encoder_cache_hits", "encoder_cache_texts", "encoder_passes",
+    "encoder_refused", "encoder_shared", "encoder_texts", "encoder_waiting", "generations", "index_kind",
+    "index_recall", "inter_token_seconds", "out_of_distribution", "plans_repeated", "posterior_entropy_nats",
+    "requests", "route_seconds", "sessions", "text_gap_seconds", "tokens", "top_posterior", "traffic_alarms",
     "traffic_alarms_raised", "ttft_seconds", "workers_configured", "workers_live",
 }  # fmt: skip
 WORKER = {
@@ -83,6 +84,7 @@ def test_the_router_s_are_these():
     catalog = InMemoryCatalog()
     metrics = RouterMetrics(catalog=catalog, workers=FakeWorkers())
     metrics.watch_embedder(EmbedderFigures)
+    metrics.watch_decisions(DecisionCache(max_entries=1))
     metrics.watch_traffic(traffic_watch(catalog))
     assert names(metrics._registry) == prefixed("router", ROUTER)
     metrics.watch_certificate(lambda: 1.0)
