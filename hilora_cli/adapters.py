@@ -91,6 +91,7 @@ def list_adapters(
 @app.command("show")
 def show(
     name: NameArgument,
+    # Read by nobody: scripts may give `--json` to every command, and this one has no other form.
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it always does.")] = True,  # noqa: ARG001
     url: UrlOption = DEFAULT_URL,
     api_key: AdminKeyOption = None,
