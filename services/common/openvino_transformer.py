@@ -33,7 +33,7 @@ def run_by_openvino(sentence_model: Any, *, num_threads: int | None) -> None:
     try:
         import openvino
     except ImportError as error:
-        raise _unavailable("OpenVINO is not installed.", "pip install 'hilora-serve[openvino]'") from error
+        raise _unavailable("OpenVINO is not installed.", "pip install openvino") from error
     transformer = sentence_model[0]
     inner = getattr(transformer, "auto_model", None)
     children = dict(transformer.named_children()) if hasattr(transformer, "named_children") else {}
@@ -51,10 +51,10 @@ def run_by_openvino(sentence_model: Any, *, num_threads: int | None) -> None:
         compiled = openvino.Core().compile_model(graph, "CPU", options)
     except RuntimeError as error:
         raise _unavailable(f"OpenVINO cannot run this encoder: {error}", "Use the backend torch.") from error
-    setattr(transformer, name, _compiled_module(compiled, inner))
+    setattr(transformer, name, _compiled_module(compiled, inner.config))
 
 
-def _compiled_module(compiled: Any, replaced: Any) -> Any:
+def _compiled_module(compiled: Any, config: Any) -> Any:
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -65,7 +65,7 @@ def _compiled_module(compiled: Any, replaced: Any) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.config = replaced.config
+            self.config = config
             self._request = compiled.create_infer_request()
 
         def forward(self, **inputs: torch.Tensor) -> BaseModelOutput:

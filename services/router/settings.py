@@ -51,9 +51,9 @@ class RouterSettings(TlsServiceSettings):
     """Text put before every input of the encoder; must be the registry's."""
     encoder_threads: int | None = Field(default=None, ge=1)
     """CPU threads of one pass of the encoder; by default the backend's own choice."""
-    encoder_backend: EncoderBackend = EncoderBackend.TORCH
-    """What computes it: `torch`, or `openvino` (extra `openvino`): the same vectors, on CPUs in about half the time for
-    short texts."""
+    encoder_backend: EncoderBackend = EncoderBackend.AUTO
+    """What computes it: `openvino`, `torch`, or `auto`, which is OpenVINO where that is installed and knows the
+    encoder, and torch elsewhere. The vectors are the same, on CPUs in about half the time for short texts."""
     encoder_max_batch: int = Field(default=32, ge=1)
     """Most texts that are embedded together."""
     encoder_max_waiting: int = Field(default=4096, ge=1)

@@ -70,6 +70,24 @@ class TestBothBackends:
         np.testing.assert_allclose(torch.encode(TEXTS), openvino.encode(TEXTS), atol=2e-6)
 
 
+class TestAuto:
+    def test_where_openvino_is_installed_it_computes(self, encoders):
+        assert encoders[EncoderBackend.AUTO].backend is EncoderBackend.OPENVINO
+        assert encoders[EncoderBackend.TORCH].backend is EncoderBackend.TORCH
+
+    @pytest.mark.parametrize(("backend", "answer"), [("auto", "torch"), ("openvino", "encoder_backend_unavailable")])
+    def test_without_the_package_torch_does_unless_openvino_was_asked_for(self, backend, answer):
+        script = (
+            "import sys; sys.modules['openvino'] = None\n"
+            "from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder\n"
+            f"try: print(SentenceTransformerEncoder(backend=EncoderBackend({backend!r})).backend)\n"
+            "except Exception as error: print(error.code)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+
+        assert done.stdout.split()[-1] == answer
+
+
 class TestOpenVino:
     def test_its_converter_tells_nobody(self, encoders):
         assert encoders
@@ -87,14 +105,15 @@ class TestOpenVino:
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
 
-        assert done.stdout.strip() == "encoder_backend_unavailable | pip install 'hilora-serve[openvino]'"
+        assert done.stdout.strip() == "encoder_backend_unavailable | pip install openvino"
 
     def test_what_has_no_transformer_is_refused(self):
         with pytest.raises(InvalidInput) as caught:
             run_by_openvino([object()], num_threads=None)
         assert caught.value.code == "encoder_backend_unavailable"
 
-    def test_the_setting_knows_two_backends(self, monkeypatch):
+    def test_the_setting_knows_each_backend(self, monkeypatch):
+        assert RouterSettings().encoder_backend is EncoderBackend.AUTO
         monkeypatch.setenv("HILORA_ROUTER_ENCODER_BACKEND", "openvino")
         assert RouterSettings().encoder_backend is EncoderBackend.OPENVINO
         monkeypatch.setenv("HILORA_ROUTER_ENCODER_BACKEND", "onnx")
