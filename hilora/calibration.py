@@ -23,6 +23,9 @@ call every answer certain."""
 
 _CACHED_SCORES = 2**17
 """Scores that are worked on at a time."""
+_GOLDEN = (5.0**0.5 - 1.0) / 2.0
+_NARROW = 0.005
+"""Logarithm of the temperature that is not told apart."""
 
 LOWEST_TEMPERATURE = 1.0
 """Never sharper than the model itself claims to be."""
@@ -67,16 +70,22 @@ def fit_temperature(scores_NL: NDArray[np.floating], true_idx_N: NDArray[np.intp
         misfit = cross_entropy(scores_NL, true_idx_N, temperature=float(np.exp(log_temperature)))
         return len(scores_NL) * misfit + 0.5 * PRIOR_STRENGTH * (log_temperature - np.log(PRIOR_TEMPERATURE)) ** 2
 
-    # A coarse grid finds the valley (the sum of the two terms need not be convex), thirds narrow it down.
+    # A coarse grid finds the valley (the sum of the two terms need not be convex), the golden section narrows it down:
+    # each step looks at one new place, and a place costs a pass over all scores.
     grid = np.linspace(np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE), 13)
     best = int(np.argmin([loss(point) for point in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    while high - low > 0.005:
-        left, right = low + (high - low) / 3.0, high - (high - low) / 3.0
-        if loss(left) <= loss(right):
-            high = right
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    loss_left, loss_right = loss(left), loss(right)
+    while high - low > _NARROW:
+        if loss_left <= loss_right:
+            high, right, loss_right = right, left, loss_left
+            left = high - _GOLDEN * (high - low)
+            loss_left = loss(left)
         else:
-            low = left
+            low, left, loss_left = left, right, loss_right
+            right = low + _GOLDEN * (high - low)
+            loss_right = loss(right)
     return float(np.exp(0.5 * (low + high)))
 
 

@@ -23,6 +23,7 @@ from hilora.empirical_bayes import fit_pooled_eb
 from hilora.errors import RegistryUnavailable
 from hilora_lab.bench.machine import resident_bytes
 from hilora_lab.bench.synthetic_pool import NUM_SAMPLES, task_texts
+from services.common.allocator import give_back_freed_memory
 from services.common.log import configure_logging
 from services.common.sequence_encoder import SentenceTransformerEncoder
 from services.router.catalog import CatalogView
@@ -203,5 +204,6 @@ def _say(fields: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
+    give_back_freed_memory()
     configure_logging(service="bench-router", level="WARNING")
     asyncio.run(_run(RouterOrder(**json.loads(sys.argv[1]))))

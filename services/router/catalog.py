@@ -71,6 +71,8 @@ class CatalogView:
     """`name` or `name@version` by alias."""
     fitted_names: frozenset[str] = frozenset()
     """Names that the fit knows."""
+    rules: frozenset[AdapterAccess] | None = None
+    """Under which the adapters stand, each once; None leaves it to be found out."""
 
     def hidden_from(self, requester: Requester) -> frozenset[str]:
         """Names that do not exist for a requester."""
@@ -100,7 +102,7 @@ class CatalogView:
         if sight is None:
             if len(self._remembered) >= _MAX_REMEMBERED_REQUESTERS:
                 self._remembered.clear()
-            hidden = _hidden(self.adapters, requester)
+            hidden = _hidden(self.adapters, requester, self.rules)
             untagged = _untagged(self.adapters, tags)
             closed = self.gone | hidden | untagged
             sight = _Sight(hidden=hidden, closed=closed, can_choose=not self.fitted_names <= closed)
@@ -112,7 +114,11 @@ class CatalogView:
         return {}
 
 
-def _hidden(adapters: Mapping[str, CatalogAdapter], requester: Requester) -> frozenset[str]:
+def _hidden(
+    adapters: Mapping[str, CatalogAdapter], requester: Requester, rules_of_all: frozenset[AdapterAccess] | None
+) -> frozenset[str]:
+    if rules_of_all is not None and all(access.admits(requester) for access in rules_of_all):
+        return frozenset()
     # Thousands of adapters share a few rules, mostly as one object: each is asked once.
     rules = {id(adapter.access): adapter.access for adapter in adapters.values()}
     closed = {key for key, access in rules.items() if not access.admits(requester)}

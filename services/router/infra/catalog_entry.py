@@ -101,17 +101,20 @@ def _read_version(adapter_name: str, other: registry_pb2.VersionEntry) -> Catalo
 
 
 def _read_samples(entry: registry_pb2.CatalogEntry, embedding_dim: int) -> NDArray[np.float32]:
+    # Each reading of a message's bytes is a copy. One is taken and kept as the array's memory: further ones would leave
+    # their holes between those that stay.
+    data = entry.sample_embeddings
     expected_bytes = entry.num_samples * embedding_dim * _FLOAT32_LE.itemsize
-    if entry.embedding_dim != embedding_dim or len(entry.sample_embeddings) != expected_bytes:
+    if entry.embedding_dim != embedding_dim or len(data) != expected_bytes:
         raise _invalid(
             entry,
-            f"has {len(entry.sample_embeddings)} bytes of embeddings where {entry.num_samples} samples of "
+            f"has {len(data)} bytes of embeddings where {entry.num_samples} samples of "
             f"{embedding_dim} floats take {expected_bytes}",
         )
-    samples_ME = np.frombuffer(entry.sample_embeddings, dtype=_FLOAT32_LE).reshape(entry.num_samples, embedding_dim)
+    samples_ME = np.frombuffer(data, dtype=_FLOAT32_LE).reshape(entry.num_samples, embedding_dim)
     if not np.isfinite(samples_ME).all():
         raise _invalid(entry, "has embeddings that are not finite")
-    return samples_ME.astype(np.float32)
+    return samples_ME.astype(np.float32, copy=False)
 
 
 def _read_grams(entry: registry_pb2.CatalogEntry) -> SampleGrams | None:
@@ -119,9 +122,11 @@ def _read_grams(entry: registry_pb2.CatalogEntry) -> SampleGrams | None:
     if entry.gram_scheme != GRAM_SCHEME:
         return None
     lengths_M = np.array(entry.sample_gram_lengths, dtype=np.uint32)
-    if len(lengths_M) != entry.num_samples or len(entry.sample_grams) != int(lengths_M.sum()) * _UINT16_LE.itemsize:
-        raise _invalid(entry, f"has {len(entry.sample_grams)} bytes of grams that are not those of its samples")
-    return SampleGrams(ids_N=np.frombuffer(entry.sample_grams, dtype=_UINT16_LE).astype(np.uint16), lengths_M=lengths_M)
+    data = entry.sample_grams
+    if len(lengths_M) != entry.num_samples or len(data) != int(lengths_M.sum()) * _UINT16_LE.itemsize:
+        raise _invalid(entry, f"has {len(data)} bytes of grams that are not those of its samples")
+    ids_N = np.frombuffer(data, dtype=_UINT16_LE).astype(np.uint16, copy=False)
+    return SampleGrams(ids_N=ids_N, lengths_M=lengths_M)
 
 
 def _invalid(entry: registry_pb2.CatalogEntry, what: str) -> InvalidInput:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import grpc
 
@@ -29,7 +29,8 @@ from services.common.log import get_logger
 from services.common.rpc_client import open_channel
 from services.common.tls import TlsIdentity
 from services.router.catalog import CatalogView
-from services.router.infra.catalog_entry import ReplicatedEntry, read_entry
+from services.router.infra.catalog_contents import Arrival, CatalogContents
+from services.router.infra.catalog_entry import read_entry
 from services.router.infra.pool_fitter import PoolFitter, is_same_profile
 from services.router.infra.sample_doubts import doubtful
 
@@ -40,29 +41,6 @@ _COALESCE_SECONDS = 0.05
 
 EncoderIdentity = Callable[[], tuple[str, int]]
 """Gives `(encoder_id, embedding_dim)` of this router's encoder."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Arrival:
-    """What an entry of the registry means here."""
-
-    adapter_name: str
-    entry: ReplicatedEntry | None
-    ignored: str | None
-    """Why it cannot be used, or not be chosen."""
-
-    def put_into(self, entries: dict[str, ReplicatedEntry], ignored: dict[str, str]) -> None:
-        """Replace what was known under this name."""
-        if self.entry is None:
-            # An older version under this name is superseded: serving it on would hide the fault.
-            entries.pop(self.adapter_name, None)
-        else:
-            # The key is the string that the entry holds anyway.
-            entries[self.entry.adapter.adapter_name] = self.entry
-        if self.ignored is None:
-            ignored.pop(self.adapter_name, None)
-        else:
-            ignored[self.adapter_name] = self.ignored
 
 
 class CatalogReplica:
@@ -87,12 +65,12 @@ class CatalogReplica:
         self._address = registry_address
         self._encoder = encoder
         self._encoder_id, self._embedding_dim = "", 0
-        self._entries: dict[str, ReplicatedEntry] = {}
+        self._contents = CatalogContents()
         self._generation: int | None = None
-        self._ignored: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
         self._view: CatalogView | None = None
         self._fitted_names: frozenset[str] = frozenset()
+        self._gone: frozenset[str] = frozenset()
         self._doubts: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._fitter = PoolFitter(build_index=build_index, on_fitted=self._changed.set)
@@ -152,13 +130,12 @@ class CatalogReplica:
                         _log.info(
                             "catalog_snapshot",
                             catalog_generation=news.catalog_generation,
-                            num_adapters=len(self._entries),
+                            num_adapters=len(self._contents.entries),
                         )
                     case CatalogUpsert():
-                        news.entry.put_into(self._entries, self._ignored)
+                        self._contents.put(news.entry)
                     case CatalogRemoval():
-                        self._entries.pop(news.adapter_name, None)
-                        self._ignored.pop(news.adapter_name, None)
+                        self._contents.remove(news.adapter_name)
                     case CatalogAliases():
                         self._aliases = dict(news.aliases)
                     case _:
@@ -172,25 +149,23 @@ class CatalogReplica:
             self._is_following = False
             await channel.close()
 
-    def _news(self, channel: grpc.aio.Channel) -> AsyncGenerator[CatalogNews[_Arrival]]:
+    def _news(self, channel: grpc.aio.Channel) -> AsyncGenerator[CatalogNews[Arrival]]:
         return follow_catalog(channel, peer=f"registry at {self._address}", without_samples=False, read=self._read)
 
-    def _take_over(self, snapshot: CatalogSnapshot[_Arrival]) -> None:
+    def _take_over(self, snapshot: CatalogSnapshot[Arrival]) -> None:
         """Replace everything that is known, in one step."""
-        entries: dict[str, ReplicatedEntry] = {}
-        ignored: dict[str, str] = {}
-        for arrival in snapshot.entries:
-            arrival.put_into(entries, ignored)
-        self._entries, self._ignored, self._aliases = entries, ignored, dict(snapshot.aliases)
+        contents = CatalogContents(snapshot.entries)
+        contents.moved |= self._contents.profiles.keys()
+        self._contents, self._aliases = contents, dict(snapshot.aliases)
 
-    def _read(self, message: registry_pb2.CatalogEntry) -> _Arrival:
+    def _read(self, message: registry_pb2.CatalogEntry) -> Arrival:
         name = message.adapter_name
         try:
             entry = read_entry(message, encoder_id=self._encoder_id, embedding_dim=self._embedding_dim)
         except InvalidInput as error:
             _log.warning("catalog_entry_ignored", adapter=name, code=error.code, message=error.message)
-            return _Arrival(adapter_name=name, entry=None, ignored=str(error))
-        before = self._entries.get(name)
+            return Arrival(adapter_name=name, entry=None, ignored=str(error))
+        before = self._contents.entries.get(name)
         is_other_encoder = entry.encoder_id not in {"", self._encoder_id}
         is_known = before is not None and before.adapter.adapter_id == entry.adapter.adapter_id
         # The registry went over to another encoder: what its old one said of the same version still holds. And equal
@@ -199,7 +174,7 @@ class CatalogReplica:
             entry = replace(entry, profile=before.profile)
         is_lost = is_other_encoder and entry.profile is None
         ignored = _unchoosable(name, entry.encoder_id, self._encoder_id) if is_lost else None
-        return _Arrival(adapter_name=name, entry=entry, ignored=ignored)
+        return Arrival(adapter_name=name, entry=entry, ignored=ignored)
 
     def _advance(self, generation: int) -> None:
         """Show new names and hide gone ones at once, and ask for a fit."""
@@ -210,19 +185,29 @@ class CatalogReplica:
 
     def _publish(self, router: SequenceRouter, *, router_generation: int) -> None:
         assert self._generation is not None, "there is something to publish after the first snapshot"
-        placed = {
-            name for name, entry in self._entries.items() if entry.profile is not None and name not in self._doubts
-        }
+        contents = self._contents
         self._view = CatalogView(
-            adapters={name: entry.adapter for name, entry in self._entries.items()},
+            adapters=contents.adapters.copy(),
             catalog_generation=self._generation,
             router=router,
             router_generation=router_generation,
-            gone=self._fitted_names - placed,
-            ignored={**self._doubts, **self._ignored},
+            gone=self._gone_names(),
+            ignored={**self._doubts, **contents.ignored},
             aliases=dict(self._aliases),
             fitted_names=self._fitted_names,
+            rules=contents.rules,
         )
+
+    def _gone_names(self) -> frozenset[str]:
+        """Names of the fit that may not be chosen any more; the same object as before if these are the same."""
+        moved = self._contents.moved
+        if moved:
+            placed = self._contents.profiles
+            lost = {name for name in moved & self._fitted_names if name not in placed or name in self._doubts}
+            if lost != moved & self._gone:
+                self._gone = (self._gone - moved) | lost
+            moved.clear()
+        return self._gone
 
     async def _fit_for_ever(self) -> None:
         while True:
@@ -232,22 +217,28 @@ class CatalogReplica:
             self._changed.clear()
             assert self._generation is not None, "a change follows a snapshot"
             generation = self._generation
-            entries = list(self._entries.values())
-            self._doubts = await asyncio.to_thread(doubtful, entries)
-            profiles = [
-                entry.profile
-                for entry in entries
-                if entry.profile is not None and entry.adapter.adapter_name not in self._doubts
-            ]
+            profiles = self._contents.profiles.copy()
+            doubts = await asyncio.to_thread(doubtful, list(self._contents.entries.values()))
+            for name in doubts.keys() & profiles.keys():
+                del profiles[name]
+            self._contents.moved |= self._doubts.keys() ^ doubts.keys()
+            self._doubts = doubts
             try:
-                router = await self._fitter.current(profiles, catalog_generation=generation)
+                router = await self._fitter.current(list(profiles.values()), catalog_generation=generation)
             except Exception:  # numerics of a strange pool must not end the following: the last fit stays in use
                 _log.exception("catalog_fit_failed", catalog_generation=generation, num_adapters=len(profiles))
                 continue
-            self._fitted_names = router.adapter_names
+            fitted_names, other_names = await asyncio.to_thread(_compared_names, router, self._fitted_names)
+            self._contents.moved |= other_names
+            self._fitted_names = fitted_names
             self._publish(router, router_generation=generation)
             async with self._fitted:
                 self._fitted.notify_all()
+
+
+def _compared_names(router: SequenceRouter, before: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of a fit, and those that only it or only the one before knows."""
+    return router.adapter_names, router.adapter_names ^ before
 
 
 def _unchoosable(adapter_name: str, encoder_id: str, own_encoder_id: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from hilora.access import TrustTier
 from hilora.sample_review import DescribedAdapter, doubts_about
@@ -12,11 +12,11 @@ REVIEWED_UP_TO = 2_000
 """Adapters up to which descriptions are compared at every fit: beyond, it would take longer than an extension."""
 
 
-def doubtful(entries: Iterable[ReplicatedEntry]) -> dict[str, str]:
+def doubtful(entries: Sequence[ReplicatedEntry]) -> dict[str, str]:
     """Reasons by name. Somebody answers for a trusted adapter: it is never doubted."""
-    placed = [entry for entry in entries if entry.profile is not None]
-    if len(placed) > REVIEWED_UP_TO:
+    if len(entries) > REVIEWED_UP_TO:
         return {}
+    placed = [entry for entry in entries if entry.profile is not None]
     trusted = {one.adapter.adapter_name for one in placed if one.adapter.access.trust_tier is TrustTier.TRUSTED}
     described = [
         DescribedAdapter(
