@@ -44,7 +44,8 @@ def accuracy_command(
         list[str] | None, typer.Option("--gate", help="strategy=gate_id, for ramole and phatgoose; may be repeated.")
     ] = None,
     lorahub_weights: Annotated[
-        Path | None, typer.Option("--lorahub-weights", exists=True, dir_okay=False, help="What lorahub learned.")
+        Path | None,
+        typer.Option("--lorahub-weights", exists=True, help="What lorahub learned; of --each-task the folder."),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option("--plots", file_okay=False, help="Draw pictures into this folder.")
@@ -102,17 +103,22 @@ def accuracy_report_command(
 
 
 def _learned(gates: Path | None, named: list[str], weights: Path | None) -> Learned:
+    from dataclasses import replace
+
     from hilora_lab.accuracy.planner import Learned
+    from hilora_lab.training.lorahub_tasks import read_task_weights
     from services.router.infra.weights_file import read_weights
 
     pairs = [one.partition("=") for one in named]
     if any(not strategy or not gate_id for strategy, _, gate_id in pairs) or (pairs and gates is None):
         raise typer.BadParameter("must be strategy=gate_id, with --gates for its folder", param_hint="--gate")
-    return Learned(
-        gate_ids={strategy: gate_id for strategy, _, gate_id in pairs},
-        gates_folder=gates,
-        weights={} if weights is None else read_weights(weights),
-    )
+    learned = Learned(gate_ids={strategy: gate_id for strategy, _, gate_id in pairs}, gates_folder=gates)
+    if weights is None:
+        return learned
+    if not weights.is_dir():
+        return replace(learned, weights=read_weights(weights))
+    with_own, without_own = read_task_weights(weights)
+    return replace(learned, task_weights=with_own, task_weights_without_own=without_own)
 
 
 def opened_bench(

@@ -219,6 +219,7 @@ class AccuracyBench:
             line.prompt,
             asked.embedding_of[line.prompt],
             name,
+            task=line.task,
             without=line.task if setting == "ood" else None,
             changes={**departures, **(changes or {})},
         )

@@ -52,7 +52,9 @@ class TestAccuracy:
         assert result.exception.code == "malformed_report"
 
     def test_the_table_marks_the_default_and_says_what_is_missing(self):
-        table = accuracy_table(json.loads(REPORT.read_text()))
+        report = json.loads(REPORT.read_text())
+        report["left_out"] = {"ramole": "strategy_needs_gate: there is none"}
+        table = accuracy_table(report)
 
         assert "hilora (default)" in list(table.columns[0].cells)
         assert "oracle (reference)" in list(table.columns[0].cells)

@@ -12,6 +12,7 @@ from hilora_lab.accuracy.accuracy_document import accuracy_markdown
 from hilora_lab.accuracy.accuracy_plots import draw_accuracy
 from hilora_lab.accuracy.accuracy_report import accuracy_report, run_accuracy
 from hilora_lab.accuracy.engine_scorer import PlannedExample
+from hilora_lab.accuracy.planner import Learned, Planner
 from hilora_lab.evaluation.gated_model import GatedModel
 
 STRATEGIES = ("retriever-selection", "uniform", "retriever-fusion", "ramole")
@@ -64,6 +65,28 @@ class TestAnswers:
             bench._scorer.answered([PlannedExample(plan=strange, example=bench.tokenized(line))])
 
         assert bench._scorer.answered([PlannedExample(plan=plan, example=bench.tokenized(line))]) == [True]
+
+
+class TestLearned:
+    def test_every_task_is_asked_under_its_own_factors(self, bench):
+        line = bench.asked.by_setting["id"][0]
+        other = next(name for name in bench.adapters if name != line.task)
+        learned = Learned(
+            task_weights={line.task: {line.task: 1.0}, other: {other: 0.5}},
+            task_weights_without_own={line.task: {other: -0.5}},
+        )
+        planner = Planner(bench.planner.profiles, learned=learned)
+
+        def mixed(**of) -> dict[str, float]:
+            decision = planner.decide(line.prompt, bench.asked.embedding_of[line.prompt], "lorahub", **of)
+            return {budget.adapter_name: budget.weight for budget in decision.plan.budgets}
+
+        assert mixed(task=line.task) == {line.task: 1.0}
+        assert mixed(task=line.task, without=line.task) == {other: -0.5}
+        assert mixed(task=other) == {other: 0.5}
+        with pytest.raises(InvalidInput) as raised:
+            mixed(task="unheard-of")
+        assert raised.value.code == "strategy_needs_weights"
 
 
 class TestSettings:
