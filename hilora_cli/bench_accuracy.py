@@ -47,6 +47,9 @@ def accuracy_command(
         Path | None,
         typer.Option("--lorahub-weights", exists=True, help="What lorahub learned; of --each-task the folder."),
     ] = None,
+    holds_back: Annotated[
+        bool, typer.Option("--hold-back", help="Choose no adapter that is flagged: the product's default policy.")
+    ] = False,
     plots: Annotated[
         Path | None, typer.Option("--plots", file_okay=False, help="Draw pictures into this folder.")
     ] = None,
@@ -67,10 +70,21 @@ def accuracy_command(
             parse_variant(name)
     learned = _learned(gates, gate or [], lorahub_weights)
     with opened_bench(
-        testbed, split=split, limit_per_task=limit_per_task, seed=seed, device=device, learned=learned
+        testbed,
+        split=split,
+        limit_per_task=limit_per_task,
+        seed=seed,
+        device=device,
+        learned=learned,
+        holds_back=holds_back,
     ) as bench:
         run = run_accuracy(bench, names)
-    report = {**provenance(testbed, split=split, seed=seed), **accuracy_report(run, names, seed=seed)}
+        held_back = {name: list(flags) for name, flags in bench.held_back.items()}
+    report = {
+        **provenance(testbed, split=split, seed=seed),
+        "held_back": held_back,
+        **accuracy_report(run, names, seed=seed),
+    }
     if plots is not None:
         from hilora_lab.accuracy.accuracy_plots import draw_accuracy
 
@@ -129,6 +143,7 @@ def opened_bench(
     seed: int,
     device: str = "cpu",
     learned: Learned | None = None,
+    holds_back: bool = False,
 ) -> Any:
     """A loaded testbed as a context, its progress on standard error.
 
@@ -161,6 +176,7 @@ def opened_bench(
                 seed=seed,
                 device=device,
                 learned=learned or NOTHING_LEARNED,
+                holds_back=holds_back,
                 on_progress=on_progress,
             )
             try:
