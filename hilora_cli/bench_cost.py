@@ -19,7 +19,7 @@ def cost_command(
         int, typer.Option("--adapters", min=2, max=1000, help="Of the pool in which decisions are timed.")
     ] = 1000,
     texts: Annotated[int, typer.Option("--texts", min=1, help="Decisions that count.")] = 300,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each comparison.")] = 9,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each comparison.")] = 31,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     out: OutOption = None,
@@ -57,7 +57,7 @@ def cost_table(report: dict[str, Any]) -> Table:
         table.add_row(key, f"{routing[key]['p50']:.3f}", f"p99 {routing[key]['p99']:.3f}", goal)
     for batch, settings in report["per_token"].items():
         for setting, found in settings.items():
-            for kind in ("decode", "whole"):
+            for kind in ("decode", "whole", "cpu"):
                 ratio = found[kind]
                 goal = f"<= {goals['per_token']:g}" if kind == "decode" else ""
                 table.add_row(f"{kind} {batch} {setting}", f"{ratio['median']:.3f}", f"{ratio['max']:.3f}", goal)

@@ -4,7 +4,8 @@
     routing.decide_cpu_ms     the same in processor time, which other processes lengthen less
     routing.gaussian_ms       the same decisions by the embedding alone; gaussian_cpu_ms as above
     per_token.bN.SETTING      the default's time per token over a pinned adapter's, N requests at once, round by round:
-                              `decode` of the middle step in which all decode, `whole` with prompts
+                              `decode` of the middle step in which all decode, `whole` with prompts, `cpu` as `whole`
+                              in processor time
     per_token.bN.three        plans of three equally likely candidates: the most that the default mixes, made by hand
 
 `SETTING` is `id` (the own adapter is in the pool) or `ood` (it was never registered). A decision is all that a router
@@ -63,7 +64,7 @@ class CostOrder:
     num_texts: int = 300
     batches: tuple[int, ...] = (1, 8, 32)
     new_tokens: int = 32
-    num_rounds: int = 9
+    num_rounds: int = 31
     seed: int = 0
 
 
@@ -187,19 +188,26 @@ def _compared(
     order: CostOrder,
     on_round: Callable[[int], None],
 ) -> dict[str, Any]:
-    def turn(name: str) -> Callable[[int], BlockTimes]:
+    def turn(name: str) -> Callable[[int], tuple[BlockTimes, float]]:
         requests = [BenchRequest(prompt=prompt, plan=plan) for prompt, plan in zip(prompts, plans[name], strict=False)]
-        return lambda _: drive.complete(requests, new_tokens=order.new_tokens)
 
-    times: Mapping[str, Sequence[BlockTimes]] = take_turns(
+        def timed(_: int) -> tuple[BlockTimes, float]:
+            started = time.process_time()
+            return drive.complete(requests, new_tokens=order.new_tokens), time.process_time() - started
+
+        return timed
+
+    times: Mapping[str, Sequence[tuple[BlockTimes, float]]] = take_turns(
         {name: turn(name) for name in plans}, num_rounds=order.num_rounds, num_warmups=2, on_round=on_round
     )
-    decode = {name: [one.decode_seconds for one in found] for name, found in times.items()}
-    whole = {name: [one.total_seconds / one.num_tokens for one in found] for name, found in times.items()}
+    decode = {name: [one.decode_seconds for one, _ in found] for name, found in times.items()}
+    whole = {name: [one.total_seconds / one.num_tokens for one, _ in found] for name, found in times.items()}
+    cpu = {name: [seconds / one.num_tokens for one, seconds in found] for name, found in times.items()}
     return {
         name: {
             "decode": summarise(ratios(decode[name], decode["pinned"])).as_json(),
             "whole": summarise(ratios(whole[name], whole["pinned"])).as_json(),
+            "cpu": summarise(ratios(cpu[name], cpu["pinned"])).as_json(),
             "decode_step_ms": summarise([1e3 * value for value in decode[name]]).as_json(),
             "pinned_decode_step_ms": summarise([1e3 * value for value in decode["pinned"]]).as_json(),
             "adapters": float(np.mean([len(plan.budgets) for plan in plans[name][: len(prompts)]])),

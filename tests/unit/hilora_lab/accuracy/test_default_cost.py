@@ -38,7 +38,7 @@ def test_every_figure_is_there(report):
     for batch in report["per_token"].values():
         assert set(batch) == {"id", "ood", "three"}
         for found in batch.values():
-            assert found["decode"]["n"] == found["whole"]["n"] == 2
+            assert found["decode"]["n"] == found["whole"]["n"] == found["cpu"]["n"] == 2
             assert found["decode"]["median"] > 0.0
         assert batch["three"]["adapters"] == 3.0
 
