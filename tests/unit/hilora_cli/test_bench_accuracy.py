@@ -34,12 +34,15 @@ class TestAccuracy:
 
         assert result.exit_code == 2
 
-    def test_the_page_holds_the_tables_of_the_saved_report(self):
-        result = run("accuracy-report", "--json", str(REPORT))
+    @pytest.mark.parametrize(
+        ("marker", "report"), [("accuracy", REPORT), ("larger testbed", REPORT.with_name("testbed-large.json"))]
+    )
+    def test_the_page_holds_the_tables_of_the_saved_reports(self, marker, report):
+        result = run("accuracy-report", "--json", str(report))
         page = (ROOT / "docs" / "benchmarks.md").read_text()
 
         assert result.exit_code == 0, result.output
-        assert page.partition("<!-- accuracy: begin -->")[2].partition("<!-- accuracy: end -->")[0].strip() == (
+        assert page.partition(f"<!-- {marker}: begin -->")[2].partition(f"<!-- {marker}: end -->")[0].strip() == (
             result.stdout.strip()
         )
 
