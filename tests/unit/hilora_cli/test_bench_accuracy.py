@@ -35,7 +35,12 @@ class TestAccuracy:
         assert result.exit_code == 2
 
     @pytest.mark.parametrize(
-        ("marker", "report"), [("accuracy", REPORT), ("larger testbed", REPORT.with_name("testbed-large.json"))]
+        ("marker", "report"),
+        [
+            ("accuracy", REPORT),
+            ("larger testbed", REPORT.with_name("testbed-large.json")),
+            ("larger testbed, held back", REPORT.with_name("testbed-large-held-back.json")),
+        ],
     )
     def test_the_page_holds_the_tables_of_the_saved_reports(self, marker, report):
         result = run("accuracy-report", "--json", str(report))
