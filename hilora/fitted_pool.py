@@ -206,7 +206,8 @@ class FittedPool:
             y_K, float(rest), num_results=num_searched, temperature=temperature, excluded=excluded
         )
         idx_C, log_density_C = found.idx_C, found.log_density_C
-        others = np.setdiff1d(also, idx_C)
+        # Sets are slow, and nearly always nobody else is asked for.
+        others = np.setdiff1d(also, idx_C) if len(also) else NOBODY
         if len(others):
             idx_C = np.concatenate([idx_C, others])
             log_density_C = np.concatenate([log_density_C, self._log_density_of(others, y_K, float(rest))])
@@ -219,9 +220,8 @@ class FittedPool:
             log_posterior_C = combined_C - log_sum_exp(combined_C) + log_sum_exp(log_posterior_C)
         order = np.lexsort((idx_C, -log_posterior_C))
         if stack is not None:
-            is_wanted = np.isin(idx_C[order], also)
-            is_wanted[:num_results] = True
-            order = order[is_wanted]
+            is_wanted = np.arange(len(order)) < num_results
+            order = order[is_wanted | np.isin(idx_C[order], also)] if len(also) else order[is_wanted]
         idx_C, log_density_C, log_posterior_C = idx_C[order], log_density_C[order], log_posterior_C[order]
         return ScoredPool(
             idx_C=idx_C,

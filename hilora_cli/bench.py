@@ -10,6 +10,7 @@ import typer
 
 from hilora.errors import InvalidInput
 from hilora_cli.bench_accuracy import accuracy_command, accuracy_report_command
+from hilora_cli.bench_cost import cost_command
 from hilora_cli.bench_pools import flan_command, robustness_command, sensitivity_command
 from hilora_cli.bench_routing import routing_command
 from hilora_cli.demo import SHIPPED_TESTBED
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 app.command("accuracy")(accuracy_command)
 app.command("accuracy-report")(accuracy_report_command)
+app.command("cost")(cost_command)
 app.command("sensitivity")(sensitivity_command)
 app.command("robustness")(robustness_command)
 app.command("flan")(flan_command)

@@ -44,8 +44,12 @@ def accuracy_command(
         list[str] | None, typer.Option("--gate", help="strategy=gate_id, for ramole and phatgoose; may be repeated.")
     ] = None,
     lorahub_weights: Annotated[
-        Path | None, typer.Option("--lorahub-weights", exists=True, dir_okay=False, help="What lorahub learned.")
+        Path | None,
+        typer.Option("--lorahub-weights", exists=True, help="What lorahub learned; of --each-task the folder."),
     ] = None,
+    holds_back: Annotated[
+        bool, typer.Option("--hold-back", help="Choose no adapter that is flagged: the product's default policy.")
+    ] = False,
     plots: Annotated[
         Path | None, typer.Option("--plots", file_okay=False, help="Draw pictures into this folder.")
     ] = None,
@@ -66,10 +70,21 @@ def accuracy_command(
             parse_variant(name)
     learned = _learned(gates, gate or [], lorahub_weights)
     with opened_bench(
-        testbed, split=split, limit_per_task=limit_per_task, seed=seed, device=device, learned=learned
+        testbed,
+        split=split,
+        limit_per_task=limit_per_task,
+        seed=seed,
+        device=device,
+        learned=learned,
+        holds_back=holds_back,
     ) as bench:
         run = run_accuracy(bench, names)
-    report = {**provenance(testbed, split=split, seed=seed), **accuracy_report(run, names, seed=seed)}
+        held_back = {name: list(flags) for name, flags in bench.held_back.items()}
+    report = {
+        **provenance(testbed, split=split, seed=seed),
+        "held_back": held_back,
+        **accuracy_report(run, names, seed=seed),
+    }
     if plots is not None:
         from hilora_lab.accuracy.accuracy_plots import draw_accuracy
 
@@ -102,17 +117,22 @@ def accuracy_report_command(
 
 
 def _learned(gates: Path | None, named: list[str], weights: Path | None) -> Learned:
+    from dataclasses import replace
+
     from hilora_lab.accuracy.planner import Learned
+    from hilora_lab.training.lorahub_tasks import read_task_weights
     from services.router.infra.weights_file import read_weights
 
     pairs = [one.partition("=") for one in named]
     if any(not strategy or not gate_id for strategy, _, gate_id in pairs) or (pairs and gates is None):
         raise typer.BadParameter("must be strategy=gate_id, with --gates for its folder", param_hint="--gate")
-    return Learned(
-        gate_ids={strategy: gate_id for strategy, _, gate_id in pairs},
-        gates_folder=gates,
-        weights={} if weights is None else read_weights(weights),
-    )
+    learned = Learned(gate_ids={strategy: gate_id for strategy, _, gate_id in pairs}, gates_folder=gates)
+    if weights is None:
+        return learned
+    if not weights.is_dir():
+        return replace(learned, weights=read_weights(weights))
+    with_own, without_own = read_task_weights(weights)
+    return replace(learned, task_weights=with_own, task_weights_without_own=without_own)
 
 
 def opened_bench(
@@ -123,6 +143,7 @@ def opened_bench(
     seed: int,
     device: str = "cpu",
     learned: Learned | None = None,
+    holds_back: bool = False,
 ) -> Any:
     """A loaded testbed as a context, its progress on standard error.
 
@@ -155,6 +176,7 @@ def opened_bench(
                 seed=seed,
                 device=device,
                 learned=learned or NOTHING_LEARNED,
+                holds_back=holds_back,
                 on_progress=on_progress,
             )
             try:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from hilora.adapter import LoRAAdapter
     from hilora_lab.testbed.batches import TokenizedExample
-    from hilora_lab.testbed.folder import Testbed
+    from hilora_lab.testbed.folder import Split, Testbed
+    from hilora_lab.training.lorahub import LorahubRecipe
 
 app = typer.Typer(help="Train what strategies learn: token gates, factors of adapters.", no_args_is_help=True)
 
@@ -89,7 +90,13 @@ def train_gate_command(
 def train_lorahub_command(
     testbed: TestbedOption,
     out: Annotated[Path, typer.Option("--out", help="File to write: the routers' HILORA_ROUTER_LORAHUB_WEIGHTS.")],
-    task: Annotated[str, typer.Option("--task", help="A task of the testbed, whose dev lines are the examples.")],
+    task: Annotated[
+        str | None, typer.Option("--task", help="A task of the testbed, whose dev lines are the examples.")
+    ] = None,
+    each_task: Annotated[
+        bool,
+        typer.Option("--each-task", help="Every task in turn: --out is a folder for `hilora bench accuracy`."),
+    ] = False,
     num_examples: Annotated[int, typer.Option("--examples", min=1, help="How many of them.")] = 5,
     num_adapters: Annotated[int, typer.Option("--adapters", min=2, help="How many take part, drawn by seed.")] = 20,
     evaluations: Annotated[int, typer.Option("--evaluations", min=2, help="Forward passes over the examples.")] = 200,
@@ -104,6 +111,14 @@ def train_lorahub_command(
 
     from hilora_lab.training.lorahub import LorahubRecipe, draw_adapters, learn_weights, write_weights
 
+    if (task is None) is not each_task:
+        raise typer.BadParameter("either --task or --each-task", param_hint="--task")
+    if task is None:
+        if excludes:
+            raise typer.BadParameter("is for --task: with --each-task own adapters go", param_hint="--exclude")
+        recipe = LorahubRecipe(num_evaluations=evaluations, seed=seed)
+        _learn_each_task(testbed, out, num_examples, num_adapters, recipe, as_json=as_json)
+        return
     opened = _opened(testbed, also=task)
     drawn = draw_adapters(set(opened.adapters) - set(excludes or ()), num_adapters, seed=seed)
     with Console(stderr=True).status("Searching") as status:
@@ -124,6 +139,27 @@ def train_lorahub_command(
     typer.echo(f"Largest: {', '.join(f'{weight:.2f} x {one}' for one, weight in largest)}")
 
 
+def _learn_each_task(
+    testbed: Path, out: Path, num_examples: int, num_adapters: int, recipe: LorahubRecipe, *, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    from hilora_lab.training.lorahub_tasks import learn_each_task
+
+    opened = _opened(testbed)
+    with Console(stderr=True).status("Searching") as status:
+        written = learn_each_task(
+            opened.model,
+            opened.adapters,
+            {name: opened.tokenized(name, "dev")[:num_examples] for name in opened.task_names},
+            out,
+            num_drawn=num_adapters,
+            recipe=recipe,
+            on_task=lambda name, done, total: status.update(f"Searching: {name}, {done} of {total}"),
+        )
+    typer.echo(json.dumps({"files": written}) if as_json else f"{out}: {len(written)} files")
+
+
 class _Opened:
     """A testbed, loaded for training."""
 
@@ -131,21 +167,25 @@ class _Opened:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from hilora_lab.evaluation.gated_model import read_adapter_folder
-        from hilora_lab.testbed.batches import tokenize_example
-        from hilora_lab.testbed.tasks import Example
 
-        tokenizer = AutoTokenizer.from_pretrained(testbed.base_folder)
+        self._testbed = testbed
+        self._tokenizer = AutoTokenizer.from_pretrained(testbed.base_folder)
         self.model = AutoModelForCausalLM.from_pretrained(testbed.base_folder).eval()
         self.adapters: Mapping[str, LoRAAdapter] = {
             name: read_adapter_folder(testbed.adapter_folder(name)) for name in testbed.adapter_names
         }
 
-        def tokenized(task: str, split: str) -> list[TokenizedExample]:
-            lines = [line for line in testbed.lines if (line.task, line.split) == (task, split)]
-            return [tokenize_example(tokenizer, Example(prompt=line.prompt, answer=line.answer)) for line in lines]
+        self.task_names = testbed.task_names
+        self.examples = {name: self.tokenized(name, "fit") for name in self.adapters}
+        self.asked = [] if also is None else self.tokenized(also, "dev")
 
-        self.examples = {name: tokenized(name, "fit") for name in self.adapters}
-        self.asked = [] if also is None else tokenized(also, "dev")
+    def tokenized(self, task: str, split: Split) -> list[TokenizedExample]:
+        """A task's lines of one split."""
+        from hilora_lab.testbed.batches import tokenize_example
+        from hilora_lab.testbed.tasks import Example
+
+        lines = self._testbed.lines_of(task, split)
+        return [tokenize_example(self._tokenizer, Example(prompt=line.prompt, answer=line.answer)) for line in lines]
 
 
 def _opened(folder: Path, *, also: str | None = None) -> _Opened:

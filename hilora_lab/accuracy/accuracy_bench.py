@@ -17,6 +17,7 @@ from hilora_lab.accuracy.asked import AccuracySetting, AskedLines, ask
 from hilora_lab.accuracy.engine_scorer import EngineScorer, FactorSource, PlannedExample
 from hilora_lab.accuracy.outcomes import Outcomes
 from hilora_lab.accuracy.planner import NOTHING_LEARNED, Learned, Planner
+from hilora_lab.accuracy.pool_flags import chosen_among, flags_of
 from hilora_lab.accuracy.variants import parse_variant
 from hilora_lab.evaluation.gated_model import read_adapter_folder
 from hilora_lab.evaluation.offline import Encodes
@@ -68,6 +69,7 @@ class AccuracyBench:
         seed: of draws by chance.
         device: where the engine runs.
         learned: what strategies learned.
+        holds_back: whether adapters that the product's checks flag stay out of the pool, as they do by default there.
         on_progress: told about what takes time.
     """
 
@@ -81,6 +83,7 @@ class AccuracyBench:
         seed: int = 0,
         device: str = "cpu",
         learned: Learned = NOTHING_LEARNED,
+        holds_back: bool = False,
         on_progress: OnProgress = _in_silence,
     ) -> None:
         self.testbed = testbed
@@ -94,7 +97,12 @@ class AccuracyBench:
         }
         on_progress("embed", 0, 1)
         self.asked: AskedLines = ask(testbed, encoder, split=split, limit_per_task=limit_per_task)
-        self.planner = Planner(self.profiles(), seed=seed, learned=learned)
+        profiles = self.profiles()
+        flags = flags_of(profiles, self.adapters) if holds_back else dict.fromkeys(profiles, ())
+        chosen = chosen_among(profiles, flags)
+        self.held_back = {name: flags[name] for name in profiles if name not in chosen}
+        """Why adapters are out of the pool, by name."""
+        self.planner = Planner(chosen, seed=seed, learned=learned)
         on_progress("embed", 1, 1)
         self._on_progress = on_progress
         self.source = FactorSource({adapter_id_of(name, REVISION): adapter for name, adapter in self.adapters.items()})
@@ -219,6 +227,7 @@ class AccuracyBench:
             line.prompt,
             asked.embedding_of[line.prompt],
             name,
+            task=line.task,
             without=line.task if setting == "ood" else None,
             changes={**departures, **(changes or {})},
         )

@@ -41,10 +41,11 @@ def _provenance(report: Mapping[str, Any]) -> str:
         f"{base[setting]['n']} prompts of {base[setting]['num_tasks']} tasks {_HEADINGS[setting]}"
         for setting in _settings(report)
     )
+    held_back = ", ".join(f"`{name}`" for name in report.get("held_back", {}))
     return (
         f"`{report['testbed']}`, {report['split']} split ({asked}), seed {report['seed']}, commit "
         f"`{machine['commit']}`, {machine['cpu']}, {machine['num_threads']} thread(s), torch {machine['torch']}. "
-        "In brackets 95 % bootstrap intervals over tasks."
+        f"In brackets 95 % bootstrap intervals over tasks.{f' Held back: {held_back}.' if held_back else ''}"
     )
 
 

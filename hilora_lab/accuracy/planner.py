@@ -38,6 +38,16 @@ class Learned:
     """Where their files are."""
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """Factors by adapter name: what `lorahub` takes."""
+    task_weights: Mapping[str, Mapping[str, float]] | None = None
+    """The same by task, where every task has its own; `weights` is not used then."""
+    task_weights_without_own: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    """Searched anew for the case that the task's own adapter is not there."""
+
+    def weights_of(self, task: str, without: str | None) -> Mapping[str, float]:
+        """The factors for a line of a task; none where nothing was learned."""
+        if self.task_weights is None:
+            return self.weights
+        return (self.task_weights_without_own if without == task else self.task_weights).get(task, {})
 
 
 NOTHING_LEARNED = Learned()
@@ -73,6 +83,7 @@ class Planner:
         z_E: NDArray[np.float32],
         strategy: str,
         *,
+        task: str = "",
         without: str | None = None,
         exclude: frozenset[str] = frozenset(),
         changes: Mapping[str, object] | None = None,
@@ -83,6 +94,7 @@ class Planner:
             text: the prompt.
             z_E: its embedding.
             strategy: by name.
+            task: whose line the text is, for what was learned by task.
             without: the adapter that was never registered.
             exclude: names that are passed over, though the pool was fitted with them.
             changes: fields of the strategy's `RoutingSettings` to depart in.
@@ -100,7 +112,9 @@ class Planner:
             exclude=exclude,
             gate_ids=self._learned.gate_ids,
             learned_weights={
-                name: factor for name, factor in self._learned.weights.items() if name not in {without, *exclude}
+                name: factor
+                for name, factor in self._learned.weights_of(task, without).items()
+                if name not in {without, *exclude}
             },
             grams=gram_ids(text) if router.counts_grams else None,
         )

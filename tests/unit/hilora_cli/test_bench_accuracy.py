@@ -34,12 +34,20 @@ class TestAccuracy:
 
         assert result.exit_code == 2
 
-    def test_the_page_holds_the_tables_of_the_saved_report(self):
-        result = run("accuracy-report", "--json", str(REPORT))
+    @pytest.mark.parametrize(
+        ("marker", "report"),
+        [
+            ("accuracy", REPORT),
+            ("larger testbed", REPORT.with_name("testbed-large.json")),
+            ("larger testbed, held back", REPORT.with_name("testbed-large-held-back.json")),
+        ],
+    )
+    def test_the_page_holds_the_tables_of_the_saved_reports(self, marker, report):
+        result = run("accuracy-report", "--json", str(report))
         page = (ROOT / "docs" / "benchmarks.md").read_text()
 
         assert result.exit_code == 0, result.output
-        assert page.partition("<!-- accuracy: begin -->")[2].partition("<!-- accuracy: end -->")[0].strip() == (
+        assert page.partition(f"<!-- {marker}: begin -->")[2].partition(f"<!-- {marker}: end -->")[0].strip() == (
             result.stdout.strip()
         )
 
@@ -52,7 +60,9 @@ class TestAccuracy:
         assert result.exception.code == "malformed_report"
 
     def test_the_table_marks_the_default_and_says_what_is_missing(self):
-        table = accuracy_table(json.loads(REPORT.read_text()))
+        report = json.loads(REPORT.read_text())
+        report["left_out"] = {"ramole": "strategy_needs_gate: there is none"}
+        table = accuracy_table(report)
 
         assert "hilora (default)" in list(table.columns[0].cells)
         assert "oracle (reference)" in list(table.columns[0].cells)

@@ -57,6 +57,26 @@ def test_factors_are_written_where_a_router_reads_them(tmp_path):
     assert len(told["weights"]) == 3
 
 
+def test_factors_of_every_task_are_a_folder(tmp_path):
+    told = run(
+        "lorahub", "--each-task", "--adapters", "2", "--evaluations", "2", "--examples", "1", "--out", str(tmp_path)
+    )
+    assert set(told["files"]) == {path.name for path in tmp_path.iterdir()}
+    assert {"sort-letters.json", "sort-letters.without-own.json"} <= set(told["files"])
+    assert "sort-letters" in read_weights(tmp_path / "sort-letters.json")
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--task", "sort-letters", "--each-task"), ("--each-task", "--exclude", "sort-letters")]
+)
+def test_one_task_or_every_task(tmp_path, arguments):
+    result = CliRunner().invoke(
+        app, ["train", "lorahub", *arguments, "--testbed", TESTBED, "--out", str(tmp_path / "x")]
+    )
+    assert result.exit_code == 2
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("arguments", [("gate", "--method", "magic"), ("lorahub", "--task", "no-such-task")])
 def test_what_does_not_exist_is_refused(tmp_path, arguments):
     result = CliRunner().invoke(app, ["train", *arguments, "--testbed", TESTBED, "--out", str(tmp_path / "x")])

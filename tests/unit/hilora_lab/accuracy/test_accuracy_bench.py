@@ -8,11 +8,15 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from hilora.errors import InvalidInput, UnknownAdapter
+from hilora_lab.accuracy import accuracy_bench
+from hilora_lab.accuracy.accuracy_bench import AccuracyBench
 from hilora_lab.accuracy.accuracy_document import accuracy_markdown
 from hilora_lab.accuracy.accuracy_plots import draw_accuracy
 from hilora_lab.accuracy.accuracy_report import accuracy_report, run_accuracy
 from hilora_lab.accuracy.engine_scorer import PlannedExample
+from hilora_lab.accuracy.planner import Learned, Planner
 from hilora_lab.evaluation.gated_model import GatedModel
+from tests.builders.plain_encoder import PlainEncoder
 
 STRATEGIES = ("retriever-selection", "uniform", "retriever-fusion", "ramole")
 
@@ -64,6 +68,46 @@ class TestAnswers:
             bench._scorer.answered([PlannedExample(plan=strange, example=bench.tokenized(line))])
 
         assert bench._scorer.answered([PlannedExample(plan=plan, example=bench.tokenized(line))]) == [True]
+
+
+class TestLearned:
+    def test_every_task_is_asked_under_its_own_factors(self, bench):
+        line = bench.asked.by_setting["id"][0]
+        other = next(name for name in bench.adapters if name != line.task)
+        learned = Learned(
+            task_weights={line.task: {line.task: 1.0}, other: {other: 0.5}},
+            task_weights_without_own={line.task: {other: -0.5}},
+        )
+        planner = Planner(bench.planner.profiles, learned=learned)
+
+        def mixed(**of) -> dict[str, float]:
+            decision = planner.decide(line.prompt, bench.asked.embedding_of[line.prompt], "lorahub", **of)
+            return {budget.adapter_name: budget.weight for budget in decision.plan.budgets}
+
+        assert mixed(task=line.task) == {line.task: 1.0}
+        assert mixed(task=line.task, without=line.task) == {other: -0.5}
+        assert mixed(task=other) == {other: 0.5}
+        with pytest.raises(InvalidInput) as raised:
+            mixed(task="unheard-of")
+        assert raised.value.code == "strategy_needs_weights"
+
+
+class TestHoldingBack:
+    def test_flagged_adapters_are_not_in_the_pool_but_may_be_measured_against(self, small_testbed, monkeypatch):
+        flags = {"rotate-digits": ("norm_outlier",), "rotate-letters": ("same_task_other_update",)}
+        monkeypatch.setattr(
+            accuracy_bench, "flags_of", lambda profiles, _: {name: flags.get(name, ()) for name in profiles}
+        )
+        opened = AccuracyBench(small_testbed, PlainEncoder(small_testbed.lines), limit_per_task=1, holds_back=True)
+        opened.close()
+
+        assert opened.held_back == {"rotate-digits": ("norm_outlier",)}
+        assert "rotate-digits" not in opened.planner.profiles
+        assert "rotate-letters" in opened.planner.profiles
+        assert "rotate-digits" in opened.adapters
+
+    def test_nobody_is_held_back_unless_asked(self, bench):
+        assert bench.held_back == {}
 
 
 class TestSettings:
@@ -137,6 +181,7 @@ class TestReport:
 
         rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
         first_table = rows[: rows.index("| minus the default")]
+        assert "Held back" not in text
         assert len(first_table) == 7
         assert first_table.index("| **hilora**") < first_table.index("| uniform")
         assert "| hilora" not in rows[len(first_table) :]
