@@ -28,7 +28,8 @@ ln -sf ../checkov/bin/checkov "$TOOLS/bin/checkov"
 
 # What kustomize writes for other people's kinds is checked against the schemas of their releases.
 step="schemas of custom resources (npm)"
-timeout 120 npm install --loglevel error --fetch-timeout 10000 --fetch-retries 1 --no-audit --no-fund --ignore-scripts --prefix "$TOOLS" \
+timeout 120 npm install --loglevel error --fetch-timeout 10000 --fetch-retries 1 --no-audit --no-fund --ignore-scripts \
+    --prefix "$TOOLS" \
     @kubernetes-models/keda@2.0.0 @kubernetes-models/gateway-api@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 \
     @kubernetes-models/cert-manager@6.0.0 js-yaml@4
 
