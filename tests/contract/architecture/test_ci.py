@@ -85,6 +85,15 @@ class TestCi:
         assert targets[-1] == "test"
         assert "NOT RUN: make test-deploy: " in complaints
 
+    def test_it_says_so_even_if_a_test_fails(self, ci):
+        ci.installs(succeeds=False)
+        ci.makes(failing="test")
+
+        status, _, complaints = ci.run()
+
+        assert status != 0
+        assert "NOT RUN: make test-deploy: " in complaints
+
     def test_containers_are_run_when_asked_for(self, ci):
         status, targets, complaints = ci.run(HILORA_CI_CONTAINERS="1")
 
