@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+# `make test` shares its files out among so many processes; each is good for one core and 2 GB.
+TEST_PROCESSES ?= 2
 
 .PHONY: help install run bench bench-gpu test check lint types imports proto proto-check docs docs-check test-fast test-deploy test-containers format clean
 
@@ -25,7 +27,8 @@ run: $(STAMP) ## Start the whole system with the shipped pool on http://127.0.0.
 
 test: $(STAMP) ## Run every test: real Redis, real processes, the running system
 	@command -v promtool >/dev/null || echo "NOT RUN: tests/deploy/observability. It needs Prometheus: apt-get install prometheus" >&2
-	@command -v promtool >/dev/null || export HILORA_NOT_RUN=prometheus; $(PYTEST)
+	@command -v promtool >/dev/null || export HILORA_NOT_RUN=prometheus; \
+		$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## Run the unit and contract tests
 	$(PYTEST) tests/unit tests/contract -q

@@ -17,8 +17,8 @@ from tests.builders.archives import adapter_files, samples_bytes, weights_bytes
 from tests.builders.crash_process import start_process
 from tests.builders.crash_trap import ITSELF, Moment, Trap
 from tests.builders.patience import patient
+from tests.builders.ports import free_port
 from tests.builders.redis_server import RedisServer
-from tests.builders.system import free_port
 
 _T = TypeVar("_T")
 

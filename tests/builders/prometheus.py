@@ -15,7 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.builders.system import ROOT, free_port, wait_until
+from tests.builders.ports import free_port
+from tests.builders.system import ROOT, wait_until
 
 OBSERVABILITY = ROOT / "deploy" / "observability"
 NOT_RUN = "HILORA_NOT_RUN"

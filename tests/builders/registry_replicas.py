@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 
 from services.registry.settings import RegistrySettings
 from tests.builders.patience import patient
+from tests.builders.ports import free_port
 from tests.builders.redis_server import RedisServer
 from tests.builders.registry_process import ROOT, TESTBED, shipped_files
 
@@ -33,11 +33,10 @@ class RegistryReplicas:
     def __init__(self, directory: Path, *, num_replicas: int = 2) -> None:
         self._directory = directory
         self._redis = RedisServer(directory / "redis", keeps_data=True)
-        ports = iter(_free_ports(2 * num_replicas))
         self.settings = [
             RegistrySettings(
-                rpc_port=next(ports),
-                rest_port=next(ports),
+                rpc_port=free_port(),
+                rest_port=free_port(),
                 base_model=str(TESTBED / "base"),
                 data_dir=directory / "data",
                 redis_url=SecretStr(self._redis.url),
@@ -126,15 +125,3 @@ class RegistryReplicas:
                 stdout=log,
                 stderr=log,
             )
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()

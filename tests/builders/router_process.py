@@ -15,7 +15,7 @@ from services.common.lifecycle import run_until_signal
 from services.router.bootstrap import build_router
 from services.router.settings import RouterSettings
 from tests.builders.patience import patient
-from tests.builders.system import free_port
+from tests.builders.ports import free_port
 from tests.fakes.router_encoder import HashEncoder
 
 ROOT = Path(__file__).resolve().parents[2]

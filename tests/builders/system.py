@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,11 @@ from typing import Any
 import httpx
 
 from tests.builders.patience import patient
+from tests.builders.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTBED = ROOT / "examples" / "testbed"
 HILORA = Path(sys.executable).parent / "hilora"
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def descendants(pid: int) -> list[int]:

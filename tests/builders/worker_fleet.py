@@ -12,8 +12,9 @@ from pathlib import Path
 
 from services.router.bootstrap import Router, build_router
 from services.router.settings import RouterSettings
+from tests.builders.ports import free_port
 from tests.builders.redis_server import redis_server
-from tests.builders.system import TESTBED, free_port, is_alive
+from tests.builders.system import TESTBED, is_alive
 from tests.builders.worker_spares import WorkerSpares
 from tests.fakes.router_encoder import HashEncoder
 from tests.fakes.router_registry import FakeRegistry

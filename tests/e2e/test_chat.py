@@ -44,8 +44,9 @@ class _Terminal:
         self._fd, inner = pty.openpty()
         ioctl(inner, TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self._process = subprocess.Popen(
-            # The terminal belongs to it, so that Ctrl-C reaches it.
-            ["setsid", "--ctty", str(HILORA), "chat", "--url", system.url, *arguments],
+            # The terminal belongs to it, so that Ctrl-C reaches it; and it is heard even if these tests run in the
+            # background of a shell, which has its children ignore it.
+            ["env", "--default-signal=INT", "setsid", "--ctty", str(HILORA), "chat", "--url", system.url, *arguments],
             stdin=inner,
             stdout=inner,
             stderr=inner,

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from hilora_lab.bench.registry_bench import GOALS
+from tests.builders.patience import patient
 from tests.builders.system import HILORA, ROOT
 
 NUM_ADAPTERS = 24
@@ -24,7 +25,7 @@ def report(tmp_path_factory):
     command = shlex.split(re.findall(r"^    hilora (bench registry .*)$", SECTION, re.MULTILINE)[0])
     folder = tmp_path_factory.mktemp("bench")
     done = subprocess.run(
-        [str(HILORA), *command, *TINY], cwd=folder, capture_output=True, text=True, timeout=280, check=False
+        [str(HILORA), *command, *TINY], cwd=folder, capture_output=True, text=True, timeout=patient(280), check=False
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 
 from tests.builders.patience import patient
-from tests.builders.system import HILORA, ROOT, chosen_adapters, free_port, lines_of, task_lines, upload, wait_until
+from tests.builders.ports import free_port
+from tests.builders.system import HILORA, ROOT, chosen_adapters, lines_of, task_lines, upload, wait_until
 
 TASK = task_lines("fit")[0]["task"]
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 
 import pytest
 
 from tests.builders.containers import Compose, Podman, package_index
+from tests.builders.ports import free_port
 
 TEST_FILE = "tests/deploy/containers/compose.test.yml"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from tests.builders.deploy_files import ROOT, pod_of, rendered, workloads
 from tests.builders.light_load import ANSWER, PROMPT
 from tests.builders.played_pods import ADMIN_KEY, INFERENCE_KEY, PlayedPods
-from tests.deploy.containers.conftest import free_port
+from tests.builders.ports import free_port
 
 pytestmark = pytest.mark.timeout(1200)
 

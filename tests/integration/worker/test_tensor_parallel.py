@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from services.worker.models.tensor_parallel import EXIT_STATUS
 from tests.builders.engine import run_until_done, submit
 from tests.builders.logits import assert_close
 from tests.builders.patience import patient
+from tests.builders.ports import free_port
 from tests.builders.tensor_parallel import (
     adapters_for,
     config,
@@ -91,10 +91,7 @@ class _Processes:
     """The processes of one worker, started without a watcher that would end one for the other."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = environment | {"WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+        common = environment | {"WORLD_SIZE": "2", "MASTER_PORT": str(free_port())}
         self.leader, self.follower = (
             subprocess.Popen(
                 [sys.executable, "-m", "services.worker"],
@@ -112,12 +109,6 @@ class _Processes:
             process.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("worker") / "tiny-base"
@@ -128,7 +119,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def processes(stack, base_folder) -> Iterator[tuple[_Processes, str]]:
     """A sharded worker beside the one of `stack`, with the same registry; and where its door is."""
-    port = _free_port()
+    port = free_port()
     started = _Processes(
         {
             "HILORA_WORKER_BASE_MODEL": str(base_folder),

@@ -1,0 +1,132 @@
+"""What continuous integration runs, what fails it, and what it says it did not run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+class Ci:
+    """`.ci/run` in a folder where `make` and the installer only write down that they were called."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._calls = folder / "calls"
+        self._calls.touch()
+        (folder / ".ci").mkdir()
+        shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
+        for program in ("curl", "npm", "promtool", "apt-get"):
+            self._program(f"bin/{program}", "exit 0")
+        self.installs(succeeds=True)
+        self.makes(failing="nothing")
+
+    def _program(self, path: str, line: str) -> None:
+        file = self._folder / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{line}\n")
+        file.chmod(0o755)
+
+    def installs(self, *, succeeds: bool) -> None:
+        """Whether the tools of the deployment tests can be had."""
+        self._program("scripts/install_deploy_tools.sh", f"exit {0 if succeeds else 1}")
+
+    def makes(self, *, failing: str) -> None:
+        """Which target fails."""
+        self._program("bin/make", f'echo "$*" >> {self._calls}; case " $* " in *" {failing} "*) exit 2;; esac')
+
+    def run(self, **environment: str) -> tuple[int, list[str], str]:
+        """Exit status, the targets that were made, in order, and the complaints."""
+        path = f"{self._folder}/bin:{os.environ['PATH']}"
+        done = subprocess.run(
+            [self._folder / ".ci" / "run"],
+            env={"PATH": path} | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, self._calls.read_text().split(), done.stderr
+
+
+@pytest.fixture
+def ci(tmp_path):
+    return Ci(tmp_path)
+
+
+class TestCi:
+    def test_runs_the_checks_the_static_tier_and_every_test(self, ci):
+        status, targets, complaints = ci.run()
+
+        assert status == 0
+        assert targets == [
+            *("install", "lint", "types", "imports", "proto-check", "docs-check", "test-deploy", "test"),
+        ]
+        assert complaints.startswith("NOT RUN: make test-containers: ")
+
+    @pytest.mark.parametrize("failing", ["install", "lint", "types", "test-deploy", "test", "test-containers"])
+    def test_a_target_that_fails_fails_it(self, ci, failing):
+        ci.makes(failing=failing)
+
+        assert ci.run(HILORA_CI_CONTAINERS="1")[0] != 0
+
+    def test_tools_that_cannot_be_installed_leave_their_tier_out_aloud(self, ci):
+        ci.installs(succeeds=False)
+
+        status, targets, complaints = ci.run()
+
+        assert status == 0
+        assert "test-deploy" not in targets
+        assert targets[-1] == "test"
+        assert "NOT RUN: make test-deploy: " in complaints
+
+    def test_it_says_so_even_if_a_test_fails(self, ci):
+        ci.installs(succeeds=False)
+        ci.makes(failing="test")
+
+        status, _, complaints = ci.run()
+
+        assert status != 0
+        assert "NOT RUN: make test-deploy: " in complaints
+
+    def test_containers_are_run_when_asked_for(self, ci):
+        status, targets, complaints = ci.run(HILORA_CI_CONTAINERS="1")
+
+        assert (status, targets[-1], complaints) == (0, "test-containers", "")
+
+
+class TestTools:
+    def test_the_installer_says_what_it_could_not_install(self, tmp_path):
+        done = subprocess.run(
+            [ROOT / "scripts" / "install_deploy_tools.sh", tmp_path / "tools"],
+            env=dict(os.environ) | {"PYTHON": "false"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+        assert done.returncode != 0
+        assert "FAILED: " in done.stderr
+        assert "kubernetes-validate" in done.stderr
+
+    def test_it_gives_every_download_a_time_limit(self):
+        lines = (ROOT / "scripts" / "install_deploy_tools.sh").read_text().splitlines()
+        downloads = [line for line in lines if any(word in line for word in ("pip install", "npm install", "apt-get"))]
+
+        assert len(downloads) == 4
+        assert all("timeout " in line for line in downloads)
+
+
+class TestMakeTest:
+    def test_runs_every_file_and_each_in_one_process(self):
+        recipe = subprocess.run(
+            ["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+        assert recipe.rstrip().endswith("python -m pytest -n 2 --dist loadfile --no-loadscope-reorder")
