@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 _BATCH_ADAPTERS = 64
+_CACHED_ROWS = 256
 
 VARIANCE_FLOOR = 1e-8
 """Least variance of any direction; embeddings have norm 1, so a typical variance is `1 / E`."""
@@ -158,18 +159,28 @@ class ResidualSums:
         Each adapter's residuals around its own mean are scaled by `sqrt(m / (m - 1))`, which undoes the spread that
         fitting the mean took away.
         """
+        dimension = stacked.samples_NE.shape[1]
+        scatter_EE = np.zeros((dimension, dimension))
+        num_residuals, squares, fourth_powers = 0, 0.0, 0.0
         counts_N = stacked.num_samples_L[stacked.adapter_idx]
-        has_residual_N = counts_N > 1
-        scale_N = np.sqrt(counts_N[has_residual_N] / (counts_N[has_residual_N] - 1.0))
-        own_mean_NE = stacked.means[stacked.adapter_idx[has_residual_N]]
-        residuals_NE = (stacked.samples_NE[has_residual_N] - own_mean_NE) * scale_N[:, None]
-        squared_norms_N = np.einsum("ne,ne->n", residuals_NE, residuals_NE)
+        rows_N = np.flatnonzero(counts_N > 1)
+        # Some rows at a time: what is made of them should not leave the processor's cache, which requests use as well.
+        for start in range(0, len(rows_N), _CACHED_ROWS):
+            rows = rows_N[start : start + _CACHED_ROWS]
+            residuals = stacked.samples_NE[rows]
+            residuals -= stacked.means[stacked.adapter_idx[rows]]
+            residuals *= np.sqrt(counts_N[rows] / (counts_N[rows] - 1.0))[:, None]
+            squared_norms = np.einsum("ne,ne->n", residuals, residuals)
+            scatter_EE += residuals.T @ residuals
+            num_residuals += len(rows)
+            squares += float(squared_norms.sum())
+            fourth_powers += float(squared_norms @ squared_norms)
         return cls(
-            scatter_EE=residuals_NE.T @ residuals_NE,
-            num_residuals=len(residuals_NE),
+            scatter_EE=scatter_EE,
+            num_residuals=num_residuals,
             degrees_of_freedom=int((stacked.num_samples_L - 1).sum()),
-            squares=float(squared_norms_N.sum()),
-            fourth_powers=float(squared_norms_N @ squared_norms_N),
+            squares=squares,
+            fourth_powers=fourth_powers,
         )
 
     def __add__(self, other: ResidualSums) -> ResidualSums:

@@ -30,6 +30,12 @@ class TestWork:
         assert shown["encoder_id"].startswith("all-MiniLM-L6-v2:")
         assert shown["num_samples"] == 5
 
+    async def test_it_steps_back_for_those_who_wait_for_an_answer(self, registry):
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+
+        assert registry.settings.ingest_niceness > 0
+        assert os.getpriority(os.PRIO_PROCESS, registry.ingest_pid) == min(own + registry.settings.ingest_niceness, 19)
+
     async def test_what_is_wrong_with_a_source_is_said_by_the_job(self, registry):
         folder = registry.settings.allowed_local_dirs[0] / "base"
         body = {"name": "no-adapter", "source": {"path": str(folder)}, "samples": ["a"]}
