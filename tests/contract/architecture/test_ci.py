@@ -126,7 +126,12 @@ class TestTools:
 class TestMakeTest:
     def test_runs_every_file_and_each_in_one_process(self):
         recipe = subprocess.run(
-            ["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+            ["make", "--no-print-directory", "--dry-run", "test"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         ).stdout
 
         assert recipe.rstrip().endswith("python -m pytest -n 2 --dist loadfile --no-loadscope-reorder")

@@ -140,7 +140,9 @@ class TestPage:
     """Every command of docs/benchmarks.md about the engine, in tiny form; the other benches have tests of their own."""
 
     def commands(self) -> list[list[str]]:
-        blocks = re.findall(r"^    (hilora .*)$", PAGE.read_text(), re.MULTILINE)
+        # A command may go on in the next line, as in a shell.
+        text = re.sub(r" \\\n +", " ", PAGE.read_text())
+        blocks = re.findall(r"^    (hilora .*)$", text, re.MULTILINE)
         commands = [shlex.split(line)[1:] for line in blocks]
         return [command for command in commands if command[:1] == ["bench"] and command[1] in {"engine", "report"}]
 
