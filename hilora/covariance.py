@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
-_BATCH_ADAPTERS = 64
 _CACHED_ROWS = 256
 
 VARIANCE_FLOOR = 1e-8
@@ -108,14 +107,12 @@ class StackedSamples:
     def means(self) -> FloatArray:
         """Each adapter's mean, `[L, E]`."""
         ends = np.cumsum(self.num_samples_L)
-        starts = ends - self.num_samples_L
-        sums_LE = np.empty((len(starts), self.samples_NE.shape[1]))
-        for first in range(0, len(starts), _BATCH_ADAPTERS):
-            # reduceat keeps the interpreter's lock until it is done: requests would wait for a whole pool.
-            batch = slice(first, first + _BATCH_ADAPTERS)
-            rows = self.samples_NE[starts[first] : ends[batch][-1]]
-            np.add.reduceat(rows, starts[batch] - starts[first], axis=0, out=sums_LE[batch])
-        return sums_LE / self.num_samples_L[:, None]
+        means_LE = np.empty((len(ends), self.samples_NE.shape[1]))
+        # One by one is a third of reduceat's time, which keeps the interpreter's lock besides: requests would wait.
+        for mean_E, start, end in zip(means_LE, (ends - self.num_samples_L).tolist(), ends.tolist(), strict=True):
+            np.add.reduce(self.samples_NE[start:end], axis=0, out=mean_E)
+        means_LE /= self.num_samples_L[:, None]
+        return means_LE
 
     def keeping(self, is_kept_N: NDArray[np.bool_]) -> StackedSamples:
         """The same adapters with some of their samples; each must keep one."""
