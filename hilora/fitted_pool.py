@@ -221,7 +221,9 @@ class FittedPool:
         order = np.lexsort((idx_C, -log_posterior_C))
         if stack is not None:
             is_wanted = np.arange(len(order)) < num_results
-            order = order[is_wanted | np.isin(idx_C[order], also)] if len(also) else order[is_wanted]
+            if len(also):
+                is_wanted |= np.isin(idx_C[order], also)
+            order = order[is_wanted]
         idx_C, log_density_C, log_posterior_C = idx_C[order], log_density_C[order], log_posterior_C[order]
         return ScoredPool(
             idx_C=idx_C,

@@ -92,7 +92,7 @@ def list_adapters(
 def show(
     name: NameArgument,
     # Read by nobody: scripts may give `--json` to every command, and this one has no other form.
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it always does.")] = True,  # noqa: ARG001
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it always does.")] = True,  # noqa: ARG001  (scripts may say so)
     url: UrlOption = DEFAULT_URL,
     api_key: AdminKeyOption = None,
 ) -> None:

@@ -102,7 +102,7 @@ class _WorkerDoor(worker_pb2_grpc.WorkerServiceServicer):
     async def Stats(  # noqa: N802  (the wire's name)
         self,
         request: worker_pb2.StatsRequest,  # noqa: ARG002  (gRPC's signature)
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002  (the same)
     ) -> worker_pb2.StatsResponse:
         """How it is."""
         return worker_pb2.StatsResponse(

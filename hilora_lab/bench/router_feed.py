@@ -62,7 +62,7 @@ class _Feed(registry_pb2_grpc.RegistryServiceServicer):
     async def GetSnapshot(  # noqa: N802  (the wire's name)
         self,
         request: registry_pb2.GetSnapshotRequest,  # noqa: ARG002  (gRPC's signature)
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002  (the same)
     ) -> AsyncIterator[registry_pb2.CatalogSnapshotChunk]:
         """The pool."""
         for start in range(0, len(self._entries), _ENTRIES_OF_A_CHUNK):
@@ -75,7 +75,7 @@ class _Feed(registry_pb2_grpc.RegistryServiceServicer):
     async def Watch(  # noqa: N802  (the wire's name)
         self,
         request: registry_pb2.WatchRequest,  # noqa: ARG002  (gRPC's signature)
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002  (the same)
     ) -> AsyncIterator[registry_pb2.CatalogEvent]:
         """Signs of life."""
         while True:

@@ -13,7 +13,9 @@ from typing import Any, cast
 
 from hilora.errors import InvalidInput
 
-_EXAMPLE = "Two short texts of different length show which sizes may change."
+_EXAMPLES = ["Two short texts of different length show which sizes may change.", "Two."]
+_MOST_DIFFERENCE = 1e-4
+"""Of a coordinate of a unit vector; what is right differs by some 1e-7."""
 
 
 def run_by_openvino(sentence_model: Any, *, num_threads: int | None) -> None:
@@ -24,7 +26,8 @@ def run_by_openvino(sentence_model: Any, *, num_threads: int | None) -> None:
         num_threads: CPU threads of a pass; None leaves the choice to OpenVINO.
 
     Raises:
-        InvalidInput: `encoder_backend_unavailable`, if OpenVINO is not installed or cannot convert this model.
+        InvalidInput: `encoder_backend_unavailable`, if OpenVINO is not installed, cannot convert this model, or gives
+            other vectors than torch; the model is then as it was.
     """
     import torch  # seconds of import, as of the encoder itself
 
@@ -40,7 +43,8 @@ def run_by_openvino(sentence_model: Any, *, num_threads: int | None) -> None:
     name = next((name for name, module in children.items() if module is inner), None)
     if name is None or inner is None:
         raise _unavailable(f"OpenVINO cannot stand in for a {type(transformer).__name__}.", "Use the backend torch.")
-    example = transformer.tokenizer([_EXAMPLE, "Two."], padding=True, return_tensors="pt")
+    example = transformer.tokenizer(_EXAMPLES, padding=True, return_tensors="pt")
+    expected = sentence_model.encode(_EXAMPLES, normalize_embeddings=True, show_progress_bar=False)
     try:
         # Tracing warns of conditions on sizes; what they guard is tested with texts of many lengths and batches.
         with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
@@ -49,9 +53,14 @@ def run_by_openvino(sentence_model: Any, *, num_threads: int | None) -> None:
         if num_threads is not None:
             options["INFERENCE_NUM_THREADS"] = num_threads
         compiled = openvino.Core().compile_model(graph, "CPU", options)
-    except RuntimeError as error:
+        setattr(transformer, name, _compiled_module(compiled, inner.config))
+        found = sentence_model.encode(_EXAMPLES, normalize_embeddings=True, show_progress_bar=False)
+    except Exception as error:  # a model of anybody's, in a converter of others: it may raise anything
+        setattr(transformer, name, inner)
         raise _unavailable(f"OpenVINO cannot run this encoder: {error}", "Use the backend torch.") from error
-    setattr(transformer, name, _compiled_module(compiled, inner.config))
+    if not abs(found - expected).max() <= _MOST_DIFFERENCE:
+        setattr(transformer, name, inner)
+        raise _unavailable("OpenVINO gives other vectors than torch for this encoder.", "Use the backend torch.")
 
 
 def _compiled_module(compiled: Any, config: Any) -> Any:

@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from torch import nn, ones
+from transformers.modeling_outputs import BaseModelOutput
 
 from hilora.errors import InvalidInput
+from services.common import openvino_transformer
 from services.common.openvino_transformer import run_by_openvino
 from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.router.settings import RouterSettings
@@ -86,6 +89,26 @@ class TestAuto:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
 
         assert done.stdout.split()[-1] == answer
+
+    @pytest.mark.parametrize("fault", [RuntimeError, TypeError, None])
+    def test_where_openvino_fails_or_errs_torch_does(self, encoders, monkeypatch, fault):
+        class Wrong(nn.Module):
+            """Fails, or answers with ones."""
+
+            def __init__(self, config) -> None:
+                super().__init__()
+                self.config = config
+
+            def forward(self, input_ids, **_):
+                if fault is not None:
+                    raise fault("not this model")
+                return BaseModelOutput(last_hidden_state=ones(*input_ids.shape, self.config.hidden_size))
+
+        monkeypatch.setattr(openvino_transformer, "_compiled_module", lambda _, config: Wrong(config))
+        encoder = SentenceTransformerEncoder(backend=EncoderBackend.AUTO, num_threads=1)
+
+        assert encoder.backend is EncoderBackend.TORCH
+        np.testing.assert_array_equal(encoder.encode(TEXTS), encoders[EncoderBackend.TORCH].encode(TEXTS))
 
 
 class TestOpenVino:
