@@ -14,8 +14,10 @@ fi
 scripts/install_deploy_tools.sh
 
 mkdir -p "$STATE"
-if [ -z "$(find "$STATE" -maxdepth 1 -name rootfs.tar -mtime -14)" ]; then
+if [ -z "$(find "$STATE" -maxdepth 1 -type f -name rootfs.tar -mtime -14)" ]; then
+    # mmdebstrap makes what the name ends in: a folder, if that is not .tar.
+    rm -rf "$STATE/rootfs.tar" "$STATE/rootfs.part.tar"
     mmdebstrap --quiet --variant=minbase --include=python3,python3-pip,python3-venv,ca-certificates \
-        bookworm "$STATE/rootfs.tar.part"
-    mv "$STATE/rootfs.tar.part" "$STATE/rootfs.tar"
+        bookworm "$STATE/rootfs.part.tar"
+    mv "$STATE/rootfs.part.tar" "$STATE/rootfs.tar"
 fi

@@ -19,6 +19,7 @@ import grpc
 
 from hilora_lab.bench.router_speech import answer_commands, say
 from hilora_rpc.v1 import worker_pb2, worker_pb2_grpc
+from services.common import event_loop
 from services.common.log import configure_logging
 from services.common.rpc_server import RpcServer
 
@@ -208,4 +209,4 @@ async def run_backend() -> None:
 
 if __name__ == "__main__":
     configure_logging(service="bench-backend", level="WARNING")
-    asyncio.run(run_backend())
+    event_loop.run(run_backend())

@@ -24,6 +24,7 @@ from hilora.character_grams import GRAM_SCHEME, SampleGrams
 from hilora_lab.bench.router_speech import answer_commands, say
 from hilora_lab.bench.router_texts import task_name, task_text
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
+from services.common import event_loop
 from services.common.log import configure_logging
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import DEFAULT_ENCODER, SentenceTransformerEncoder
@@ -139,4 +140,4 @@ async def run_feed(order: FeedOrder) -> None:
 
 if __name__ == "__main__":
     configure_logging(service="bench-feed", level="WARNING")
-    asyncio.run(run_feed(FeedOrder(**json.loads(sys.argv[1]))))
+    event_loop.run(run_feed(FeedOrder(**json.loads(sys.argv[1]))))

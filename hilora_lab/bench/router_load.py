@@ -19,6 +19,7 @@ from typing import Any
 from hilora_lab.bench.router_backend import ANSWER_WORD
 from hilora_lab.bench.router_speech import answer_commands, say
 from hilora_lab.bench.router_texts import task_text
+from services.common import event_loop
 
 _WORD = ANSWER_WORD.strip().encode()
 _END = b"0\r\n\r\n"
@@ -196,4 +197,4 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    event_loop.run(_main())

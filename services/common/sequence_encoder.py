@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hilora.errors import InvalidInput
 from services.common.log import get_logger
-from services.common.openvino_transformer import run_by_openvino
+from services.common.openvino_encoder import OpenVinoEncoder
 
 _log = get_logger(__name__)
 
@@ -74,7 +74,7 @@ class SentenceTransformerEncoder:
         backend: what computes.
 
     Raises:
-        InvalidInput: `unknown_encoder`, if the model cannot be loaded; see `run_by_openvino`.
+        InvalidInput: `unknown_encoder`, if the model cannot be loaded; see `OpenVinoEncoder`.
     """
 
     def __init__(
@@ -105,24 +105,26 @@ class SentenceTransformerEncoder:
         self._instruction = instruction
         self._lock = threading.Lock()
         self._encoder_id = f"{Path(model).name}:{_fingerprint(self._model, location, instruction)}"
-        self._backend = self._set_up(backend, device=device, num_threads=num_threads)
+        self._compiled = self._compile(backend, device=device, num_threads=num_threads)
 
-    def _set_up(self, backend: EncoderBackend, *, device: str, num_threads: int | None) -> EncoderBackend:
+    def _compile(self, backend: EncoderBackend, *, device: str, num_threads: int | None) -> OpenVinoEncoder | None:
+        """What computes in torch's stead; None where torch does."""
         if backend is EncoderBackend.TORCH or (backend is EncoderBackend.AUTO and device != "cpu"):
-            return EncoderBackend.TORCH
+            return None
         try:
-            run_by_openvino(self._model, num_threads=num_threads)
+            compiled = OpenVinoEncoder(self._model, num_threads=num_threads, pass_texts=_PASS_TEXTS)
         except InvalidInput as error:
             if backend is EncoderBackend.OPENVINO:
                 raise
             _log.info("encoder_runs_on_torch", reason=error.message)
-            return EncoderBackend.TORCH
-        return EncoderBackend.OPENVINO
+            return None
+        self._model.to("meta")  # its weights are in the copy
+        return compiled
 
     @property
     def backend(self) -> EncoderBackend:
         """What computes it in fact: never `AUTO`."""
-        return self._backend
+        return EncoderBackend.TORCH if self._compiled is None else EncoderBackend.OPENVINO
 
     @property
     def encoder_id(self) -> str:
@@ -135,12 +137,15 @@ class SentenceTransformerEncoder:
         return int(self._model.get_embedding_dimension())
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """See `SequenceEncoder.encode`. One call at a time: torch's own threads use the cores already."""
+        """See `SequenceEncoder.encode`. One call at a time: the backend's own threads use the cores already."""
         if not texts:
             return np.zeros((0, self.embedding_dim), dtype=np.float32)
+        instructed = [self._instruction + text for text in texts]
         with self._lock:
+            if self._compiled is not None:
+                return self._compiled.encode(instructed)
             embeddings = self._model.encode(
-                [self._instruction + text for text in texts],
+                instructed,
                 batch_size=_PASS_TEXTS,
                 normalize_embeddings=True,
                 show_progress_bar=False,

