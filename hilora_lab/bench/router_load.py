@@ -14,7 +14,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hilora_lab.bench.router_backend import ANSWER_WORD
 from hilora_lab.bench.router_speech import answer_commands, say
@@ -61,8 +61,8 @@ class _Stream(asyncio.Protocol):
         self.num_tokens = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), "TCP gives a transport in both directions"
-        self._transport = transport
+        # Not `isinstance`: uvloop's transports are of no class of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -79,7 +79,8 @@ class _Stream(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> None:
         """Send a request; returns at the end of the answer. Raises ConnectionError, TimeoutError."""
-        assert self._transport is not None, "a stream asks while it is open"
+        if self._transport is None:
+            raise ConnectionError("closed before the request")
         self._carry, self._status = b"", b""
         self.first_at, self.num_tokens = None, 0
         self._done = asyncio.get_running_loop().create_future()

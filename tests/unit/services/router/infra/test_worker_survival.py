@@ -276,7 +276,28 @@ class TestAffinity:
         assert affinity.shares(prefix_keys(order(plan=RoutingPlan(budgets=(budget,))))) == {}
 
     def test_it_stays_bounded(self):
-        affinity = PrefixAffinity(capacity=5)
+        affinity = PrefixAffinity(capacity=6)
+        sizes = set()
         for number in range(50):
             affinity.remember(prefix_keys(order(TextPrompt(text=str(number)))), "w")
-        assert len(affinity) == 5
+            sizes.add(len(affinity))
+        assert max(sizes) == 6
+
+    def test_what_is_used_outlives_what_is_not(self):
+        affinity = PrefixAffinity(capacity=6)
+        used, idle = prefix_keys(order(TextPrompt(text="used"))), prefix_keys(order(TextPrompt(text="idle")))
+        affinity.remember((*used, *idle), "w")
+        for number in range(50):
+            affinity.remember(prefix_keys(order(TextPrompt(text=str(number)))), "other")
+            assert affinity.shares(used) == {"w": 1.0}
+        assert affinity.shares(idle) == {}
+
+    def test_a_worker_that_took_a_prompt_over_is_the_one(self):
+        affinity = PrefixAffinity(capacity=2)
+        keys = prefix_keys(order())
+        for address in ("first", "second", "third"):
+            affinity.remember(keys, address)
+            affinity.remember(prefix_keys(order(TextPrompt(text=address))), "other")
+        assert affinity.shares(keys) == {"third": 1.0}
+        affinity.forget("third")
+        assert affinity.shares(keys) == {}
