@@ -78,8 +78,16 @@ class _CountedFile:
         return data
 
 
-async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes | None = None) -> JsonObject:
+async def submit(
+    client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes | None = None, idempotency_key: str | None = None
+) -> JsonObject:
     """Start an ingest. Files are read while they are sent; a request that was cut off is not made twice.
+
+    Args:
+        client: of the server.
+        upload: what to register.
+        on_bytes: hears of the progress.
+        idempotency_key: under which the same submission may be made again; by default one of its own.
 
     Returns:
         The job, as the server describes it.
@@ -88,6 +96,7 @@ async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes 
         InvalidInput: `no_adapter_files`, if the folder has no adapter.
         HiloraError: the server refused it.
     """
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
     parts = await asyncio.to_thread(_parts_of, upload)
     if parts:
         fields: JsonObject = {"replace": str(upload.replaces).lower()}
@@ -95,7 +104,6 @@ async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes 
             fields["name"] = name
         if upload.squeeze:
             fields["squeeze"] = json.dumps(upload.squeeze)
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
         with ExitStack() as stack:
             files = _opened(parts, stack, on_bytes or _ignore)
             return await client.upload("/v1/adapters", fields=fields, files=files, headers=headers)
@@ -106,7 +114,7 @@ async def submit(client: ApiClient, upload: AdapterUpload, *, on_bytes: OnBytes 
         "replace": upload.replaces,
         "squeeze": upload.squeeze,
     }
-    return await client.post("/v1/adapters", body)
+    return await client.post("/v1/adapters", body, headers=headers)
 
 
 async def wait_for_job(client: ApiClient, job: JsonObject, *, on_job: OnJob | None = None) -> JsonObject:

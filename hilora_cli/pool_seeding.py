@@ -1,9 +1,10 @@
-"""Registers a folder full of adapters with a server that was just started."""
+"""Registers a folder full of adapters with a server that was just started, and may not be able to serve at once."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import urlencode
 from hilora.errors import HiloraError, InvalidInput
 from hilora_cli.adapter_upload import ADAPTER_CONFIG, AdapterUpload, submit, wait_for_job
 from hilora_cli.api_client import ApiClient, JsonObject
+from hilora_cli.patience import patiently
 
 _CONCURRENT_UPLOADS = 8
 
@@ -69,7 +71,7 @@ def samples_jsonl(texts: Sequence[str]) -> bytes:
 
 async def missing_from(client: ApiClient, uploads: Sequence[AdapterUpload]) -> list[AdapterUpload]:
     """Those whose name is not registered yet."""
-    registered = {entry["name"] for entry in await listed_adapters(client)}
+    registered = {entry["name"] for entry in await patiently(lambda: listed_adapters(client))}
     return [upload for upload in uploads if upload.name not in registered]
 
 
@@ -92,7 +94,9 @@ async def seed(client: ApiClient, uploads: Sequence[AdapterUpload], *, on_seeded
         failure: HiloraError | None = None
         async with gate:
             try:
-                await wait_for_job(client, await submit(client, upload))
+                key = uuid.uuid4().hex
+                job = await patiently(lambda: submit(client, upload, idempotency_key=key))
+                await wait_for_job(client, job)
             except HiloraError as error:
                 failure = error
         on_seeded(upload.name or upload.source, failure)

@@ -93,6 +93,15 @@ def _bytes(quantity):
     return int(quantity[:-2]) * units[quantity[-2:]]
 
 
+def await_fit(url, seconds=120):
+    """Before it, newcomers are judged by the statistics of those that were there first."""
+    deadline = time.monotonic() + seconds
+    wanted = {"hilora_router_adapters 36.0", "hilora_router_adapters_since_fit 0.0"}
+    while not wanted <= set(httpx.get(url, headers={"Authorization": f"Bearer {INFERENCE_KEY}"}).text.splitlines()):
+        assert time.monotonic() < deadline, "the router did not come to know all adapters"
+        time.sleep(0.5)
+
+
 def test_a_routed_answer_comes_through_certificates_keys_and_policies_of_access(pods, ports):
     registry = f"http://127.0.0.1:{ports[8081]}"
     where = ["--url", registry, "--admin-key", ADMIN_KEY]
@@ -101,6 +110,7 @@ def test_a_routed_answer_comes_through_certificates_keys_and_policies_of_access(
         [sys.executable, "-c", *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert seeded.returncode == 0, seeded.stdout + seeded.stderr
+    await_fit(f"http://127.0.0.1:{ports[8000]}/metrics")
     url = f"http://127.0.0.1:{ports[8000]}/v1/completions"
     body = {"model": "auto", "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
 

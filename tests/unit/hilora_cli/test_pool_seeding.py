@@ -5,7 +5,8 @@ import json
 import httpx
 import pytest
 
-from hilora.errors import InvalidInput
+from hilora.errors import InvalidInput, Unavailable
+from hilora_cli import patience
 from hilora_cli.api_client import ApiClient
 from hilora_cli.pool_seeding import missing_from, seed, uploads_of, uploads_of_testbed
 
@@ -80,3 +81,62 @@ class TestSeed:
 
         assert done["wrong"].code == "bad_adapter"
         assert done["good-1"] is done["good-2"] is None
+
+
+class TestPatience:
+    """A server that is there and cannot serve yet is asked again; nothing is registered twice."""
+
+    @pytest.fixture(autouse=True)
+    def no_pauses(self, monkeypatch):
+        monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+
+    @staticmethod
+    def away(times):
+        """A server that answers 503 a few times to each method, and the idempotency keys it was sent."""
+        left, keys = {"GET": times, "POST": times}, []
+
+        def answer(request):
+            if request.method == "POST":
+                keys.append(request.headers["Idempotency-Key"])
+            if left[request.method]:
+                left[request.method] -= 1
+                return httpx.Response(503, json={"error": {"message": "Redis is away.", "code": "redis_unavailable"}})
+            return TestSeed.server(request)
+
+        return answer, keys
+
+    async def test_it_recovers_and_every_attempt_bears_the_same_key(self, tmp_path):
+        write_adapter(tmp_path / "new")
+        answer, keys = self.away(times=3)
+        done = {}
+        async with ApiClient("http://server", transport=httpx.MockTransport(answer)) as client:
+            missing = await missing_from(client, uploads_of(tmp_path))
+            await seed(client, missing, on_seeded=lambda name, failure: done.update({name: failure}))
+
+        assert done == {"new": None}
+        assert len(keys) == 4
+        assert len(set(keys)) == 1
+
+    async def test_one_that_stays_away_is_told(self, tmp_path):
+        write_adapter(tmp_path / "new")
+        answer, _ = self.away(times=99)
+        done = {}
+        async with ApiClient("http://server", transport=httpx.MockTransport(answer)) as client:
+            with pytest.raises(Unavailable, match="Redis is away"):
+                await missing_from(client, uploads_of(tmp_path))
+            await seed(client, uploads_of(tmp_path), on_seeded=lambda name, failure: done.update({name: failure}))
+
+        assert done["new"].code == "redis_unavailable"
+
+    async def test_where_nobody_listens_it_does_not_wait(self):
+        num_asked = 0
+
+        def refuse(request):
+            nonlocal num_asked
+            num_asked += 1
+            raise httpx.ConnectError("refused", request=request)
+
+        async with ApiClient("http://server", transport=httpx.MockTransport(refuse)) as client:
+            with pytest.raises(Unavailable):
+                await missing_from(client, [])
+        assert num_asked == 1
