@@ -13,6 +13,7 @@ from tests.builders.deploy_files import ROOT, pod_of, rendered, workloads
 from tests.builders.light_load import ANSWER, PROMPT
 from tests.builders.played_pods import ADMIN_KEY, INFERENCE_KEY, PlayedPods
 from tests.builders.ports import free_port
+from tests.builders.router_figures import has_fitted
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -94,10 +95,8 @@ def _bytes(quantity):
 
 
 def await_fit(url, seconds=120):
-    """Before it, newcomers are judged by the statistics of those that were there first."""
     deadline = time.monotonic() + seconds
-    wanted = {"hilora_router_adapters 36.0", "hilora_router_adapters_since_fit 0.0"}
-    while not wanted <= set(httpx.get(url, headers={"Authorization": f"Bearer {INFERENCE_KEY}"}).text.splitlines()):
+    while not has_fitted(httpx.get(url).text, num_adapters=36):
         assert time.monotonic() < deadline, "the router did not come to know all adapters"
         time.sleep(0.5)
 
