@@ -22,9 +22,9 @@ ROUTER = {
     "adapter_decisions", "adapters", "adapters_ignored", "adapters_since_fit", "catalog_following",
     "catalog_generation", "circuits", "decide_seconds", "decisions", "e2e_latency_seconds", "encode_seconds",
     "decision_cache_hits", "encoder_cache_bytes", "encoder_cache_hits", "encoder_cache_texts", "encoder_passes",
-    "encoder_refused", "encoder_shared", "encoder_texts", "encoder_waiting", "fit_generation", "generations", "index_kind",
-    "index_recall", "inter_token_seconds", "out_of_distribution", "plans_repeated", "posterior_entropy_nats",
-    "requests", "route_seconds", "sessions", "text_gap_seconds", "tokens", "top_posterior", "traffic_alarms",
+    "encoder_refused", "encoder_shared", "encoder_texts", "encoder_waiting", "fit_generation", "generations",
+    "index_kind", "index_recall", "inter_token_seconds", "out_of_distribution", "plans_repeated",
+    "posterior_entropy_nats", "requests", "route_seconds", "sessions", "text_gap_seconds", "tokens", "top_posterior", "traffic_alarms",
     "traffic_alarms_raised", "ttft_seconds", "workers_configured", "workers_live",
 }  # fmt: skip
 WORKER = {
