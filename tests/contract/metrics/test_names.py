@@ -24,8 +24,8 @@ ROUTER = {
     "decision_cache_hits", "encoder_cache_bytes", "encoder_cache_hits", "encoder_cache_texts", "encoder_passes",
     "encoder_refused", "encoder_shared", "encoder_texts", "encoder_waiting", "fit_generation", "generations",
     "index_kind", "index_recall", "inter_token_seconds", "out_of_distribution", "plans_repeated",
-    "posterior_entropy_nats", "requests", "route_seconds", "sessions", "text_gap_seconds", "tokens", "top_posterior", "traffic_alarms",
-    "traffic_alarms_raised", "ttft_seconds", "workers_configured", "workers_live",
+    "posterior_entropy_nats", "requests", "route_seconds", "sessions", "text_gap_seconds", "tokens", "top_posterior",
+    "traffic_alarms", "traffic_alarms_raised", "ttft_seconds", "workers_configured", "workers_live",
 }  # fmt: skip
 WORKER = {
     "cached_tokens", "catalog_generation", "device_lost", "draining", "e2e_latency_seconds", "generation_tokens",
