@@ -50,7 +50,8 @@ class RouterSettings(TlsServiceSettings):
     encoder_instruction: str = ""
     """Text put before every input of the encoder; must be the registry's."""
     encoder_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one pass of the encoder; by default the backend's own choice."""
+    """CPU threads of one pass of the encoder; by default half of the processors, at most four, on OpenVINO, and torch's
+    own choice on torch."""
     encoder_backend: EncoderBackend = EncoderBackend.AUTO
     """What computes it: `openvino`, `torch`, or `auto`, which is OpenVINO where that is installed and knows the
     encoder, and torch elsewhere. The vectors are the same, on CPUs in about half the time for short texts."""
