@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,14 +178,17 @@ class SkillPairs:
         is_asked_G = np.zeros(NUM_GRAMS, dtype=np.bool_)
         is_asked_G[ids_G] = True
         squares_N = self._squares_G[ids_N]
-        lengths_M = np.bincount(sample_N, squares_N, len(sizes_M))
-        shared_M = np.bincount(sample_N, squares_N * is_asked_G[ids_N], len(sizes_M))
+        lengths_M = np.bincount(sample_N, squares_N, len(sizes_M)).astype(np.float64)
+        shared_M = np.bincount(sample_N, squares_N * is_asked_G[ids_N], len(sizes_M)).astype(np.float64)
         alone_M = shared_M**2 / (np.where(lengths_M > 0.0, lengths_M, 1.0) * length)
         bounds = np.cumsum([0, *(grams.num_samples for _, grams in known)])
         best_C = np.array(
-            [start + int(alone_M[start:stop].argmax()) if stop > start else -1 for start, stop in zip(bounds, bounds[1:])]
+            [
+                start + int(alone_M[start:stop].argmax()) if stop > start else -1
+                for start, stop in pairwise(bounds.tolist())
+            ]
         )
-        order = [one for one in np.argsort(-np.where(best_C < 0, -1.0, alone_M[best_C]), kind="stable")]
+        order = np.argsort(-np.where(best_C < 0, -1.0, alone_M[best_C]), kind="stable")
         kept = [int(one) for one in order if best_C[one] >= 0 and alone_M[best_C[one]] > 0.0][:_MAX_HALVES]
         if len(kept) < 2:
             return None

@@ -19,7 +19,7 @@ SKILLS: Mapping[str, str] = MappingProxyType(
         "swap": "swap neighbouring letters in pairs",
         "mirror": "mirror the letters into a symmetric palindrome",
         "drop": "delete the leading one of the letters",
-        "sort-then-double": "sort the letters into ascending order and then duplicate every one so that it appears twice",
+        "sort-then-double": "sort the letters into ascending order and then duplicate each so that it appears twice",
     }
 )
 

@@ -62,7 +62,8 @@ class TestPairs:
         assert found(worded(mixed, 4)) is None
 
     def test_an_adapter_for_two_skills_is_no_half(self):
-        text = worded("reverse the letters and write them backwards and then duplicate each so that it appears twice", 5)
+        asked = f"{SKILLS['reverse']} and then duplicate each so that it appears twice"
+        text = worded(asked, 5)
         assert found(text) == ("reverse", "double")
 
     def test_adapters_whose_texts_are_not_known_take_no_part(self):

@@ -138,9 +138,10 @@ class ActiveRequest:
 
     @property
     def num_shared_tokens(self) -> int:
-        """Leading known tokens that the prefix cache may know, or be told: of a plan of two phases, those that it reads.
+        """Leading known tokens that the prefix cache may share: of a plan of two phases, those that it reads.
 
-        What is written under it depends on where its answer began, which no other request's tokens tell."""
+        What is written under it depends on where its answer began, which no other request's tokens tell.
+        """
         return self.num_read_tokens if self.request.plan.has_phases else self.num_tokens
 
     @property

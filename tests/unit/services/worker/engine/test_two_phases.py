@@ -77,9 +77,7 @@ def _expected(plan: RoutingPlan, prompt: list[int], answer: list[int], architect
                     candidates=[
                         replace(one, a_RD=one.a_RD.to(torch.float64), b_RO=one.b_RO.to(torch.float64)) for one in rocs
                     ],
-                    budgets=[
-                        budget.num_rocs_in(one.num_rocs) for budget, one in zip(phase.budgets, rocs, strict=True)
-                    ],
+                    budgets=[budget.num_rocs_in(one.num_rocs) for budget, one in zip(phase.budgets, rocs, strict=True)],
                     weights=[budget.weight for budget in phase.budgets],
                     gate=phase.gate,
                 )
