@@ -224,20 +224,24 @@ class RoutingPlan:
         """Whether no ROC can act."""
         return self.num_rocs == 0
 
-    @property
+    @cached_property
     def has_phases(self) -> bool:
         """Whether the prompt is read with other factors than the answer is written with."""
         return any(budget.reading_weight is not None for budget in self.budgets)
 
-    @cached_property
+    @property
     def reading(self) -> RoutingPlan:
         """What holds for the prompt's tokens but the last: a plan of one phase, this one where it has no other."""
-        return self._phase(is_reading=True) if self.has_phases else self
+        return self._phases[0] if self.has_phases else self
 
-    @cached_property
+    @property
     def writing(self) -> RoutingPlan:
         """What holds from the prompt's last token on: a plan of one phase, this one where it has no other."""
-        return self._phase(is_reading=False) if self.has_phases else self
+        return self._phases[1] if self.has_phases else self
+
+    @cached_property
+    def _phases(self) -> tuple[RoutingPlan, RoutingPlan]:
+        return self._phase(is_reading=True), self._phase(is_reading=False)
 
     def _phase(self, *, is_reading: bool) -> RoutingPlan:
         # An adapter of factor 0 is left out: its components would compete with those that act.
