@@ -10,7 +10,7 @@ Shapes: G distinct grams of one text, N grams of several texts one after the oth
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,23 +42,51 @@ def gram_ids(text: str) -> GramIds:
 
     Case makes no difference, nor does the amount of white space; that a line ends does. Equal on every machine.
     """
+    is_there = np.zeros(NUM_GRAMS, dtype=np.bool_)
+    for hashed, _ in _hashed(text):
+        is_there[hashed] = True
+    return np.flatnonzero(is_there).astype(np.uint16)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class GramSpots:
+    """The grams of a text with where they stand in it."""
+
+    ids_G: GramIds
+    """As `gram_ids` gives them."""
+    centres_G: NDArray[np.float64]
+    """The middle between where a gram first begins and where it last ends, in characters."""
+
+
+def gram_spots(text: str) -> GramSpots:
+    """The distinct grams of a text, rising, and where each stands."""
+    first_G = np.full(NUM_GRAMS, np.iinfo(np.int64).max)
+    last_G = np.full(NUM_GRAMS, -1)
+    for hashed, length in _hashed(text):
+        starts = np.arange(len(hashed))
+        np.minimum.at(first_G, hashed, starts)
+        np.maximum.at(last_G, hashed, starts + length)
+    ids_G = np.flatnonzero(last_G >= 0)
+    return GramSpots(ids_G=ids_G.astype(np.uint16), centres_G=(first_G[ids_G] + last_G[ids_G]) / 2)
+
+
+def _hashed(text: str) -> Iterator[tuple[NDArray[np.uint32], int]]:
+    """The grams of each length in their order, and the length; nothing for an empty text."""
     plain = _BREAKS.sub("\n", _SPACES.sub(" ", text[:MAX_GRAM_CHARACTERS])).strip().lower()
     if not plain:
-        return np.zeros(0, dtype=np.uint16)
+        return
     # Lower case may be longer than the text: the bound holds for what is looked at.
     plain = f"{_FIRST}{plain[:MAX_GRAM_CHARACTERS]}{_LAST}"
     # The byte order is part of the scheme. A lone surrogate is no character, but a client may send one.
     points = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint32)
-    is_there = np.zeros(NUM_GRAMS, dtype=np.bool_)
     for length in _LENGTHS:
         num_grams = len(points) - length + 1
         if num_grams < 1:
-            break
+            return
         hashes = np.full(num_grams, length, dtype=np.uint32)
         for offset in range(length):
             hashes = (hashes * _PRIME) ^ points[offset : offset + num_grams]
-        is_there[_scattered(hashes)] = True
-    return np.flatnonzero(is_there).astype(np.uint16)
+        yield _scattered(hashes), length
 
 
 def _scattered(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -28,6 +28,7 @@ from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_explanation import ScoredPool
 from hilora.routing_settings import RoutingSettings
 from hilora.sample_vectors import SampleVectors
+from hilora.skill_pairs import SkillPair, SkillPairs
 from hilora.stacked_scores import SHORTLIST, LexicalStack, fit_stacked
 
 
@@ -232,6 +233,33 @@ class FittedPool:
             posterior_C=np.exp(log_posterior_C),
             num_allowed=len(self.profiles) - len(excluded),
         )
+
+    def skill_pair(self, text: str, z_E: FloatArray, *, excluded: NDArray[np.intp]) -> SkillPair | None:
+        """Two adapters that together explain a text that none explains; None if no two do, or wordings have no weight.
+
+        Args:
+            text: what is asked.
+            z_E: its embedding: in a large pool, halves are looked for among the adapters that are nearest to it.
+            excluded: places of adapters that do not count.
+        """
+        pairs = self._skill_pairs
+        return None if pairs is None else pairs.find(text, self._nearest(z_E, excluded))
+
+    @cached_property
+    def _skill_pairs(self) -> SkillPairs | None:
+        if self.stack is None:
+            return None
+
+        def rivals_of(place: int) -> NDArray[np.intp]:
+            mean_E = self.profiles[place].samples_ME.mean(axis=0, dtype=np.float64)
+            return self._nearest(mean_E, np.union1d(self.superseded, [place]).astype(np.intp))
+
+        grams = [profile.grams for profile in self.profiles]
+        return SkillPairs(grams, self.stack.lexical.weights_G, rivals_of=rivals_of)
+
+    def _nearest(self, z_E: FloatArray, excluded: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The `SHORTLIST` adapters that the Gaussian finds likeliest, by place."""
+        return np.sort(self.score_nearest(z_E, num_results=SHORTLIST, excluded=excluded).idx_C)
 
     def _log_density_of(self, idx_C: NDArray[np.intp], y_K: FloatArray, rest: float) -> FloatArray:
         """Scores in whitened units at some places, rising."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -97,6 +97,8 @@ class RocBudget:
     `round_half_up(r * o_i / r_i)`, at least 1 where `o_i > 0`."""
     weight: float = 1.0
     """Factor of the adapter's output; a negative one turns it around."""
+    reading_weight: float | None = None
+    """The factor before the prompt's last token, where it is another one; None: `weight` throughout."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_rocs <= self.lora_rank:
@@ -185,8 +187,12 @@ class PlanPreparation:
 class RoutingPlan:
     """The work order of one request. No budgets means the base model alone.
 
+    A plan has one phase, or two: then the prompt is *read* with other factors than those the answer is *written* with
+    (docs/adr/0037-plans-of-two-phases.md). The prompt's last token, whose logits give the answer's first, is written.
+
     Raises:
-        ValueError: a plan that is prepared grants parts of adapters, or has another rule than `ROCS`.
+        ValueError: a plan that is prepared grants parts of adapters, or has another rule than `ROCS`, or two phases; a
+            plan of two phases has another rule than `ROCS`.
     """
 
     budgets: tuple[RocBudget, ...] = ()
@@ -197,8 +203,12 @@ class RoutingPlan:
     """What the worker does with the adapters first; None for nothing."""
 
     def __post_init__(self) -> None:
+        if self.has_phases and self.gate.rule is not GateRule.ROCS:
+            raise ValueError(f"rule {self.gate.rule} weighs adapters itself and knows no reading weights")
         if self.preparation is None:
             return
+        if self.has_phases:
+            raise ValueError("a plan that is prepared has one phase")
         if self.gate.rule is not GateRule.ROCS:
             raise ValueError(f"rule {self.gate.rule} does not go with a plan that is prepared")
         if any(budget.num_rocs != budget.lora_rank for budget in self.budgets):
@@ -215,6 +225,37 @@ class RoutingPlan:
         return self.num_rocs == 0
 
     @cached_property
+    def has_phases(self) -> bool:
+        """Whether the prompt is read with other factors than the answer is written with."""
+        return any(budget.reading_weight is not None for budget in self.budgets)
+
+    @property
+    def reading(self) -> RoutingPlan:
+        """What holds for the prompt's tokens but the last: a plan of one phase, this one where it has no other."""
+        return self._phases[0] if self.has_phases else self
+
+    @property
+    def writing(self) -> RoutingPlan:
+        """What holds from the prompt's last token on: a plan of one phase, this one where it has no other."""
+        return self._phases[1] if self.has_phases else self
+
+    @cached_property
+    def _phases(self) -> tuple[RoutingPlan, RoutingPlan]:
+        return self._phase(is_reading=True), self._phase(is_reading=False)
+
+    def _phase(self, *, is_reading: bool) -> RoutingPlan:
+        # An adapter of factor 0 is left out: its components would compete with those that act.
+        own = [
+            replace(
+                budget,
+                weight=budget.reading_weight if is_reading and budget.reading_weight is not None else budget.weight,
+                reading_weight=None,
+            )
+            for budget in self.budgets
+        ]
+        return replace(self, budgets=tuple(budget for budget in own if budget.weight != 0.0))
+
+    @cached_property
     def digest(self) -> str:
         """A hash of all that changes the arithmetic (not of the catalogue generation): equal digests on
         an equal base give equal logits, so it is part of every cache key."""
@@ -224,6 +265,8 @@ class RoutingPlan:
         }
         if self.preparation is not None:
             payload["preparation"] = asdict(self.preparation)
+        if self.has_phases:
+            payload["reading_weights"] = [budget.reading_weight for budget in self.budgets]
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 

@@ -86,6 +86,9 @@ class RoutingSettings:
     """Calibrated mode: the candidates are the fewest adapters holding this posterior mass."""
     unknown_task_rule: UnknownTaskRule = UnknownTaskRule.MASS
     """Calibrated mode: candidates of a text that no adapter explains."""
+    combine_skills: bool = True
+    """Calibrated mode: a text that no adapter explains and two do together is read with both and answered by the one
+    whose skill it asks for first, where the text and its wording are known and two candidates are allowed."""
     weight_rule: WeightRule = WeightRule.SHARPENED
     budget_rule: BudgetRule = BudgetRule.LARGEST_REMAINDER
     confidence_following: bool = True

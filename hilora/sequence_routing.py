@@ -2,6 +2,8 @@
 
     score the adapters  ->  choose candidates  ->  grant ROC budgets  ->  a frozen plan with its reasons
 
+A text that no adapter explains may ask for two skills that have an adapter each: then both are granted (`skill_pairs`).
+
 `RoutingMode.CALIBRATED` and `RoutingMode.PAPER` share this road and differ in `RoutingSettings`.
 
 Shapes: C candidates, E embedding dimension.
@@ -10,6 +12,7 @@ Shapes: C candidates, E embedding dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +27,13 @@ from hilora.budget_allocation import (
 from hilora.calibration import softmax
 from hilora.candidate_selection import descending, mass_candidates, threshold_candidates
 from hilora.character_grams import GramIds
+from hilora.covariance import FloatArray
 from hilora.fitted_pool import AdapterProfile, FittedPool
 from hilora.gaussian_index import DenseGaussianIndex, GaussianIndex, IndexBuilder
 from hilora.routing_explanation import ScoredPool, base_decision, explained_decision, explicit_decision
 from hilora.routing_plan import GateParameters, RocBudget, RoutingDecision, RoutingMode, RoutingPlan
 from hilora.routing_settings import BudgetRule, RoutingSettings, ScoreRule, UnknownTaskRule
+from hilora.skill_pairs import SkillPair
 
 __all__ = ["AdapterProfile", "RoutingSettings", "SequenceRouter", "base_decision", "explicit_decision"]
 
@@ -125,6 +130,7 @@ class SequenceRouter:
         exclude: frozenset[str] = frozenset(),
         num_runners_up: int = 5,
         grams: GramIds | None = None,
+        text: str | None = None,
     ) -> RoutingDecision:
         """Choose adapters and budgets for one text.
 
@@ -135,6 +141,7 @@ class SequenceRouter:
             exclude: names of adapters that must not be chosen; the posterior is that of the others.
             num_runners_up: adapters to report besides the chosen ones.
             grams: how the text is written (`gram_ids`); without them the calibrated mode goes by the embedding alone.
+            text: the text itself; without it nothing is said of two skills in it.
 
         Returns:
             The plan with its reasons. An empty pool gives the base alone, and says so.
@@ -158,6 +165,12 @@ class SequenceRouter:
         if not scores.num_allowed:
             return self._base_alone("Every adapter is excluded", settings)
         chosen, is_unknown = choose(scores, settings=settings)
+        if is_unknown and text is not None and grams is not None and _combines(settings):
+            pair = pool.skill_pair(text, z_E, excluded=excluded)
+            if pair is not None:
+                return self._of_both(
+                    pair, pool, z_E, grams, settings=settings, excluded=excluded, num_runners_up=num_runners_up
+                )
         plan = self._grant(chosen, scores, pool=pool, settings=settings, request_seed=request_seed)
         return explained_decision(
             plan,
@@ -166,6 +179,53 @@ class SequenceRouter:
             mode=settings.mode,
             is_unknown=is_unknown,
             num_runners_up=num_runners_up,
+        )
+
+    def _of_both(
+        self,
+        pair: SkillPair,
+        pool: FittedPool,
+        z_E: FloatArray,
+        grams: GramIds,
+        *,
+        settings: RoutingSettings,
+        excluded: NDArray[np.intp],
+        num_runners_up: int,
+    ) -> RoutingDecision:
+        """Read with both adapters as wholes, written by the first."""
+        places = np.array([pair.first, pair.second], dtype=np.intp)
+        first, second = (
+            RocBudget(
+                adapter_id=adapter.adapter_id,
+                adapter_name=adapter.adapter_name,
+                lora_rank=adapter.lora_rank,
+                num_rocs=adapter.lora_rank,
+                weight=weight,
+                reading_weight=1.0,
+            )
+            for adapter, weight in ((pool.profiles[pair.first], 1.0), (pool.profiles[pair.second], 0.0))
+        )
+        scores = pool.score_nearest(
+            z_E, num_results=len(places) + max(num_runners_up, 0), excluded=excluded, grams=grams, also=places
+        )
+        decision = explained_decision(
+            RoutingPlan(
+                budgets=(first, second),
+                gate=GateParameters(score=settings.roc_score, scope=settings.gate_scope, basis=settings.basis),
+                catalog_generation=self._catalog_generation,
+            ),
+            scores=scores,
+            identity_of=lambda idx: (pool.profiles[idx].adapter_id, pool.profiles[idx].adapter_name),
+            mode=settings.mode,
+            is_unknown=True,
+            num_runners_up=num_runners_up,
+        )
+        return replace(
+            decision,
+            reason=(
+                f"None of {scores.num_allowed} adapters explains the text, and two do together: it asks for the skills "
+                f"of {first.adapter_name} and then {second.adapter_name}, so both read it and the first one answers."
+            ),
         )
 
     def _base_alone(self, reason: str, settings: RoutingSettings) -> RoutingDecision:
@@ -217,6 +277,15 @@ class SequenceRouter:
             ),
             catalog_generation=self._catalog_generation,
         )
+
+
+def _combines(settings: RoutingSettings) -> bool:
+    return (
+        settings.combine_skills
+        and settings.mode is RoutingMode.CALIBRATED
+        and settings.score_rule is ScoreRule.STACKED
+        and settings.max_candidates >= 2
+    )
 
 
 def _paper_candidates(scores: ScoredPool, *, settings: RoutingSettings) -> tuple[NDArray[np.intp], bool]:

@@ -41,4 +41,5 @@ class LikelihoodStrategy:
             exclude=question.exclude,
             num_runners_up=question.num_runners_up,
             grams=question.grams,
+            text=question.text,
         )

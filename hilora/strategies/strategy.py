@@ -37,6 +37,8 @@ class RoutingQuestion:
     """Factors by adapter name that were learned from examples: what `lorahub` takes."""
     grams: GramIds | None = None
     """How the text is written (`gram_ids`); None if that is not known."""
+    text: str | None = None
+    """The text itself, for a strategy that asks in which order its parts stand; None if that is not known."""
 
     @property
     def counted_grams(self) -> GramIds | None:

@@ -158,12 +158,14 @@ class EngineScorer:
         request_id = f"example-{next(self._ids)}"
         self._right[request_id] = False
         prompt, answer = planned.example.prompt_ids, planned.example.answer_ids
+        num_read: int | None = None
         if self._writes:
             wanted = str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
             self._texts[request_id] = ""
             sampling = SamplingParams(temperature=0.0, max_tokens=len(answer) + _SPARE_TOKENS)
             hear = partial(self._hear_text, request_id, wanted)
         else:
+            num_read = len(prompt) - 1
             prompt = (*prompt, *answer)
             sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, prompt_logprobs=1)
             hear = partial(self._hear_scores, request_id, len(answer))
@@ -171,7 +173,13 @@ class EngineScorer:
             plan = planned.plan
             if plan.preparation is not None:
                 plan = self._runner.run(self._preparer.prepared(plan, planned.example.prompt_ids))
-            request = EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling, plan=plan)
+            request = EngineRequest(
+                request_id=request_id,
+                prompt_token_ids=prompt,
+                sampling=sampling,
+                plan=plan,
+                num_read_tokens=num_read,
+            )
             self._engine.submit(request, hear)
         except HiloraError:
             self._free.release()

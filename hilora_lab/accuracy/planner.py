@@ -117,6 +117,7 @@ class Planner:
                 if name not in {without, *exclude}
             },
             grams=gram_ids(text) if router.counts_grams else None,
+            text=text,
         )
         decision = rules.strategy.decide(router, question)
         return with_policy(decision, PRODUCT_DEFAULTS.low_confidence)

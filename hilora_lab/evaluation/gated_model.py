@@ -1,7 +1,8 @@
 """A transformers model under a routing plan: HiLoRA's arithmetic without the serving engine.
 
 Every linear layer that some adapter touches gets a forward hook that adds `sum_j g_j b_j (a_j . x)` over the plan's
-candidates, with the factors of the plan's rule (`module_update`). One prompt at a time, for measuring, not for serving.
+candidates, with the factors of the plan's rule (`module_update`). Under a plan of two phases, what comes before the
+prompt's last token has the reading phase's. One prompt at a time, for measuring, not for serving.
 
 Shapes: B prompts, T tokens, V vocabulary.
 """
@@ -62,7 +63,8 @@ class GatedModel:
         self._adapters = dict(adapters)
         self._gates = dict(gates or {})
         self._decomposed: dict[tuple[str, RocBasis], DecomposedAdapter] = {}
-        self._active: dict[str, ModuleUpdate] = {}
+        self._active: tuple[dict[str, ModuleUpdate], dict[str, ModuleUpdate]] = ({}, {})
+        self._num_read = 0
         self._merged: dict[tuple[str, str], DecomposedAdapter] = {}
         touched = {path for adapter in adapters.values() for path in adapter.modules}
         self._touched = [path for path, _ in model.named_modules() if path in touched]
@@ -71,26 +73,36 @@ class GatedModel:
 
     def is_answered(self, plan: RoutingPlan, example: TokenizedExample) -> bool:
         """Whether greedy decoding under the plan gives exactly the example's answer. Errors as in `logits`."""
-        self._activate(self._prepared(plan, torch.tensor([example.prompt_ids])))
+        plan = self._prepared(plan, torch.tensor([example.prompt_ids]))
+        self._activate(plan, num_prompt_tokens=len(example.prompt_ids))
         try:
             return is_answered(self._model, [example])[0]
         finally:
-            self._active = {}
+            self._active = ({}, {})
 
-    def logits(self, plan: RoutingPlan, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    def logits(
+        self, plan: RoutingPlan, input_ids_BT: torch.Tensor, *, num_prompt_tokens: int | None = None
+    ) -> torch.Tensor:
         """The model's logits `[B, T, V]` under the plan. One that asks the base first asks about the first row.
+
+        Args:
+            plan: what acts.
+            input_ids_BT: prompts of one length, with answers or without.
+            num_prompt_tokens: of these, the prompts'; all without.
 
         Raises:
             UnknownAdapter: `unknown_gate`: the plan's learned gate was not given to this model.
             InvalidInput: `gate_rule_mismatch`, `gate_shape_mismatch`: it is one of another rule, or for other layers or
                 adapters.
         """
-        self._activate(self._prepared(plan, input_ids_BT))
+        if num_prompt_tokens is None:
+            num_prompt_tokens = input_ids_BT.shape[1]
+        self._activate(self._prepared(plan, input_ids_BT), num_prompt_tokens=num_prompt_tokens)
         try:
             with torch.no_grad():
                 return self._model(input_ids=input_ids_BT, use_cache=False).logits
         finally:
-            self._active = {}
+            self._active = ({}, {})
 
     def _prepared(self, plan: RoutingPlan, prompt_BT: torch.Tensor) -> RoutingPlan:
         """The plan after what it wants done first with its adapters."""
@@ -127,7 +139,13 @@ class GatedModel:
             handle.remove()
         return heard[-1]
 
-    def _activate(self, plan: RoutingPlan) -> None:
+    def _activate(self, plan: RoutingPlan, *, num_prompt_tokens: int) -> None:
+        writing = self._updates(plan.writing)
+        self._active = (self._updates(plan.reading) if plan.has_phases else {}, writing)
+        self._num_read = num_prompt_tokens - 1 if plan.has_phases else 0
+
+    def _updates(self, plan: RoutingPlan) -> dict[str, ModuleUpdate]:
+        """What one phase adds to each layer."""
         acting = [budget for budget in plan.budgets if budget.num_rocs > 0]
         learned = self._learned(plan) if acting else {}
         pool = [self._in_basis(budget.adapter_name, plan.gate.basis) for budget in acting]
@@ -144,7 +162,7 @@ class GatedModel:
                 learned=learned.get(path),
                 place=path,
             )
-        self._active = updates
+        return updates
 
     def _learned(self, plan: RoutingPlan) -> Mapping[str, GateTensors]:
         """The plan's learned gate by module path; empty if its rule needs none."""
@@ -178,10 +196,20 @@ class GatedModel:
         def add_update(
             _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
         ) -> torch.Tensor:
-            update = self._active.get(path)
-            if update is None:
-                return output
-            x_TD = inputs[0].reshape(-1, inputs[0].shape[-1])
-            return output + update(x_TD).reshape(output.shape)
+            read, written = (updates.get(path) for updates in self._active)
+            x, num_read = inputs[0], self._num_read
+            if num_read == 0:
+                return _updated(output, x, written)
+            if x.dim() != 3:
+                raise ValueError(f"{path} sees tokens without their positions: two phases cannot be told apart there")
+            before = _updated(output[:, :num_read], x[:, :num_read], read)
+            return torch.cat([before, _updated(output[:, num_read:], x[:, num_read:], written)], dim=1)
 
         return add_update
+
+
+def _updated(y: torch.Tensor, x: torch.Tensor, update: ModuleUpdate | None) -> torch.Tensor:
+    """A layer's output with what the ROCs add for its input."""
+    if update is None:
+        return y
+    return y + update(x.reshape(-1, x.shape[-1])).reshape(y.shape)

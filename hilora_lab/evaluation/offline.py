@@ -91,7 +91,11 @@ class OfflineBench:
         """The routing decision for one line."""
         exclude = frozenset({line.task}) if setting == "ood" else frozenset[str]()
         return self._router.decide(
-            self._embedding_of[line.prompt], settings=settings, exclude=exclude, grams=gram_ids(line.prompt)
+            self._embedding_of[line.prompt],
+            settings=settings,
+            exclude=exclude,
+            grams=gram_ids(line.prompt),
+            text=line.prompt,
         )
 
     def score(self, setting: OfflineSetting, settings: RoutingSettings) -> OfflineScore:

@@ -329,6 +329,7 @@ def _routing_defaults(settings: RouterSettings) -> RoutingDefaults:
         gamma=settings.gamma,
         max_candidates=settings.max_candidates,
         score_rule=settings.score_rule,
+        combine_skills=settings.combine_skills,
         low_confidence=settings.low_confidence,
         routed_part=settings.routed_part,
         routed_turns=settings.routed_turns,

@@ -204,6 +204,7 @@ class RouteText:
                 gate_ids=self._defaults.gate_ids,
                 learned_weights=self._defaults.learned_weights,
                 grams=gram_ids(text) if text is not None and view.router.counts_grams else None,
+                text=text,
             )
 
         verdict, reason = SessionVerdict.NEW, "The session begins."

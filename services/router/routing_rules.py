@@ -28,6 +28,8 @@ class RoutingDefaults:
     """Most adapters in a plan; None keeps the strategy's own."""
     score_rule: ScoreRule = ScoreRule.STACKED
     """Whether the wording of a text counts beside its embedding."""
+    combine_skills: bool = True
+    """Whether a text that only two adapters together explain is read with both."""
     low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
     routed_part: RoutedPart = RoutedPart.LAST_USER
     routed_turns: int = 3
@@ -76,6 +78,8 @@ def rules_for(options: RoutingOptions, defaults: RoutingDefaults) -> RoutingRule
         "gamma": options.gamma if options.gamma is not None else defaults.gamma,
         "max_candidates": options.max_candidates if options.max_candidates is not None else defaults.max_candidates,
         "score_rule": defaults.score_rule,
+        # It can be switched off here, not on for a strategy that has no use for it.
+        "combine_skills": None if defaults.combine_skills else False,
         "min_candidates": options.min_candidates,
         "roc_score": options.roc_score,
         "gate_scope": options.gate_scope,

@@ -77,6 +77,9 @@ class RouterSettings(TlsServiceSettings):
     score_rule: ScoreRule = ScoreRule.STACKED
     """What adapters are scored by: `stacked`, meaning and wording of a text with weights fitted to the pool, or
     `gaussian`, its meaning alone."""
+    combine_skills: bool = True
+    """Whether a text that no adapter explains, and two together do, is read with both adapters and answered by the one
+    whose skill it asks for first."""
     low_confidence: LowConfidencePolicy = LowConfidencePolicy.TOP
     """What happens to a text that no adapter explains: `top` lets the likeliest answer, `base` the base alone, `refuse`
     refuses the request."""

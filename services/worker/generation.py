@@ -307,11 +307,12 @@ def _check_plan(plan: RoutingPlan) -> None:
     if not (math.isfinite(plan.gate.eta) and plan.gate.eta > 0):
         raise _invalid_plan(f"eta is {plan.gate.eta}; it must be finite and above 0.", "plan.gate.eta")
     for budget in plan.budgets:
-        if not math.isfinite(budget.weight):
-            raise _invalid_plan(
-                f"The weight of {budget.adapter_id} is {budget.weight}; it must be finite.",
-                "plan.budgets.weight",
-            )
+        for field in ("weight", "reading_weight"):
+            factor = getattr(budget, field)
+            if factor is not None and not math.isfinite(factor):
+                raise _invalid_plan(
+                    f"The {field} of {budget.adapter_id} is {factor}; it must be finite.", f"plan.budgets.{field}"
+                )
         if plan.preparation is not None and plan.preparation.method is PreparationMethod.LEGO and budget.weight < 0:
             raise _invalid_plan(
                 f"The weight of {budget.adapter_id} is {budget.weight}; clusters take none below 0.",

@@ -1,4 +1,4 @@
-"""T1 to T14: what must be equal, once more and by name, on the adapters of the shipped testbed where they can be.
+"""T1 to T15: what must be equal, once more and by name, on the adapters of the shipped testbed where they can be.
 
 Each docstring names the tests that go further: other architectures, random shapes, edges.
 """
@@ -23,7 +23,7 @@ from hilora.importers import import_adapter
 from hilora.merging import cluster_components
 from hilora.routing_plan import GateParameters, GateScope, RocBudget, RocScore, RoutingPlan
 from hilora.token_gating import ModuleGate, active_rocs_mask, gate_rocs
-from hilora_lab.evaluation.gated_model import read_adapter_folder
+from hilora_lab.evaluation.gated_model import GatedModel, read_adapter_folder
 from tests.builders.engine import submit
 from tests.builders.peft_mixture import mixed_by_peft
 from tests.builders.strategy_bed import (
@@ -277,3 +277,16 @@ def test_t14_a_decode_step_with_a_cache_is_the_full_forward_pass(bed):
         with torch.inference_mode():
             whole = model(input_ids=torch.tensor([prompt + tokens[:-1]])).logits[0, len(prompt) - 1 :]
         assert_same_logits(logits, whole)
+
+
+def test_t15_a_plan_of_two_phases_reads_with_one_and_writes_with_the_other(bed):
+    """Also `engine/test_two_phases`, with parts of adapters, memory that is shared and given back, and an encoder."""
+    reading, writing = dict(zip(THREE, (1.0, 1.0, 0.5), strict=True)), dict(zip(THREE, (1.0, 0.0, -0.25), strict=True))
+    plan = plan_of(bed, writing)
+    plan = replace(plan, budgets=tuple(replace(one, reading_weight=reading[one.adapter_name]) for one in plan.budgets))
+    reference = GatedModel(base_model().float(), {name: adapter(name) for name in THREE})
+    for text in texts():
+        prompt = bed.prompt_ids(text)
+        tokens, logits = bed.answer(plan, text)
+        whole = reference.logits(plan, torch.tensor([prompt + tokens[:-1]]), num_prompt_tokens=len(prompt))
+        assert_same_logits(logits, whole[0, len(prompt) - 1 :])

@@ -133,6 +133,7 @@ def _to_wire(plan: RoutingPlan) -> routing_pb2.RoutingPlan:
                 lora_rank=budget.lora_rank,
                 num_rocs=budget.num_rocs,
                 weight=budget.weight,
+                reading_weight=budget.reading_weight,
             )
             for budget in plan.budgets
         ],

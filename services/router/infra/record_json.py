@@ -75,6 +75,8 @@ def _plan_fields(record: PlanRecord) -> dict[str, Any]:
             [budget.adapter_id, budget.adapter_name, budget.lora_rank, budget.num_rocs, budget.weight]
             for budget in plan.budgets
         ],
+        # Beside the budgets, so that a plan of one phase is readable for versions that know no other.
+        "reading_weights": [budget.reading_weight for budget in plan.budgets] if plan.has_phases else None,
         "gate": {
             "score": gate.score.value,
             "scope": gate.scope.value,
@@ -95,6 +97,7 @@ def _plan_of(fields: dict[str, Any]) -> PlanRecord:
     gate = fields["gate"]
     # Plans that were written before there were any have none.
     preparation = fields.get("preparation")
+    reading_weights = fields.get("reading_weights") or [None] * len(fields["budgets"])
     return PlanRecord(
         plan_id=str(fields["plan_id"]),
         mode=RoutingMode(fields["mode"]),
@@ -113,8 +116,11 @@ def _plan_of(fields: dict[str, Any]) -> PlanRecord:
                     lora_rank=int(lora_rank),
                     num_rocs=int(num_rocs),
                     weight=float(weight),
+                    reading_weight=None if reading_weight is None else float(reading_weight),
                 )
-                for adapter_id, adapter_name, lora_rank, num_rocs, weight in fields["budgets"]
+                for (adapter_id, adapter_name, lora_rank, num_rocs, weight), reading_weight in zip(
+                    fields["budgets"], reading_weights, strict=True
+                )
             ),
             gate=GateParameters(
                 score=RocScore(gate["score"]),

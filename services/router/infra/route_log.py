@@ -140,6 +140,7 @@ def _describe_route(route: RouteResult) -> dict[str, Any]:
                 "adapter_id": budget.adapter_id,
                 "num_rocs": budget.num_rocs,
                 "weight": budget.weight,
+                "reading_weight": budget.reading_weight,
             }
             for budget in decision.plan.budgets
         ],

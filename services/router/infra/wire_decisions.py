@@ -63,6 +63,7 @@ def budget_to_wire(budget: RocBudget) -> routing_pb2.RocBudget:
         lora_rank=budget.lora_rank,
         num_rocs=budget.num_rocs,
         weight=budget.weight,
+        reading_weight=budget.reading_weight,
     )
 
 
@@ -74,6 +75,7 @@ def budget_from_wire(message: routing_pb2.RocBudget) -> RocBudget:
         lora_rank=message.lora_rank,
         num_rocs=message.num_rocs,
         weight=message.weight,
+        reading_weight=message.reading_weight if message.HasField("reading_weight") else None,
     )
 
 

@@ -76,6 +76,7 @@ class Explanations:
                 # No step reads the last token.
                 active.tokens_between(0, active.num_tokens - 1),
                 num_prompt_tokens=active.num_prompt_tokens,
+                num_read_tokens=active.num_read_tokens,
                 plan=active.request.plan,
             )
         self._current.advance(self._max_chunk_tokens)

@@ -253,7 +253,7 @@ def _plan(message: routing_pb2.RoutingPlan) -> RoutingPlan:
             budgets=budgets, gate=gate, catalog_generation=message.catalog_generation, preparation=preparation
         )
     except ValueError as error:
-        raise _invalid_plan(f"The plan contradicts itself: {error}.", "plan.preparation") from error
+        raise _invalid_plan(f"The plan contradicts itself: {error}.", "plan") from error
 
 
 def _preparation(message: routing_pb2.PlanPreparation) -> PlanPreparation:
@@ -274,6 +274,7 @@ def _budget(message: routing_pb2.RocBudget) -> RocBudget:
             lora_rank=message.lora_rank,
             num_rocs=message.num_rocs,
             weight=message.weight,
+            reading_weight=message.reading_weight if message.HasField("reading_weight") else None,
         )
     except ValueError as error:
         raise _invalid_plan(f"{message.adapter_id}: {error}", "plan.budgets.num_rocs") from error
@@ -337,6 +338,7 @@ def _finished(event: Finished) -> worker_pb2.Finished:
                 lora_rank=budget.lora_rank,
                 num_rocs=budget.num_rocs,
                 weight=budget.weight,
+                reading_weight=budget.reading_weight,
             )
             for budget in event.budgets_used
         ],

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hilora.character_grams import MAX_GRAM_CHARACTERS, NUM_GRAMS, SampleGrams, gram_ids
+from hilora.character_grams import MAX_GRAM_CHARACTERS, NUM_GRAMS, SampleGrams, gram_ids, gram_spots
 
 
 def shared(one: str, other: str) -> int:
@@ -52,6 +52,23 @@ class TestGrams:
         ids = np.concatenate([gram_ids("".join(map(chr, row))) for row in words])
         buckets = np.bincount(np.unique(ids).astype(int) * 64 // NUM_GRAMS, minlength=64)
         assert buckets.min() > 0.5 * buckets.mean()
+
+
+class TestSpots:
+    @given(st.text())
+    def test_they_are_the_same_grams(self, text):
+        spots = gram_spots(text)
+        assert np.array_equal(spots.ids_G, gram_ids(text))
+        assert len(spots.centres_G) == len(spots.ids_G)
+
+    def test_each_stands_in_the_middle_of_where_it_occurs(self):
+        spots = gram_spots("abcab")
+        centre_of = dict(zip(spots.ids_G.tolist(), spots.centres_G.tolist(), strict=True))
+        # Behind the mark that every text begins with: "a" at 1 and 4, "c" at 3 alone.
+        marks = set(gram_ids("z").tolist())
+        of_a, of_c = ((set(gram_ids(one).tolist()) & set(gram_ids(f"x{one}x").tolist())) - marks for one in "ac")
+        assert {centre_of[gram] for gram in of_a} == {3.0}
+        assert {centre_of[gram] for gram in of_c} == {3.5}
 
 
 class TestSampleGrams:

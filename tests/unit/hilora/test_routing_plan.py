@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from hilora.adapter import RocBasis, adapter_id_of, check_adapter_name
 from hilora.errors import InvalidInput
-from hilora.routing_plan import GateParameters, GateRule, GateScope, RocBudget, RocScore, RoutingPlan
+from hilora.routing_plan import (
+    GateParameters,
+    GateRule,
+    GateScope,
+    PlanPreparation,
+    PreparationMethod,
+    RocBudget,
+    RocScore,
+    RoutingPlan,
+)
 
 
 def budget(**changes) -> RocBudget:
@@ -49,6 +58,8 @@ class TestPlan:
         [
             RoutingPlan(budgets=(budget(num_rocs=4),)),
             RoutingPlan(budgets=(budget(weight=0.5),)),
+            RoutingPlan(budgets=(budget(reading_weight=0.5),)),
+            RoutingPlan(budgets=(budget(reading_weight=1.0),)),
             RoutingPlan(budgets=(budget(adapter_id="a@2"),)),
             RoutingPlan(budgets=(budget(),), gate=GateParameters(eta=0.5)),
             RoutingPlan(budgets=(budget(),), gate=GateParameters(score=RocScore.CONTRIBUTION)),
@@ -66,6 +77,52 @@ class TestPlan:
     def test_the_catalogue_generation_does_not(self):
         plan = RoutingPlan(budgets=(budget(),))
         assert replace(plan, catalog_generation=9).digest == plan.digest
+
+
+class TestPhases:
+    TWO = RoutingPlan(
+        budgets=(
+            budget(weight=0.75, reading_weight=0.25),
+            budget(adapter_id="b@1", weight=0.0, reading_weight=-1.0),
+            budget(adapter_id="c@1", weight=0.5),
+            budget(adapter_id="d@1", weight=0.5, reading_weight=0.0),
+        ),
+        gate=GateParameters(scope=GateScope.GLOBAL, eta=0.5),
+        catalog_generation=4,
+    )
+
+    def test_each_has_its_own_factors_and_no_adapter_that_adds_nothing(self):
+        reading = [(one.adapter_id, one.weight) for one in self.TWO.reading.budgets]
+        writing = [(one.adapter_id, one.weight) for one in self.TWO.writing.budgets]
+        assert reading == [("a@1", 0.25), ("b@1", -1.0), ("c@1", 0.5)]
+        assert writing == [("a@1", 0.75), ("c@1", 0.5), ("d@1", 0.5)]
+
+    def test_each_is_a_plan_of_one_phase_with_the_rest_as_it_was(self):
+        for phase in (self.TWO.reading, self.TWO.writing):
+            assert not phase.has_phases
+            assert (phase.gate, phase.catalog_generation) == (self.TWO.gate, 4)
+        assert len({self.TWO.digest, self.TWO.reading.digest, self.TWO.writing.digest}) == 3
+
+    def test_a_plan_of_one_phase_is_both_and_its_digest_is_what_it_was_before_there_were_any(self):
+        plan = RoutingPlan(budgets=(budget(weight=0.5),))
+        assert plan.reading is plan
+        assert plan.writing is plan
+        assert not plan.has_phases
+        assert plan.digest == "83656363410efa6034d5f7e1f360edb780d30066420d803a9e3f53f8788aa1c6"
+
+    def test_an_adapter_of_factor_0_stays_in_a_plan_of_one_phase(self):
+        plan = RoutingPlan(budgets=(budget(weight=0.0),))
+        assert plan.writing.budgets == plan.budgets
+
+    @pytest.mark.parametrize("rule", [GateRule.ARROW, GateRule.SPECTR, GateRule.SEQR])
+    def test_a_rule_that_weighs_adapters_itself_knows_none(self, rule):
+        with pytest.raises(ValueError, match="reading weights"):
+            RoutingPlan(budgets=(budget(reading_weight=0.5),), gate=GateParameters(rule=rule))
+
+    def test_a_plan_that_is_prepared_has_one(self):
+        whole = budget(num_rocs=8, reading_weight=0.5)
+        with pytest.raises(ValueError, match="one phase"):
+            RoutingPlan(budgets=(whole,), preparation=PlanPreparation(method=PreparationMethod.FUSION))
 
 
 class TestGate:

@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhilora_rpc/v1/routing.proto\x12\rhilora_rpc.v1\"j\n\tRocBudget\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12\x11\n\tlora_rank\x18\x03 \x01(\r\x12\x10\n\x08num_rocs\x18\x04 \x01(\r\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"\x98\x02\n\x0eGateParameters\x12&\n\x05score\x18\x01 \x01(\x0e\x32\x17.hilora_rpc.v1.RocScore\x12\'\n\x05scope\x18\x02 \x01(\x0e\x32\x18.hilora_rpc.v1.GateScope\x12&\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x17.hilora_rpc.v1.RocBasis\x12\x0b\n\x03\x65ta\x18\x04 \x01(\x01\x12%\n\x04rule\x18\x05 \x01(\x0e\x32\x17.hilora_rpc.v1.GateRule\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\x18\n\x0btemperature\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07gate_id\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\x0e\n\x0c_temperatureB\n\n\x08_gate_id\"U\n\x0fPlanPreparation\x12\x30\n\x06method\x18\x01 \x01(\x0e\x32 .hilora_rpc.v1.PreparationMethod\x12\x10\n\x08num_kept\x18\x02 \x01(\r\"\xb6\x01\n\x0bRoutingPlan\x12)\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x18.hilora_rpc.v1.RocBudget\x12+\n\x04gate\x18\x02 \x01(\x0b\x32\x1d.hilora_rpc.v1.GateParameters\x12\x1a\n\x12\x63\x61talog_generation\x18\x03 \x01(\x04\x12\x33\n\x0bpreparation\x18\x04 \x01(\x0b\x32\x1e.hilora_rpc.v1.PlanPreparation\"\xa5\x01\n\x0e\x43\x61ndidateScore\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12\x16\n\x0elog_likelihood\x18\x03 \x01(\x01\x12\x1c\n\x14log_likelihood_ratio\x18\x04 \x01(\x01\x12\x11\n\tposterior\x18\x05 \x01(\x01\x12\x10\n\x08num_rocs\x18\x06 \x01(\r\x12\x0e\n\x06weight\x18\x07 \x01(\x01\"\xc8\x01\n\x0fRoutingDecision\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x1a.hilora_rpc.v1.RoutingPlan\x12(\n\x04mode\x18\x02 \x01(\x0e\x32\x1a.hilora_rpc.v1.RoutingMode\x12\x31\n\ncandidates\x18\x03 \x03(\x0b\x32\x1d.hilora_rpc.v1.CandidateScore\x12\x1e\n\x16is_out_of_distribution\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t*[\n\x08RocScore\x12\x19\n\x15ROC_SCORE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROC_SCORE_ACTIVATION\x10\x01\x12\x1a\n\x16ROC_SCORE_CONTRIBUTION\x10\x02*Z\n\tGateScope\x12\x1a\n\x16GATE_SCOPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16GATE_SCOPE_PER_ADAPTER\x10\x01\x12\x15\n\x11GATE_SCOPE_GLOBAL\x10\x02*O\n\x08RocBasis\x12\x19\n\x15ROC_BASIS_UNSPECIFIED\x10\x00\x12\x11\n\rROC_BASIS_SVD\x10\x01\x12\x15\n\x11ROC_BASIS_TRAINED\x10\x02*\xbc\x01\n\x08GateRule\x12\x19\n\x15GATE_RULE_UNSPECIFIED\x10\x00\x12\x12\n\x0eGATE_RULE_ROCS\x10\x01\x12\x13\n\x0fGATE_RULE_ARROW\x10\x02\x12\x14\n\x10GATE_RULE_SPECTR\x10\x03\x12\x12\n\x0eGATE_RULE_SEQR\x10\x04\x12\x17\n\x13GATE_RULE_PHATGOOSE\x10\x05\x12\x14\n\x10GATE_RULE_RAMOLE\x10\x06\x12\x13\n\x0fGATE_RULE_SMORA\x10\x07*{\n\x0bRoutingMode\x12\x1c\n\x18ROUTING_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUTING_MODE_PAPER\x10\x01\x12\x1b\n\x17ROUTING_MODE_CALIBRATED\x10\x02\x12\x19\n\x15ROUTING_MODE_EXPLICIT\x10\x03*\x90\x01\n\x11PreparationMethod\x12\"\n\x1ePREPARATION_METHOD_UNSPECIFIED\x10\x00\x12\x1d\n\x19PREPARATION_METHOD_FUSION\x10\x01\x12\x1b\n\x17PREPARATION_METHOD_LEGO\x10\x02\x12\x1b\n\x17PREPARATION_METHOD_LOGO\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhilora_rpc/v1/routing.proto\x12\rhilora_rpc.v1\"\x9a\x01\n\tRocBudget\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12\x11\n\tlora_rank\x18\x03 \x01(\r\x12\x10\n\x08num_rocs\x18\x04 \x01(\r\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x1b\n\x0ereading_weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_reading_weight\"\x98\x02\n\x0eGateParameters\x12&\n\x05score\x18\x01 \x01(\x0e\x32\x17.hilora_rpc.v1.RocScore\x12\'\n\x05scope\x18\x02 \x01(\x0e\x32\x18.hilora_rpc.v1.GateScope\x12&\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x17.hilora_rpc.v1.RocBasis\x12\x0b\n\x03\x65ta\x18\x04 \x01(\x01\x12%\n\x04rule\x18\x05 \x01(\x0e\x32\x17.hilora_rpc.v1.GateRule\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\x18\n\x0btemperature\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07gate_id\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\x0e\n\x0c_temperatureB\n\n\x08_gate_id\"U\n\x0fPlanPreparation\x12\x30\n\x06method\x18\x01 \x01(\x0e\x32 .hilora_rpc.v1.PreparationMethod\x12\x10\n\x08num_kept\x18\x02 \x01(\r\"\xb6\x01\n\x0bRoutingPlan\x12)\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x18.hilora_rpc.v1.RocBudget\x12+\n\x04gate\x18\x02 \x01(\x0b\x32\x1d.hilora_rpc.v1.GateParameters\x12\x1a\n\x12\x63\x61talog_generation\x18\x03 \x01(\x04\x12\x33\n\x0bpreparation\x18\x04 \x01(\x0b\x32\x1e.hilora_rpc.v1.PlanPreparation\"\xa5\x01\n\x0e\x43\x61ndidateScore\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_name\x18\x02 \x01(\t\x12\x16\n\x0elog_likelihood\x18\x03 \x01(\x01\x12\x1c\n\x14log_likelihood_ratio\x18\x04 \x01(\x01\x12\x11\n\tposterior\x18\x05 \x01(\x01\x12\x10\n\x08num_rocs\x18\x06 \x01(\r\x12\x0e\n\x06weight\x18\x07 \x01(\x01\"\xc8\x01\n\x0fRoutingDecision\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x1a.hilora_rpc.v1.RoutingPlan\x12(\n\x04mode\x18\x02 \x01(\x0e\x32\x1a.hilora_rpc.v1.RoutingMode\x12\x31\n\ncandidates\x18\x03 \x03(\x0b\x32\x1d.hilora_rpc.v1.CandidateScore\x12\x1e\n\x16is_out_of_distribution\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t*[\n\x08RocScore\x12\x19\n\x15ROC_SCORE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROC_SCORE_ACTIVATION\x10\x01\x12\x1a\n\x16ROC_SCORE_CONTRIBUTION\x10\x02*Z\n\tGateScope\x12\x1a\n\x16GATE_SCOPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16GATE_SCOPE_PER_ADAPTER\x10\x01\x12\x15\n\x11GATE_SCOPE_GLOBAL\x10\x02*O\n\x08RocBasis\x12\x19\n\x15ROC_BASIS_UNSPECIFIED\x10\x00\x12\x11\n\rROC_BASIS_SVD\x10\x01\x12\x15\n\x11ROC_BASIS_TRAINED\x10\x02*\xbc\x01\n\x08GateRule\x12\x19\n\x15GATE_RULE_UNSPECIFIED\x10\x00\x12\x12\n\x0eGATE_RULE_ROCS\x10\x01\x12\x13\n\x0fGATE_RULE_ARROW\x10\x02\x12\x14\n\x10GATE_RULE_SPECTR\x10\x03\x12\x12\n\x0eGATE_RULE_SEQR\x10\x04\x12\x17\n\x13GATE_RULE_PHATGOOSE\x10\x05\x12\x14\n\x10GATE_RULE_RAMOLE\x10\x06\x12\x13\n\x0fGATE_RULE_SMORA\x10\x07*{\n\x0bRoutingMode\x12\x1c\n\x18ROUTING_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUTING_MODE_PAPER\x10\x01\x12\x1b\n\x17ROUTING_MODE_CALIBRATED\x10\x02\x12\x19\n\x15ROUTING_MODE_EXPLICIT\x10\x03*\x90\x01\n\x11PreparationMethod\x12\"\n\x1ePREPARATION_METHOD_UNSPECIFIED\x10\x00\x12\x1d\n\x19PREPARATION_METHOD_FUSION\x10\x01\x12\x1b\n\x17PREPARATION_METHOD_LEGO\x10\x02\x12\x1b\n\x17PREPARATION_METHOD_LOGO\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hilora_rpc.v1.routing_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROCSCORE']._serialized_start=1080
-  _globals['_ROCSCORE']._serialized_end=1171
-  _globals['_GATESCOPE']._serialized_start=1173
-  _globals['_GATESCOPE']._serialized_end=1263
-  _globals['_ROCBASIS']._serialized_start=1265
-  _globals['_ROCBASIS']._serialized_end=1344
-  _globals['_GATERULE']._serialized_start=1347
-  _globals['_GATERULE']._serialized_end=1535
-  _globals['_ROUTINGMODE']._serialized_start=1537
-  _globals['_ROUTINGMODE']._serialized_end=1660
-  _globals['_PREPARATIONMETHOD']._serialized_start=1663
-  _globals['_PREPARATIONMETHOD']._serialized_end=1807
-  _globals['_ROCBUDGET']._serialized_start=46
-  _globals['_ROCBUDGET']._serialized_end=152
-  _globals['_GATEPARAMETERS']._serialized_start=155
-  _globals['_GATEPARAMETERS']._serialized_end=435
-  _globals['_PLANPREPARATION']._serialized_start=437
-  _globals['_PLANPREPARATION']._serialized_end=522
-  _globals['_ROUTINGPLAN']._serialized_start=525
-  _globals['_ROUTINGPLAN']._serialized_end=707
-  _globals['_CANDIDATESCORE']._serialized_start=710
-  _globals['_CANDIDATESCORE']._serialized_end=875
-  _globals['_ROUTINGDECISION']._serialized_start=878
-  _globals['_ROUTINGDECISION']._serialized_end=1078
+  _globals['_ROCSCORE']._serialized_start=1129
+  _globals['_ROCSCORE']._serialized_end=1220
+  _globals['_GATESCOPE']._serialized_start=1222
+  _globals['_GATESCOPE']._serialized_end=1312
+  _globals['_ROCBASIS']._serialized_start=1314
+  _globals['_ROCBASIS']._serialized_end=1393
+  _globals['_GATERULE']._serialized_start=1396
+  _globals['_GATERULE']._serialized_end=1584
+  _globals['_ROUTINGMODE']._serialized_start=1586
+  _globals['_ROUTINGMODE']._serialized_end=1709
+  _globals['_PREPARATIONMETHOD']._serialized_start=1712
+  _globals['_PREPARATIONMETHOD']._serialized_end=1856
+  _globals['_ROCBUDGET']._serialized_start=47
+  _globals['_ROCBUDGET']._serialized_end=201
+  _globals['_GATEPARAMETERS']._serialized_start=204
+  _globals['_GATEPARAMETERS']._serialized_end=484
+  _globals['_PLANPREPARATION']._serialized_start=486
+  _globals['_PLANPREPARATION']._serialized_end=571
+  _globals['_ROUTINGPLAN']._serialized_start=574
+  _globals['_ROUTINGPLAN']._serialized_end=756
+  _globals['_CANDIDATESCORE']._serialized_start=759
+  _globals['_CANDIDATESCORE']._serialized_end=924
+  _globals['_ROUTINGDECISION']._serialized_start=927
+  _globals['_ROUTINGDECISION']._serialized_end=1127
 # @@protoc_insertion_point(module_scope)

@@ -194,6 +194,7 @@ class RocBudget(_message.Message):
     LORA_RANK_FIELD_NUMBER: _builtins.int
     NUM_ROCS_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    READING_WEIGHT_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
     """Identity of the immutable adapter version: "name@revision-head"."""
     adapter_name: _builtins.str
@@ -204,6 +205,10 @@ class RocBudget(_message.Message):
     """ROCs a token may switch on; at most lora_rank."""
     weight: _builtins.float
     """Factor of the adapter's output; a negative one turns it around."""
+    reading_weight: _builtins.float
+    """The factor before the prompt's last token. Left out: weight throughout. A worker that does not know the field has
+    weight throughout.
+    """
     def __init__(
         self,
         *,
@@ -212,12 +217,15 @@ class RocBudget(_message.Message):
         lora_rank: _builtins.int = ...,
         num_rocs: _builtins.int = ...,
         weight: _builtins.float = ...,
+        reading_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reading_weight", b"_reading_weight", "reading_weight", b"reading_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "lora_rank", b"lora_rank", "num_rocs", b"num_rocs", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reading_weight", b"_reading_weight", "adapter_id", b"adapter_id", "adapter_name", b"adapter_name", "lora_rank", b"lora_rank", "num_rocs", b"num_rocs", "reading_weight", b"reading_weight", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reading_weight: _TypeAlias = _typing.Literal["reading_weight"]  # noqa: Y015
+    _WhichOneofArgType__reading_weight: _TypeAlias = _typing.Literal["_reading_weight", b"_reading_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reading_weight) -> _WhichOneofReturnType__reading_weight | None: ...
 
 Global___RocBudget: _TypeAlias = RocBudget  # noqa: Y015
 

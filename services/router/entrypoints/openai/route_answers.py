@@ -25,6 +25,7 @@ def describe_plan(route: RouteResult, budgets: Sequence[RocBudget]) -> JsonObjec
                 "num_rocs": budget.num_rocs,
                 "lora_rank": budget.lora_rank,
                 "weight": budget.weight,
+                "reading_weight": budget.weight if budget.reading_weight is None else budget.reading_weight,
             }
             for budget in budgets
         ],

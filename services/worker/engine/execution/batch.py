@@ -5,17 +5,21 @@ Shapes: T packed tokens, S rows of logits, V vocabulary.
 Rows of logits are those of the requests that sample, and, where a request asks what the model thinks of its prompt,
 those of the prompt's tokens.
 
+A chunk that holds the turn of a plan of two phases has rows of both.
+
 Row order: decode tokens whose plan has ROCs, decode tokens without, then the prefill chunks one after another. So each
 kind of row is one slice, and rows without ROCs need no work beyond the base model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from hilora.routing_plan import RoutingPlan
 from services.worker.engine.kv.kv_cache import KvCache, KvHandle
 from services.worker.engine.scheduling.request import ActiveRequest, RequestState
 from services.worker.engine.scheduling.scheduler import ScheduledWork
@@ -66,7 +70,7 @@ def build_batch(
         device: the model's.
     """
     decodes = [work for work in works if work.active.state is RequestState.DECODE]
-    decodes.sort(key=lambda work: decode_order(work.active.request.plan))
+    decodes.sort(key=lambda work: decode_order(work.active.request.plan.writing))
     chunks = [work for work in works if work.active.state is not RequestState.DECODE]
     token_ids: list[int] = []
     positions: list[int] = []
@@ -95,9 +99,8 @@ def build_batch(
             sampling.append(active)
         if active.state is not RequestState.DECODE:
             prefills.append((_handle_of(active), row, start, work.num_tokens))
-            logits_of = slice(first_logit, len(logit_rows)) if len(logit_rows) > first_logit else None
-            chunk_plans.append((slice(row, row + work.num_tokens), logits_of, active.request.plan))
-    plans = [work.active.request.plan for work in decodes]
+            chunk_plans.extend(_phases(work, row, first_logit, logit_rows))
+    plans = [work.active.request.plan.writing for work in decodes]
     return StepBatch(
         token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),
         positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
@@ -110,6 +113,30 @@ def build_batch(
         ),
         rocs=builder.build(decode_plans=[plan for plan in plans if not plan.is_base_only], chunk_plans=chunk_plans),
     )
+
+
+def _phases(
+    work: ScheduledWork, row: int, first_logit: int, logit_rows: Sequence[int]
+) -> Iterator[tuple[slice, slice | None, RoutingPlan]]:
+    """A chunk's rows, its rows among the logits and its plan, apart for each phase of the plan that it belongs to.
+
+    Args:
+        work: the chunk.
+        row: its first row.
+        first_logit: its first row among the logits.
+        logit_rows: the rows of all logits so far, those of the chunk last.
+    """
+    active = work.active
+    end = row + work.num_tokens
+    turn = min(max(row + active.num_read_tokens - active.num_computed_tokens, row), end)
+    logit_turn = bisect_left(logit_rows, turn, lo=first_logit)
+    parts = (
+        (slice(row, turn), slice(first_logit, logit_turn), active.request.plan.reading),
+        (slice(turn, end), slice(logit_turn, len(logit_rows)), active.request.plan.writing),
+    )
+    for rows, logits_of, plan in parts:
+        if rows.stop > rows.start:
+            yield rows, logits_of if logits_of.stop > logits_of.start else None, plan
 
 
 def _handle_of(active: ActiveRequest) -> KvHandle:

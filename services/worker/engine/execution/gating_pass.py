@@ -9,7 +9,7 @@ not explained pays for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from hilora.routing_plan import RoutingPlan
 from services.worker.engine.kv.kv_cache import KvCache
 from services.worker.lora.gating.batch_plan import StepRocsBuilder, StepWork
-from services.worker.lora.gating.gating_counts import GatingCounter, ModuleGating
+from services.worker.lora.gating.gating_counts import GatingCounter, ModuleGating, summed
 from services.worker.models.attention import AttentionStep
 
 
@@ -43,9 +43,10 @@ class GatingPass:
     Args:
         token_ids: what the model has read of the request, at least one: prompt and answer without its last token.
         num_prompt_tokens: of these; from the prompt's last token on, each one's logits were computed.
+        num_read_tokens: of these, those that the plan reads where it has two phases.
         plan: the request's, not base-only. Its adapters stay on the device until the pass is over.
         module_paths: of the model's layers, by module index.
-        counter: for the plan.
+        make_counter: for a plan of one phase that is not base-only.
         builder: makes the steps' segments.
         kv_cache: a cache that is the pass's alone, with room for the tokens.
         forward: the model.
@@ -57,9 +58,10 @@ class GatingPass:
         token_ids: Sequence[int],
         *,
         num_prompt_tokens: int,
+        num_read_tokens: int,
         plan: RoutingPlan,
         module_paths: list[str],
-        counter: GatingCounter,
+        make_counter: Callable[[RoutingPlan], GatingCounter],
         builder: StepRocsBuilder,
         kv_cache: KvCache,
         forward: Forward,
@@ -69,7 +71,10 @@ class GatingPass:
         self._first_logit = num_prompt_tokens - 1
         self._plan = plan
         self._module_paths = module_paths
-        self._counter = counter
+        self._turn = num_read_tokens
+        phases = (plan.reading, plan.writing) if plan.has_phases else (plan,)
+        # Of a phase with no components there is nothing to count.
+        self._counters = {one.digest: make_counter(one) for one in phases if not one.is_base_only}
         self._builder = builder
         self._kv_cache = kv_cache
         self._forward = forward
@@ -92,24 +97,27 @@ class GatingPass:
         """Read the next tokens, at most so many. Between the engine's steps, on its thread."""
         start = self._num_read
         stop = min(start + max_tokens, len(self._token_ids))
+        is_reading = self._plan.has_phases and start < self._turn
+        if is_reading:
+            stop = min(stop, self._turn)
+        plan = self._plan.reading if is_reading else self._plan.writing
         first_row = max(self._first_logit - start, 0)
         logit_rows = range(min(first_row, stop - start), stop - start)
         logits_of = slice(0, len(logit_rows)) if logit_rows else None
-        step = self._builder.build(decode_plans=[], chunk_plans=[(slice(0, stop - start), logits_of, self._plan)])
-        assert step is not None, "a plan with components has segments"
+        step = self._builder.build(decode_plans=[], chunk_plans=[(slice(0, stop - start), logits_of, plan)])
         self._forward(
             token_ids_T=self._tensor(self._token_ids[start:stop]),
             positions_T=self._tensor(range(start, stop)),
             logit_rows_S=self._tensor(logit_rows),
             attention=self._kv_cache.attention_step([], [(self._handle, 0, start, stop - start)], self._device),
-            rocs=self._counter.counting(step),
+            rocs=None if step is None else self._counters[plan.digest].counting(step),
         )
         self._num_read = stop
 
     def result(self) -> tuple[ModuleGating, ...]:
         """What acted, once all is read."""
         assert self.is_done, "half of the tokens say nothing"
-        return self._counter.result(self._module_paths)
+        return summed(self._plan, [counter.result(self._module_paths) for counter in self._counters.values()])
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self._device)

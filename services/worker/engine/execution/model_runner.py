@@ -99,14 +99,19 @@ class ModelRunner:
             rocs=batch.rocs,
         )
 
-    def gating_pass(self, token_ids: Sequence[int], *, num_prompt_tokens: int, plan: RoutingPlan) -> GatingPass:
+    def gating_pass(
+        self, token_ids: Sequence[int], *, num_prompt_tokens: int, num_read_tokens: int, plan: RoutingPlan
+    ) -> GatingPass:
         """Another reading of a finished request's tokens, see `GatingPass`; its keys and values are allocated anew."""
         return GatingPass(
             token_ids,
             num_prompt_tokens=num_prompt_tokens,
+            num_read_tokens=num_read_tokens,
             plan=plan,
             module_paths=[shape.module_path for shape in self.modules],
-            counter=GatingCounter(plan, self.pool, self.gates, dtype=self._loaded.dtype, device=self._device),
+            make_counter=lambda phase: GatingCounter(
+                phase, self.pool, self.gates, dtype=self._loaded.dtype, device=self._device
+            ),
             # One of its own: what the steps' builder keeps of their layouts stays.
             builder=StepRocsBuilder(self.pool, dtype=self._loaded.dtype, device=self._device, gates=self.gates),
             kv_cache=self._own_cache(len(token_ids)),

@@ -73,7 +73,9 @@ class Runner(Protocol):
 class GatingPassMaker(Protocol):
     """Starts to read a finished request again."""
 
-    def __call__(self, token_ids: Sequence[int], *, num_prompt_tokens: int, plan: RoutingPlan) -> GatingPass:
+    def __call__(
+        self, token_ids: Sequence[int], *, num_prompt_tokens: int, num_read_tokens: int, plan: RoutingPlan
+    ) -> GatingPass:
         """See `GatingPass`."""
         ...
 

@@ -10,6 +10,8 @@ start token, and from there on the answer:
     engine's position    0 ... P-2    P-1            P            P+1 ...
     decoder reads        nothing      start token    1st token    2nd token ...
 
+Under a plan of two phases the encoder reads and the decoder writes.
+
 The rows of an encoder pass are all positions of its padded prompts, those of a decoder pass its tokens: each pass has
 ROC segments of its own.
 """
@@ -140,7 +142,7 @@ class Seq2SeqBatcher:
         longest = max(map(len, prompts))
         padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
         plans = [
-            (slice(row * longest, row * longest + len(prompt)), None, share.active.request.plan)
+            (slice(row * longest, row * longest + len(prompt)), None, share.active.request.plan.reading)
             for row, (prompt, share) in enumerate(zip(prompts, shares, strict=True))
         ]
         return EncoderWork(
@@ -153,7 +155,7 @@ class Seq2SeqBatcher:
     def _decoder_work(self, shares: Sequence[_Share]) -> DecoderWork:
         num_tokens = shares[0].num_tokens
         answers = [[self._start_token_id, *share.active.completion.token_ids] for share in shares]
-        plans = [share.active.request.plan for share in shares]
+        plans = [share.active.request.plan.writing for share in shares]
         if num_tokens == 1:
             acting = [plan for plan in plans if not plan.is_base_only]
             rocs = self._builder.build(decode_plans=acting, chunk_plans=[])
@@ -193,4 +195,4 @@ def _equally_long(shares: Sequence[_Share]) -> Iterator[list[_Share]]:
     for num_tokens in sorted({share.num_tokens for share in shares}):
         group = [share for share in shares if share.num_tokens == num_tokens]
         # Rows without ROCs last: the others' decode plans are those of the first rows.
-        yield sorted(group, key=lambda share: decode_order(share.active.request.plan))
+        yield sorted(group, key=lambda share: decode_order(share.active.request.plan.writing))

@@ -17,7 +17,13 @@ from hilora.routing_plan import RoutingPlan
 
 
 def prefix_key_of(base_revision: str, plan: RoutingPlan) -> str:
-    """What besides its tokens decides a prefix's keys and values. All plans without ROCs are one: the base alone."""
+    """What besides its tokens decides a prefix's keys and values. All plans without ROCs are one: the base alone.
+
+    Args:
+        base_revision: of the model.
+        plan: of one phase. A plan of two shares what it reads, with the plans that have its reading phase throughout.
+    """
+    assert not plan.has_phases, "what a prefix holds depends on where the second phase began"
     rocs = "base" if plan.is_base_only else plan.digest
     return hashlib.sha256(f"{base_revision}\n{rocs}".encode()).hexdigest()
 

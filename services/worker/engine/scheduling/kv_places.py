@@ -37,11 +37,12 @@ class KvPlaces:
             return False
         # What the model thinks of a prompt can only be told of tokens that are computed.
         is_sharing = not active.wants_prompt_logits
-        prefix_key = prefix_key_of(self._base_revision, active.request.plan) if is_sharing else None
-        known = active.tokens_between(0, active.num_tokens)
+        prefix_key = prefix_key_of(self._base_revision, active.request.plan.reading) if is_sharing else None
+        # One more than may be known, because the last token of these is always computed.
+        known = active.tokens_between(0, min(active.num_shared_tokens + 1, active.num_tokens))
         active.kv_handle = self._kv_cache.allocate(active.request_id, known, prefix_key=prefix_key)
         active.num_computed_tokens = active.kv_handle.num_cached_tokens
-        if active.is_shielded:
+        if num_tokens > len(known):
             assert self._kv_cache.reserve(active.kv_handle, num_tokens), "admission promised more than there is"
         return True
 
@@ -72,6 +73,6 @@ class KvPlaces:
         self._kv_cache.free(
             handle,
             token_ids=active.tokens_between(0, active.num_computed_tokens),
-            num_written=active.num_computed_tokens,
+            num_written=min(active.num_computed_tokens, active.num_shared_tokens),
             is_reusable=is_reusable,
         )

@@ -43,6 +43,9 @@ class EngineRequest:
     """Lower runs first, and may take the place of a request that is less urgent."""
     grammar: GrammarMatcher | None = None
     """What the answer must look like; compiled, and this request's alone."""
+    num_read_tokens: int | None = None
+    """Leading tokens of the prompt that a plan of two phases reads; None: all but its last, whose logits give the
+    answer's first. A caller that sends an answer with its prompt, to have it judged, says where the answer begins."""
     explains_gating: bool = False
     """Whether its end tells which ROCs acted: once the answer is there, prompt and answer are read again for that."""
 
@@ -99,9 +102,14 @@ class ActiveRequest:
     """Its place in the order of arrival."""
     flow: Flow = field(init=False)
     """What it competes as."""
+    num_read_tokens: int = field(init=False)
+    """Leading tokens that the plan's reading phase computes; 0 where it has one phase only."""
 
     def __post_init__(self) -> None:
         self.flow = flow_of(self.request.plan)
+        num_read = self.request.num_read_tokens
+        num_read = self.num_prompt_tokens - 1 if num_read is None else num_read
+        self.num_read_tokens = num_read if self.request.plan.has_phases else 0
 
     @property
     def request_id(self) -> str:
@@ -127,6 +135,14 @@ class ActiveRequest:
     def num_uncomputed_tokens(self) -> int:
         """Tokens that are known but not in the cache: what is still to be read, or the last sampled token."""
         return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def num_shared_tokens(self) -> int:
+        """Leading known tokens that the prefix cache may share: of a plan of two phases, those that it reads.
+
+        What is written under it depends on where its answer began, which no other request's tokens tell.
+        """
+        return self.num_read_tokens if self.request.plan.has_phases else self.num_tokens
 
     @property
     def wants_prompt_logits(self) -> bool:

@@ -19,7 +19,7 @@ def check_request(
 
     Raises:
         InvalidInput: `empty_prompt`, `prompt_too_long`, `invalid_token_id`, `invalid_priority`, `lora_disabled`,
-            `unprepared_plan`, `explanation_unsupported`, `explanation_too_long`.
+            `unprepared_plan`, `invalid_turn`, `explanation_unsupported`, `explanation_too_long`.
         InvalidSamplingParams: a stop token or a biased token that the model does not have; log-probabilities of a
             prompt that an encoder reads.
     """
@@ -69,6 +69,20 @@ def check_request(
             code="unprepared_plan",
             remedy="Have a PlanPreparer prepare it first.",
             place="plan.preparation",
+        )
+    if request.num_read_tokens is not None and not 0 <= request.num_read_tokens < num_tokens:
+        raise InvalidInput(
+            f"{request.num_read_tokens} of {num_tokens} prompt tokens are to be read before the answer is written.",
+            code="invalid_turn",
+            remedy="Leave num_read_tokens out, or have at least the prompt's last token written.",
+            place="num_read_tokens",
+        )
+    if has_encoder and request.num_read_tokens is not None:
+        raise InvalidInput(
+            "This model's encoder reads all of a prompt, and its decoder writes.",
+            code="invalid_turn",
+            remedy="Leave num_read_tokens out.",
+            place="num_read_tokens",
         )
     if request.explains_gating and not request.plan.is_base_only:
         _check_explanation(request, config, can_explain=can_explain)

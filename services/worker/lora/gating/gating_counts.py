@@ -9,6 +9,7 @@ step add them. So nothing is added to a step that nobody counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -130,6 +131,36 @@ class GatingCounter:
                 adapters.append(AdapterGating(adapter_id=key.adapter_id, num_tokens_fired=fired))
             first += rank
         return tuple(adapters)
+
+
+def summed(plan: RoutingPlan, results: Sequence[tuple[ModuleGating, ...]]) -> tuple[ModuleGating, ...]:
+    """What acted under a plan, from what acted in each of its phases.
+
+    Args:
+        plan: whose order the adapters have.
+        results: of the phases; each knows its own adapters and their layers.
+    """
+    if len(results) == 1:
+        return results[0]
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    for result in results:
+        for module in result:
+            counts_of = modules.setdefault(module.module_path, {})
+            for adapter in module.adapters:
+                fired = adapter.num_tokens_fired
+                before = counts_of.get(adapter.adapter_id, (0,) * len(fired))
+                counts_of[adapter.adapter_id] = tuple(map(sum, zip(before, fired, strict=True)))
+    return tuple(
+        ModuleGating(
+            module_path=path,
+            adapters=tuple(
+                AdapterGating(adapter_id=budget.adapter_id, num_tokens_fired=counts_of[budget.adapter_id])
+                for budget in plan.budgets
+                if budget.adapter_id in counts_of
+            ),
+        )
+        for path, counts_of in modules.items()
+    )
 
 
 class CountingStep:

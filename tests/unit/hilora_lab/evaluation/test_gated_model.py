@@ -208,3 +208,27 @@ class TestRules:
                 adaptive_plan(adapters, rule, gate_id="some@1"), input_ids
             )
         assert caught.value.code == "gate_shape_mismatch"
+
+
+class TestPhases:
+    def test_what_comes_before_the_prompts_last_token_is_read(self, gated, adapters, input_ids):
+        both = plan(adapters, *NAMES)
+        two = replace(
+            both,
+            budgets=tuple(
+                replace(one, weight=weight, reading_weight=1.0)
+                for one, weight in zip(both.budgets, (1.0, 0.0), strict=True)
+            ),
+        )
+        num_prompt = input_ids.shape[1] - 3
+        found = gated.logits(two, input_ids, num_prompt_tokens=num_prompt)
+        read, written = gated.logits(two.reading, input_ids), gated.logits(two.writing, input_ids)
+        # Causal: a position knows nothing of the phase after it.
+        assert torch.allclose(found[:, : num_prompt - 1], read[:, : num_prompt - 1], atol=1e-5)
+        assert not torch.allclose(found[:, num_prompt - 1 :], read[:, num_prompt - 1 :], atol=1e-3)
+        assert not torch.allclose(found[:, num_prompt - 1 :], written[:, num_prompt - 1 :], atol=1e-3)
+
+    def test_equal_phases_are_one(self, gated, adapters, input_ids):
+        one = plan(adapters, NAMES[0], weight=0.5)
+        two = replace(one, budgets=tuple(replace(budget, reading_weight=0.5) for budget in one.budgets))
+        assert torch.allclose(gated.logits(two, input_ids), gated.logits(one, input_ids), atol=1e-5)

@@ -12,7 +12,8 @@ from hilora.routing_settings import RoutingSettings, ScoreRule
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
 from services.router.decision_cache import DecisionCache
 from services.router.models import ModelDirectory
-from services.router.routing_options import RoutingOptions
+from services.router.routing_options import LowConfidencePolicy, RoutingOptions
+from tests.builders.skills import skill_profiles, worded
 from tests.fakes.router_ports import FakeEmbedder, FakeWorkers, InMemoryCatalog, catalog_view, route_text
 
 _TEXTS = {
@@ -175,6 +176,39 @@ class TestWording:
         z_E = await case.embedder.embed(text)
         alone = case.catalog.view().router.decide(z_E, settings=RoutingSettings())
         assert decision.candidates == alone.candidates
+
+
+class TestTwoSkills:
+    """A text that no adapter explains and two do together."""
+
+    TEXT = worded("reverse the letters and write them backwards and then replace each by its successor", 1)
+
+    def case(self, **defaults) -> Case:
+        case = Case(**defaults)
+        profiles = skill_profiles()
+        view = catalog_view({profile.adapter_name: ["x"] for profile in profiles})
+        case.catalog.current = replace(view, router=SequenceRouter(profiles, catalog_generation=1))
+        return case
+
+    async def test_both_read_it_and_the_first_answers(self):
+        decision = (await self.case().use_case.route(self.TEXT, RoutingOptions())).decision
+        weights = [(one.adapter_name, one.weight, one.reading_weight) for one in decision.plan.budgets]
+        assert weights == [("reverse", 1.0, 1.0), ("next", 0.0, 1.0)]
+
+    async def test_the_operator_can_leave_it_out(self):
+        decision = (await self.case(combine_skills=False).use_case.route(self.TEXT, RoutingOptions())).decision
+        assert decision.is_out_of_distribution
+        assert not decision.plan.has_phases
+
+    async def test_a_policy_against_texts_that_nobody_explains_comes_first(self):
+        options = RoutingOptions(low_confidence=LowConfidencePolicy.BASE)
+        assert (await self.case().use_case.route(self.TEXT, options)).decision.plan.is_base_only
+
+    async def test_a_plan_that_is_asked_for_again_has_both_phases(self):
+        case = self.case()
+        first = await case.use_case.route(self.TEXT, RoutingOptions())
+        again = await case.use_case.route(self.TEXT, RoutingOptions(plan_id=first.plan_id))
+        assert again.decision.plan == first.decision.plan
 
 
 class TestRememberedDecisions:

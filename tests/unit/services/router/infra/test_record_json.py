@@ -21,15 +21,32 @@ def prepared(method: PreparationMethod) -> PlanRecord:
     )
 
 
-@pytest.mark.parametrize("record", [plan_record(), *map(prepared, PreparationMethod)])
+def of_two_phases() -> PlanRecord:
+    budgets = (
+        RocBudget(adapter_id="a@1", adapter_name="a", lora_rank=8, num_rocs=8, reading_weight=0.25),
+        RocBudget(adapter_id="b@1", adapter_name="b", lora_rank=8, num_rocs=8),
+    )
+    return PlanRecord(
+        plan_id="plan-3", mode=RoutingMode.CALIBRATED, strategy="hilora", plan=RoutingPlan(budgets=budgets)
+    )
+
+
+@pytest.mark.parametrize("record", [plan_record(), of_two_phases(), *map(prepared, PreparationMethod)])
 def test_what_is_written_is_read(record):
     assert decode_plan(encode_plan(record)) == record
 
 
-def test_records_of_versions_that_prepared_nothing_are_read():
+@pytest.mark.parametrize("field", ["preparation", "reading_weights"])
+def test_records_of_versions_that_did_not_know_a_field_are_read(field):
     fields = json.loads(encode_plan(plan_record()))
-    del fields["preparation"]
+    del fields[field]
     assert decode_plan(json.dumps(fields).encode()) == plan_record()
+
+
+@pytest.mark.parametrize("weights", [[0.5], [0.5, 0.5, 0.5], "ab", ["x", None], 7])
+def test_reading_weights_that_fit_no_budgets_are_forgotten(weights):
+    fields = json.loads(encode_plan(of_two_phases()))
+    assert decode_plan(json.dumps(fields | {"reading_weights": weights}).encode()) is None
 
 
 @pytest.mark.parametrize(

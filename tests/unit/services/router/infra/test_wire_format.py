@@ -158,6 +158,15 @@ class TestPlan:
             adapter_id="a@1", adapter_name="a", lora_rank=4, num_rocs=2, weight=0.5
         )
 
+    @pytest.mark.parametrize("reading_weight", [None, 0.0, -0.5, 1.0])
+    def test_the_reading_weight_travels_where_there_is_one(self, reading_weight):
+        budget = RocBudget(
+            adapter_id="a@1", adapter_name="a", lora_rank=4, num_rocs=2, weight=0.5, reading_weight=reading_weight
+        )
+        message = wire_decisions.plan_to_wire(RoutingPlan(budgets=(budget,))).budgets[0]
+        assert message.HasField("reading_weight") is (reading_weight is not None)
+        assert wire_decisions.budget_from_wire(message) == budget
+
     @pytest.mark.parametrize("score", RocScore)
     @pytest.mark.parametrize("scope", GateScope)
     @pytest.mark.parametrize("basis", RocBasis)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from hilora.errors import InvalidSamplingParams
-from hilora_rpc.v1 import worker_pb2
+from hilora.errors import InvalidInput, InvalidSamplingParams
+from hilora.routing_plan import RocBudget
+from hilora_rpc.v1 import routing_pb2, worker_pb2
 from services.worker.engine.output.events import Finished, FinishReason, TextDelta
 from services.worker.engine.sampling.logprobs import PositionLogprobs, TokenLogprob
 from services.worker.engine.sampling.sampling_params import Grammar, GrammarKind, SamplingParams
@@ -130,3 +131,46 @@ class TestGating:
         (module,) = finished.gating
         assert module.module_path == "m"
         assert [(one.adapter_id, list(one.num_tokens_fired)) for one in module.adapters] == [("a@1", [4, 0])]
+
+
+class TestPhases:
+    def _plan(self, *, rule: int = routing_pb2.GATE_RULE_ROCS, **fields) -> routing_pb2.RoutingPlan:
+        return routing_pb2.RoutingPlan(
+            budgets=[routing_pb2.RocBudget(adapter_id="a@1", lora_rank=4, num_rocs=2, weight=0.5, **fields)],
+            gate=routing_pb2.GateParameters(
+                score=routing_pb2.ROC_SCORE_ACTIVATION,
+                scope=routing_pb2.GATE_SCOPE_GLOBAL,
+                basis=routing_pb2.ROC_BASIS_SVD,
+                eta=1.0,
+                rule=rule,
+            ),
+        )
+
+    @pytest.mark.parametrize("fields", [{}, {"reading_weight": 0.0}, {"reading_weight": -0.25}])
+    def test_a_reading_weight_arrives_where_there_is_one(self, fields) -> None:
+        message = worker_pb2.GenerateRequest(request_id="r", prompt="x", plan=self._plan(**fields))
+        (budget,) = generation_request(message).plan.budgets
+        assert budget.reading_weight == fields.get("reading_weight")
+
+    def test_it_goes_back_with_the_budgets_that_were_used(self) -> None:
+        budgets = [
+            RocBudget(adapter_id=name, adapter_name=name, lora_rank=4, num_rocs=2, reading_weight=weight)
+            for name, weight in (("a@1", 0.5), ("b@1", None))
+        ]
+        event = Finished(
+            finish_reason=FinishReason.STOP,
+            num_prompt_tokens=3,
+            num_completion_tokens=2,
+            budgets_used=tuple(budgets),
+            ttft_seconds=0.1,
+            e2e_latency_seconds=0.2,
+        )
+        one, other = generate_event(event).finished.budgets_used
+        assert one.reading_weight == 0.5
+        assert not other.HasField("reading_weight")
+
+    def test_a_rule_that_weighs_adapters_itself_is_refused(self) -> None:
+        plan = self._plan(rule=routing_pb2.GATE_RULE_ARROW, reading_weight=0.5)
+        with pytest.raises(InvalidInput) as caught:
+            generation_request(worker_pb2.GenerateRequest(request_id="r", prompt="x", plan=plan))
+        assert caught.value.code == "invalid_plan"

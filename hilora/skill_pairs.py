@@ -1,0 +1,238 @@
+"""Which two adapters together explain a text that none explains alone, and whose skill it asks for first.
+
+Words alone decide. With `w` the squared weight of each gram (`LexicalPool.weights_G`), `Q` the grams of the text and
+`m` those of a sample text,
+
+    e(m)    =  w(Q & m)^2 / (w(Q) w(m))                    how well one sample explains the text
+    e(m,n)  =  w(Q & (m | n))^2 / (w(Q) w(m | n))          how well two of different adapters do
+
+Both are squared cosines: what a sample says beyond the text counts against it as much as what it leaves out, so that an
+adapter for something longer is no half. A pair is taken if it explains enough of the text, clearly more than the best
+sample alone, and if its two skills are asked for one after the other, not interwoven.
+
+An adapter may itself have been made for a combination. Its samples contain the wording of a half, but reading with it
+brings the other half, too. Such adapters are known by the same measure: two others explain their samples better than
+one, each brings something of its own, and the samples are longer than either's.
+
+Where the constants come from: docs/experiments.md, "two skills, one after the other".
+
+Shapes: C compared adapters, M their samples, G grams of a text, N grams of all those samples one after the other, W
+distinct grams of some samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilora.character_grams import NUM_GRAMS, GramIds, SampleGrams, gram_spots
+from hilora.covariance import FloatArray
+
+MIN_EXPLAINED = 0.4
+"""What two adapters explain of a text at least: new words for an old task stay far below."""
+MIN_GAIN = 1.1
+"""Times what the best one explains."""
+MIN_ORDER = 0.8
+"""Share of the pairs of grams, one of each skill's own, that stand in one order."""
+_MAX_HALVES = 32
+"""Adapters that are compared in pairs: those that explain most alone."""
+_NUM_ASKED_SAMPLES = 5
+"""Samples by which it is decided whether an adapter is a combination."""
+_COMBINED_GAIN, _COMBINED_SHARE, _COMBINED_LENGTH = 1.2, 0.2, 1.1
+"""Of a combination's samples: gain by two others, what each of them alone explains, length beside the longer one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkillPair:
+    """Two adapters by their places in the pool."""
+
+    first: int
+    """Whose skill the text asks for first."""
+    second: int
+    explained: float
+    """How much of the text both explain, 0 to 1."""
+    gain: float
+    """Times what the best adapter explains alone."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Contest:
+    """Some adapters' best samples against one text, those that explain most first."""
+
+    places_C: NDArray[np.intp]
+    lengths_C: FloatArray
+    """`w(m)`."""
+    alone_C: FloatArray
+    """`e(m)`."""
+    joint_CC: FloatArray
+    """`e(m, n)`; 0 on the diagonal."""
+    least_own_CC: FloatArray
+    """Share of the text that both explain and one of the two does not: the smaller of the two shares."""
+    ids_W: GramIds
+    """The text's grams that some of the samples have."""
+    has_CW: NDArray[np.bool_]
+
+
+class SkillPairs:
+    """Finds pairs in a fitted pool. Immutable but for what it remembers, and safe to share between threads.
+
+    Args:
+        grams: of each adapter's samples, by place; None where they are not known.
+        weights_G: weight of every gram there is.
+        rivals_of: places of the adapters that a place's own samples are compared with, its own not among them.
+    """
+
+    def __init__(
+        self,
+        grams: Sequence[SampleGrams | None],
+        weights_G: NDArray[np.float32],
+        *,
+        rivals_of: Callable[[int], NDArray[np.intp]],
+    ) -> None:
+        self._grams = grams
+        self._squares_G = weights_G.astype(np.float64) ** 2
+        self._rivals_of = rivals_of
+        self._is_combination: dict[int, bool] = {}
+
+    def find(self, text: str, places_C: NDArray[np.intp]) -> SkillPair | None:
+        """The pair for a text that no adapter explains; None if no two do either.
+
+        Args:
+            text: what is asked.
+            places_C: the adapters that may be chosen.
+        """
+        spots = gram_spots(text)
+        contest = self._contest(spots.ids_G, places_C)
+        if contest is None:
+            return None
+        joint_CC = contest.joint_CC.copy()
+        explained, alone = float(joint_CC.max()), float(contest.alone_C.max())
+        if explained < MIN_EXPLAINED or explained <= MIN_GAIN * alone:
+            return None
+        while True:
+            pair = divmod(int(joint_CC.argmax()), len(joint_CC))
+            if joint_CC[pair] <= 0.0:
+                return None
+            combined = [one for one in pair if self.is_combination(int(contest.places_C[one]))]
+            if not combined:
+                break
+            joint_CC[combined, :] = joint_CC[:, combined] = 0.0
+        in_order = self._share_in_order(contest, spots.ids_G, spots.centres_G, *pair)
+        first, second = pair if in_order >= 0.5 else pair[::-1]
+        if max(in_order, 1.0 - in_order) < MIN_ORDER:
+            return None
+        return SkillPair(
+            first=int(contest.places_C[first]),
+            second=int(contest.places_C[second]),
+            explained=float(joint_CC[pair]),
+            gain=float(joint_CC[pair]) / alone,
+        )
+
+    def is_combination(self, place: int) -> bool:
+        """Whether an adapter was made for what two others do one after the other; worked out once."""
+        found = self._is_combination.get(place)
+        if found is None:
+            found = self._is_combination[place] = self._looks_combined(place)
+        return found
+
+    def _looks_combined(self, place: int) -> bool:
+        grams = self._grams[place]
+        if grams is None or not grams.num_samples:
+            return False
+        rivals = self._rivals_of(place)
+        asked = np.unique(np.linspace(0, grams.num_samples - 1, _NUM_ASKED_SAMPLES).astype(np.intp))
+        signs: list[tuple[float, float, float]] = []
+        for ordinal in asked:
+            ids_G = grams.sample(int(ordinal))
+            contest = self._contest(ids_G, rivals)
+            if contest is None:
+                continue
+            pair = divmod(int(contest.joint_CC.argmax()), len(contest.joint_CC))
+            longer = float(contest.lengths_C[list(pair)].max())
+            signs.append(
+                (
+                    float(contest.joint_CC[pair]) / float(contest.alone_C.max()),
+                    float(contest.least_own_CC[pair]),
+                    float(self._squares_G[ids_G].sum()) / longer,
+                )
+            )
+        if not signs:
+            return False
+        gain, share, length = np.median(np.array(signs), axis=0)
+        return bool(gain > _COMBINED_GAIN and share > _COMBINED_SHARE and length > _COMBINED_LENGTH)
+
+    def _contest(self, ids_G: GramIds, places_C: NDArray[np.intp]) -> _Contest | None:
+        """None where fewer than two adapters share anything with the text."""
+        known = [(int(place), grams) for place in places_C if (grams := self._grams[int(place)]) is not None]
+        length = float(self._squares_G[ids_G].sum())
+        if len(known) < 2 or not length:
+            return None
+        ids_N = np.concatenate([grams.ids_N for _, grams in known])
+        sizes_M = np.concatenate([grams.lengths_M for _, grams in known])
+        ends_M = np.cumsum(sizes_M, dtype=np.intp)
+        sample_N = np.repeat(np.arange(len(sizes_M)), sizes_M)
+        is_asked_G = np.zeros(NUM_GRAMS, dtype=np.bool_)
+        is_asked_G[ids_G] = True
+        squares_N = self._squares_G[ids_N]
+        lengths_M = np.bincount(sample_N, squares_N, len(sizes_M)).astype(np.float64)
+        shared_M = np.bincount(sample_N, squares_N * is_asked_G[ids_N], len(sizes_M)).astype(np.float64)
+        alone_M = shared_M**2 / (np.where(lengths_M > 0.0, lengths_M, 1.0) * length)
+        bounds = np.cumsum([0, *(grams.num_samples for _, grams in known)])
+        best_C = np.array(
+            [
+                start + int(alone_M[start:stop].argmax()) if stop > start else -1
+                for start, stop in pairwise(bounds.tolist())
+            ]
+        )
+        order = np.argsort(-np.where(best_C < 0, -1.0, alone_M[best_C]), kind="stable")
+        kept = [int(one) for one in order if best_C[one] >= 0 and alone_M[best_C[one]] > 0.0][:_MAX_HALVES]
+        if len(kept) < 2:
+            return None
+        samples = best_C[kept]
+        ids_W, has_CW = _presence([ids_N[ends_M[one] - sizes_M[one] : ends_M[one]] for one in samples])
+        squares_W = self._squares_G[ids_W]
+        is_asked_W = is_asked_G[ids_W]
+        asked_CW = has_CW[:, is_asked_W].astype(np.float64)
+        both_asked_CC = (asked_CW * squares_W[is_asked_W]) @ asked_CW.T
+        both_CC = (has_CW * squares_W) @ has_CW.T.astype(np.float64)
+        shared_C, lengths_C = shared_M[samples], lengths_M[samples]
+        covered_CC = shared_C[:, None] + shared_C - both_asked_CC
+        joint_CC = covered_CC**2 / ((lengths_C[:, None] + lengths_C - both_CC) * length)
+        np.fill_diagonal(joint_CC, 0.0)
+        return _Contest(
+            places_C=np.array([known[one][0] for one in kept], dtype=np.intp),
+            lengths_C=lengths_C,
+            alone_C=alone_M[samples],
+            joint_CC=joint_CC,
+            least_own_CC=(np.minimum(shared_C[:, None], shared_C) - both_asked_CC) / length,
+            ids_W=ids_W[is_asked_W],
+            has_CW=has_CW[:, is_asked_W],
+        )
+
+    def _share_in_order(
+        self, contest: _Contest, ids_G: GramIds, centres_G: FloatArray, first: int, second: int
+    ) -> float:
+        """How surely the first one's own grams stand before the second one's: 1 always, 0 never, 0.5 interwoven."""
+        own = []
+        for one, other in ((first, second), (second, first)):
+            ids_W = contest.ids_W[contest.has_CW[one] & ~contest.has_CW[other]]
+            own.append((centres_G[np.searchsorted(ids_G, ids_W)], self._squares_G[ids_W]))
+        (centres_A, weights_A), (centres_B, weights_B) = own
+        total = float(weights_A.sum() * weights_B.sum())
+        if not total:
+            return 0.5
+        before_AB = (centres_A[:, None] < centres_B) + 0.5 * (centres_A[:, None] == centres_B)
+        return float(weights_A @ before_AB @ weights_B) / total
+
+
+def _presence(samples: Sequence[GramIds]) -> tuple[GramIds, NDArray[np.bool_]]:
+    """All grams of some samples, rising, and which sample has which."""
+    ids_W = np.unique(np.concatenate(samples))
+    has_CW = np.zeros((len(samples), len(ids_W)), dtype=np.bool_)
+    for row, ids in enumerate(samples):
+        has_CW[row, np.searchsorted(ids_W, ids)] = True
+    return ids_W, has_CW
