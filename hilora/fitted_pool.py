@@ -234,16 +234,17 @@ class FittedPool:
             num_allowed=len(self.profiles) - len(excluded),
         )
 
-    def skill_pair(self, text: str, z_E: FloatArray, *, excluded: NDArray[np.intp]) -> SkillPair | None:
+    def skill_pair(self, text: str, z_E: FloatArray, *, grams: GramIds, excluded: NDArray[np.intp]) -> SkillPair | None:
         """Two adapters that together explain a text that none explains; None if no two do, or wordings have no weight.
 
         Args:
             text: what is asked.
             z_E: its embedding: in a large pool, halves are looked for among the adapters that are nearest to it.
+            grams: how it is written.
             excluded: places of adapters that do not count.
         """
         pairs = self._skill_pairs
-        return None if pairs is None else pairs.find(text, self._nearest(z_E, excluded))
+        return None if pairs is None else pairs.find(text, grams, self._nearest(z_E, excluded))
 
     @cached_property
     def _skill_pairs(self) -> SkillPairs | None:

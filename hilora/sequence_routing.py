@@ -166,7 +166,7 @@ class SequenceRouter:
             return self._base_alone("Every adapter is excluded", settings)
         chosen, is_unknown = choose(scores, settings=settings)
         if is_unknown and text is not None and grams is not None and _combines(settings):
-            pair = pool.skill_pair(text, z_E, excluded=excluded)
+            pair = pool.skill_pair(text, z_E, grams=grams, excluded=excluded)
             if pair is not None:
                 return self._of_both(
                     pair, pool, z_E, grams, settings=settings, excluded=excluded, num_runners_up=num_runners_up

@@ -97,16 +97,17 @@ class SkillPairs:
         self._squares_G = weights_G.astype(np.float64) ** 2
         self._rivals_of = rivals_of
         self._is_combination: dict[int, bool] = {}
+        self._lengths_of: dict[int, FloatArray] = {}
 
-    def find(self, text: str, places_C: NDArray[np.intp]) -> SkillPair | None:
+    def find(self, text: str, ids_G: GramIds, places_C: NDArray[np.intp]) -> SkillPair | None:
         """The pair for a text that no adapter explains; None if no two do either.
 
         Args:
             text: what is asked.
+            ids_G: its grams (`gram_ids`).
             places_C: the adapters that may be chosen.
         """
-        spots = gram_spots(text)
-        contest = self._contest(spots.ids_G, places_C)
+        contest = self._contest(ids_G, places_C, least=MIN_EXPLAINED)
         if contest is None:
             return None
         joint_CC = contest.joint_CC.copy()
@@ -121,6 +122,7 @@ class SkillPairs:
             if not combined:
                 break
             joint_CC[combined, :] = joint_CC[:, combined] = 0.0
+        spots = gram_spots(text)
         in_order = self._share_in_order(contest, spots.ids_G, spots.centres_G, *pair)
         first, second = pair if in_order >= 0.5 else pair[::-1]
         if max(in_order, 1.0 - in_order) < MIN_ORDER:
@@ -165,37 +167,38 @@ class SkillPairs:
         gain, share, length = np.median(np.array(signs), axis=0)
         return bool(gain > _COMBINED_GAIN and share > _COMBINED_SHARE and length > _COMBINED_LENGTH)
 
-    def _contest(self, ids_G: GramIds, places_C: NDArray[np.intp]) -> _Contest | None:
-        """None where fewer than two adapters share anything with the text."""
-        known = [(int(place), grams) for place in places_C if (grams := self._grams[int(place)]) is not None]
-        length = float(self._squares_G[ids_G].sum())
+    def _contest(self, ids_G: GramIds, places_C: NDArray[np.intp], *, least: float = 0.0) -> _Contest | None:
+        """None where fewer than two adapters share anything with the text, or no two can explain `least` of it."""
+        known = [
+            (int(place), grams)
+            for place in places_C
+            if (grams := self._grams[int(place)]) is not None and grams.num_samples
+        ]
+        squares_G = self._squares_G[ids_G]
+        length = float(squares_G.sum())
         if len(known) < 2 or not length:
             return None
+        asked_G = np.zeros(NUM_GRAMS)
+        asked_G[ids_G] = squares_G
         ids_N = np.concatenate([grams.ids_N for _, grams in known])
         sizes_M = np.concatenate([grams.lengths_M for _, grams in known])
         ends_M = np.cumsum(sizes_M, dtype=np.intp)
-        sample_N = np.repeat(np.arange(len(sizes_M)), sizes_M)
-        is_asked_G = np.zeros(NUM_GRAMS, dtype=np.bool_)
-        is_asked_G[ids_G] = True
-        squares_N = self._squares_G[ids_N]
-        lengths_M = np.bincount(sample_N, squares_N, len(sizes_M)).astype(np.float64)
-        shared_M = np.bincount(sample_N, squares_N * is_asked_G[ids_N], len(sizes_M)).astype(np.float64)
+        shared_M = _sums(asked_G.take(ids_N), sizes_M, ends_M)
+        if _most_of_two(shared_M, [grams.num_samples for _, grams in known]) < least * length:
+            # `e(m, n)` is at most the share of the text that both have together.
+            return None
+        lengths_M = np.concatenate([self._lengths(place, grams) for place, grams in known])
         alone_M = shared_M**2 / (np.where(lengths_M > 0.0, lengths_M, 1.0) * length)
         bounds = np.cumsum([0, *(grams.num_samples for _, grams in known)])
-        best_C = np.array(
-            [
-                start + int(alone_M[start:stop].argmax()) if stop > start else -1
-                for start, stop in pairwise(bounds.tolist())
-            ]
-        )
-        order = np.argsort(-np.where(best_C < 0, -1.0, alone_M[best_C]), kind="stable")
-        kept = [int(one) for one in order if best_C[one] >= 0 and alone_M[best_C[one]] > 0.0][:_MAX_HALVES]
+        best_C = np.array([start + int(alone_M[start:stop].argmax()) for start, stop in pairwise(bounds.tolist())])
+        order = np.argsort(-alone_M[best_C], kind="stable")
+        kept = [int(one) for one in order if alone_M[best_C[one]] > 0.0][:_MAX_HALVES]
         if len(kept) < 2:
             return None
         samples = best_C[kept]
         ids_W, has_CW = _presence([ids_N[ends_M[one] - sizes_M[one] : ends_M[one]] for one in samples])
         squares_W = self._squares_G[ids_W]
-        is_asked_W = is_asked_G[ids_W]
+        is_asked_W = asked_G[ids_W] > 0.0
         asked_CW = has_CW[:, is_asked_W].astype(np.float64)
         both_asked_CC = (asked_CW * squares_W[is_asked_W]) @ asked_CW.T
         both_CC = (has_CW * squares_W) @ has_CW.T.astype(np.float64)
@@ -213,6 +216,14 @@ class SkillPairs:
             has_CW=has_CW[:, is_asked_W],
         )
 
+    def _lengths(self, place: int, grams: SampleGrams) -> FloatArray:
+        """`w(m)` of an adapter's samples; worked out once."""
+        found = self._lengths_of.get(place)
+        if found is None:
+            ends_M = np.cumsum(grams.lengths_M, dtype=np.intp)
+            found = self._lengths_of[place] = _sums(self._squares_G.take(grams.ids_N), grams.lengths_M, ends_M)
+        return found
+
     def _share_in_order(
         self, contest: _Contest, ids_G: GramIds, centres_G: FloatArray, first: int, second: int
     ) -> float:
@@ -227,6 +238,20 @@ class SkillPairs:
             return 0.5
         before_AB = (centres_A[:, None] < centres_B) + 0.5 * (centres_A[:, None] == centres_B)
         return float(weights_A @ before_AB @ weights_B) / total
+
+
+def _sums(values_N: FloatArray, sizes_M: NDArray[np.uint32], ends_M: NDArray[np.intp]) -> FloatArray:
+    """The sum of each text's values; 0 of an empty text."""
+    if not sizes_M[-1]:
+        values_N = np.append(values_N, 0.0)  # what empty texts at the end begin with
+    # An empty text begins where another one does: what is found there is not its own.
+    return np.where(sizes_M > 0, np.add.reduceat(values_N, (ends_M - sizes_M).astype(np.intp)), 0.0)
+
+
+def _most_of_two(shared_M: FloatArray, counts: Sequence[int]) -> float:
+    """The largest sum of what a sample of one adapter and one of another share with a text; two adapters at least."""
+    best = np.maximum.reduceat(shared_M, np.cumsum([0, *counts[:-1]]))
+    return float(np.partition(best, -2)[-2:].sum())
 
 
 def _presence(samples: Sequence[GramIds]) -> tuple[GramIds, NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilora.character_grams import gram_ids
+from hilora.character_grams import NUM_GRAMS, SampleGrams, gram_ids
 from hilora.lexical_pool import LexicalPool
 from hilora.routing_plan import RoutingMode
 from hilora.routing_settings import RoutingSettings, ScoreRule
@@ -28,7 +28,7 @@ def pairs(names: list[str] = NAMES, *, unknown: frozenset[str] = frozenset()) ->
 
 
 def found(text: str, names: list[str] = NAMES, **kinds) -> tuple[str, str] | None:
-    pair = pairs(names, **kinds).find(text, np.arange(len(names)))
+    pair = pairs(names, **kinds).find(text, gram_ids(text), np.arange(len(names)))
     return None if pair is None else (names[pair.first], names[pair.second])
 
 
@@ -38,8 +38,31 @@ class TestPairs:
         other = worded("replace the letters each by its successor and then reverse and write them backwards", 2)
         assert found(other) == ("next", "reverse")
 
+    def test_its_figures_are_those_of_the_definition_empty_samples_among_them(self):
+        texts = [["", "swap the letters"], ["replace each by its successor", ""], [], ["sort the letters", "", ""]]
+        weights_G = np.random.default_rng(0).random(NUM_GRAMS, dtype=np.float32)
+        text = "swap the letters and then replace each by its successor"
+        everybody = np.arange(len(texts))
+        some = SkillPairs(
+            [SampleGrams.of(one) for one in texts], weights_G, rivals_of=lambda place: np.delete(everybody, place)
+        )
+
+        def weight(ids: set[int]) -> float:
+            return float((weights_G[sorted(ids)].astype(np.float64) ** 2).sum())
+
+        def explains(*samples: str) -> float:
+            asked, said = set(gram_ids(text).tolist()), {gram for one in samples for gram in gram_ids(one).tolist()}
+            return weight(asked & said) ** 2 / (weight(asked) * weight(said)) if said else 0.0
+
+        pair = some.find(text, gram_ids(text), everybody)
+        assert pair is not None
+        assert (pair.first, pair.second) == (0, 1)
+        together = explains("swap the letters", "replace each by its successor")
+        assert pair.explained == pytest.approx(together)
+        assert pair.gain == pytest.approx(together / max(explains(one) for few in texts for one in few))
+
     def test_it_says_how_much_they_explain_and_how_much_better(self):
-        pair = pairs().find(TWO, np.arange(len(NAMES)))
+        pair = pairs().find(TWO, gram_ids(TWO), np.arange(len(NAMES)))
         assert pair is not None
         assert 0.4 < pair.explained <= 1.0
         assert pair.gain > 1.1
@@ -73,7 +96,7 @@ class TestPairs:
 
     def test_only_those_that_may_be_chosen_are(self):
         places = np.array([place for place, name in enumerate(NAMES) if name != "next"])
-        pair = pairs().find(TWO, places)
+        pair = pairs().find(TWO, gram_ids(TWO), places)
         assert pair is None or pair.second != NAMES.index("next")
 
     @settings(max_examples=10, deadline=None)
