@@ -38,7 +38,7 @@ MIN_GAIN = 1.1
 """Times what the best one explains."""
 MIN_ORDER = 0.8
 """Share of the pairs of grams, one of each skill's own, that stand in one order."""
-_MAX_HALVES = 32
+_MAX_HALVES = 12
 """Adapters that are compared in pairs: those that explain most alone."""
 _NUM_ASKED_SAMPLES = 5
 """Samples by which it is decided whether an adapter is a combination."""
