@@ -31,8 +31,10 @@ from hilora.sample_vectors import SampleVectors
 from hilora.skill_pairs import SkillPair, SkillPairs
 from hilora.stacked_scores import SHORTLIST, LexicalStack, fit_stacked
 
-_NUM_HALVES = 32
-"""Adapters nearest to a text, among which two that explain it together are looked for. Each costs some 0.02 ms."""
+NUM_HALVES = 12
+"""Adapters among which two that explain a text together are looked for. Each costs some 0.02 ms."""
+_NUM_RIVALS = 32
+"""Adapters by which it is seen whether one is a combination of two of them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -237,17 +239,16 @@ class FittedPool:
             num_allowed=len(self.profiles) - len(excluded),
         )
 
-    def skill_pair(self, text: str, z_E: FloatArray, *, grams: GramIds, excluded: NDArray[np.intp]) -> SkillPair | None:
+    def skill_pair(self, text: str, grams: GramIds, places_C: NDArray[np.intp]) -> SkillPair | None:
         """Two adapters that together explain a text that none explains; None if no two do, or wordings have no weight.
 
         Args:
             text: what is asked.
-            z_E: its embedding: in a large pool, halves are looked for among the adapters that are nearest to it.
             grams: how it is written.
-            excluded: places of adapters that do not count.
+            places_C: among whom they are looked for.
         """
         pairs = self._skill_pairs
-        return None if pairs is None else pairs.find(text, grams, self._nearest(z_E, excluded, num_results=_NUM_HALVES))
+        return None if pairs is None else pairs.find(text, grams, np.sort(places_C))
 
     @cached_property
     def _skill_pairs(self) -> SkillPairs | None:
@@ -256,14 +257,11 @@ class FittedPool:
 
         def rivals_of(place: int) -> NDArray[np.intp]:
             mean_E = self.profiles[place].samples_ME.mean(axis=0, dtype=np.float64)
-            return self._nearest(mean_E, np.union1d(self.superseded, [place]).astype(np.intp), num_results=_NUM_HALVES)
+            others = np.union1d(self.superseded, [place]).astype(np.intp)
+            return np.sort(self.score_nearest(mean_E, num_results=_NUM_RIVALS, excluded=others).idx_C)
 
         grams = [profile.grams for profile in self.profiles]
         return SkillPairs(grams, self.stack.lexical.weights_G, rivals_of=rivals_of)
-
-    def _nearest(self, z_E: FloatArray, excluded: NDArray[np.intp], *, num_results: int) -> NDArray[np.intp]:
-        """The adapters that the Gaussian finds likeliest, by place."""
-        return np.sort(self.score_nearest(z_E, num_results=num_results, excluded=excluded).idx_C)
 
     def _log_density_of(self, idx_C: NDArray[np.intp], y_K: FloatArray, rest: float) -> FloatArray:
         """Scores in whitened units at some places, rising."""

@@ -28,7 +28,7 @@ from hilora.calibration import softmax
 from hilora.candidate_selection import descending, mass_candidates, threshold_candidates
 from hilora.character_grams import GramIds
 from hilora.covariance import FloatArray
-from hilora.fitted_pool import AdapterProfile, FittedPool
+from hilora.fitted_pool import NUM_HALVES, AdapterProfile, FittedPool
 from hilora.gaussian_index import DenseGaussianIndex, GaussianIndex, IndexBuilder
 from hilora.routing_explanation import ScoredPool, base_decision, explained_decision, explicit_decision
 from hilora.routing_plan import GateParameters, RocBudget, RoutingDecision, RoutingMode, RoutingPlan
@@ -154,19 +154,22 @@ class SequenceRouter:
             return self._base_alone("No adapter is registered", settings)
         excluded = pool.excluded_places(exclude)
         z_E = pool.checked(z_E)
+        may_combine = text is not None and grams is not None and _combines(settings)
         if settings.mode is RoutingMode.PAPER:
             scores = pool.score_all(z_E, settings=settings, excluded=excluded)
             choose = _paper_candidates
         else:
             num_results = max(settings.min_candidates, settings.max_candidates) + max(num_runners_up, 0)
+            if may_combine:
+                num_results = max(num_results, NUM_HALVES)
             stacked = grams if settings.score_rule is ScoreRule.STACKED else None
             scores = pool.score_nearest(z_E, num_results=num_results, excluded=excluded, grams=stacked)
             choose = _calibrated_candidates
         if not scores.num_allowed:
             return self._base_alone("Every adapter is excluded", settings)
         chosen, is_unknown = choose(scores, settings=settings)
-        if is_unknown and text is not None and grams is not None and _combines(settings):
-            pair = pool.skill_pair(text, z_E, grams=grams, excluded=excluded)
+        if is_unknown and may_combine and text is not None and grams is not None:
+            pair = pool.skill_pair(text, grams, scores.idx_C[:NUM_HALVES])
             if pair is not None:
                 return self._of_both(
                     pair, pool, z_E, grams, settings=settings, excluded=excluded, num_runners_up=num_runners_up

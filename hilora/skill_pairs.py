@@ -41,7 +41,7 @@ MIN_ORDER = 0.8
 _MAX_HALVES = 12
 """Adapters that are compared in pairs: those that explain most alone."""
 _NUM_ASKED_SAMPLES = 5
-"""Samples by which it is decided whether an adapter is a combination."""
+"""Samples by which it is decided whether an adapter is a combination: each sign has to show in most of them."""
 _COMBINED_GAIN, _COMBINED_SHARE, _COMBINED_LENGTH = 1.2, 0.2, 1.1
 """Of a combination's samples: gain by two others, what each of them alone explains, length beside the longer one."""
 
@@ -147,25 +147,27 @@ class SkillPairs:
             return False
         rivals = self._rivals_of(place)
         asked = np.unique(np.linspace(0, grams.num_samples - 1, _NUM_ASKED_SAMPLES).astype(np.intp))
-        signs: list[tuple[float, float, float]] = []
+        against = np.zeros(3, dtype=np.intp)
         for ordinal in asked:
-            ids_G = grams.sample(int(ordinal))
-            contest = self._contest(ids_G, rivals)
-            if contest is None:
-                continue
-            pair = divmod(int(contest.joint_CC.argmax()), len(contest.joint_CC))
-            longer = float(contest.lengths_C[list(pair)].max())
-            signs.append(
-                (
-                    float(contest.joint_CC[pair]) / float(contest.alone_C.max()),
-                    float(contest.least_own_CC[pair]),
-                    float(self._squares_G[ids_G].sum()) / longer,
-                )
-            )
-        if not signs:
-            return False
-        gain, share, length = np.median(np.array(signs), axis=0)
-        return bool(gain > _COMBINED_GAIN and share > _COMBINED_SHARE and length > _COMBINED_LENGTH)
+            against += ~self._signs_of_two(grams.sample(int(ordinal)), rivals)
+            if 2 * against.max() >= len(asked):  # what the other samples say changes nothing
+                return False
+        return True
+
+    def _signs_of_two(self, ids_G: GramIds, rivals: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Of a sample: do two others explain it better than one, does each bring something, is it longer than both?"""
+        contest = self._contest(ids_G, rivals)
+        if contest is None:
+            return np.zeros(3, dtype=np.bool_)
+        pair = divmod(int(contest.joint_CC.argmax()), len(contest.joint_CC))
+        longer = contest.lengths_C[list(pair)].max()
+        return np.array(
+            [
+                contest.joint_CC[pair] > _COMBINED_GAIN * contest.alone_C.max(),
+                contest.least_own_CC[pair] > _COMBINED_SHARE,
+                self._squares_G[ids_G].sum() > _COMBINED_LENGTH * longer,
+            ]
+        )
 
     def _contest(self, ids_G: GramIds, places_C: NDArray[np.intp], *, least: float = 0.0) -> _Contest | None:
         """None where fewer than two adapters share anything with the text, or no two can explain `least` of it."""
