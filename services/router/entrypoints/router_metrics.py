@@ -97,9 +97,7 @@ class RouterMetrics:
             "hilora_router_index_kind", "1 for the way the pool is searched.", ("kind",), registry=self._registry
         )
         self._gauge("catalog_generation", "Generation of the catalogue in use; 0 before the first.", self._generation)
-        self._gauge(
-            "fit_generation", "Generation of the catalogue that the choice is fitted to.", self._fit_generation
-        )
+        self._gauge("fit_generation", "Generation of the catalogue that the choice is fitted to.", self._fit_generation)
         self._gauge("adapters", "Adapters in the catalogue in use.", self._num_adapters)
         self._gauge(
             "adapters_since_fit",
