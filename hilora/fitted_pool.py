@@ -10,7 +10,7 @@ Shapes: L adapters, C scored ones, M samples, E embedding dimension. The pool is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -28,7 +28,7 @@ from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_explanation import ScoredPool
 from hilora.routing_settings import RoutingSettings
 from hilora.sample_vectors import SampleVectors
-from hilora.skill_pairs import SkillPair, SkillPairs
+from hilora.skill_pairs import PairMemory, SkillPair, SkillPairs
 from hilora.stacked_scores import SHORTLIST, LexicalStack, fit_stacked
 
 NUM_HALVES = 12
@@ -77,6 +77,8 @@ class FittedPool:
     """The same of all."""
     newcomers: WhitenedGaussians | None = None
     """Predictive Gaussians of those that came after the fit, by place."""
+    pair_memory: PairMemory = field(default_factory=PairMemory)
+    """What was found out for pairs of skills; kept by every extension."""
 
     @classmethod
     def fit(cls, profiles: Sequence[AdapterProfile], *, build_index: IndexBuilder) -> FittedPool:
@@ -256,12 +258,19 @@ class FittedPool:
             return None
 
         def rivals_of(place: int) -> NDArray[np.intp]:
-            mean_E = self.profiles[place].samples_ME.mean(axis=0, dtype=np.float64)
-            others = np.union1d(self.superseded, [place]).astype(np.intp)
-            return np.sort(self.score_nearest(mean_E, num_results=_NUM_RIVALS, excluded=others).idx_C)
+            # Of the fit alone, so that what is found holds for every extension; a version is no rival of another one.
+            profile = self.profiles[place]
+            own = [*self.fitted_places.get(profile.adapter_name, ()), *range(self.num_fitted, len(self.profiles))]
+            mean_E = profile.samples_ME.mean(axis=0, dtype=np.float64)
+            excluded = np.array(own, dtype=np.intp)
+            return np.sort(self.score_nearest(mean_E, num_results=_NUM_RIVALS, excluded=excluded).idx_C)
 
-        grams = [profile.grams for profile in self.profiles]
-        return SkillPairs(grams, self.stack.lexical.weights_G, rivals_of=rivals_of)
+        return SkillPairs(
+            lambda place: self.profiles[place].grams,
+            self.stack.lexical.weights_G,
+            rivals_of=rivals_of,
+            memory=self.pair_memory,
+        )
 
     def _log_density_of(self, idx_C: NDArray[np.intp], y_K: FloatArray, rest: float) -> FloatArray:
         """Scores in whitened units at some places, rising."""

@@ -27,7 +27,6 @@ from hilora.budget_allocation import (
 from hilora.calibration import softmax
 from hilora.candidate_selection import descending, mass_candidates, threshold_candidates
 from hilora.character_grams import GramIds
-from hilora.covariance import FloatArray
 from hilora.fitted_pool import NUM_HALVES, AdapterProfile, FittedPool
 from hilora.gaussian_index import DenseGaussianIndex, GaussianIndex, IndexBuilder
 from hilora.routing_explanation import ScoredPool, base_decision, explained_decision, explicit_decision
@@ -154,13 +153,12 @@ class SequenceRouter:
             return self._base_alone("No adapter is registered", settings)
         excluded = pool.excluded_places(exclude)
         z_E = pool.checked(z_E)
-        may_combine = text is not None and grams is not None and _combines(settings)
         if settings.mode is RoutingMode.PAPER:
             scores = pool.score_all(z_E, settings=settings, excluded=excluded)
             choose = _paper_candidates
         else:
             num_results = max(settings.min_candidates, settings.max_candidates) + max(num_runners_up, 0)
-            if may_combine:
+            if _combines(settings):
                 num_results = max(num_results, NUM_HALVES)
             stacked = grams if settings.score_rule is ScoreRule.STACKED else None
             scores = pool.score_nearest(z_E, num_results=num_results, excluded=excluded, grams=stacked)
@@ -168,14 +166,14 @@ class SequenceRouter:
         if not scores.num_allowed:
             return self._base_alone("Every adapter is excluded", settings)
         chosen, is_unknown = choose(scores, settings=settings)
-        if is_unknown and may_combine and text is not None and grams is not None:
+        pair: SkillPair | None = None
+        if is_unknown and text is not None and grams is not None and _combines(settings):
             pair = pool.skill_pair(text, grams, scores.idx_C[:NUM_HALVES])
-            if pair is not None:
-                return self._of_both(
-                    pair, pool, z_E, grams, settings=settings, excluded=excluded, num_runners_up=num_runners_up
-                )
-        plan = self._grant(chosen, scores, pool=pool, settings=settings, request_seed=request_seed)
-        return explained_decision(
+        if pair is None:
+            plan = self._grant(chosen, scores, pool=pool, settings=settings, request_seed=request_seed)
+        else:
+            plan = self._of_both(pool.profiles[pair.first], pool.profiles[pair.second], settings)
+        decision = explained_decision(
             plan,
             scores=scores,
             identity_of=lambda idx: (pool.profiles[idx].adapter_id, pool.profiles[idx].adapter_name),
@@ -183,52 +181,33 @@ class SequenceRouter:
             is_unknown=is_unknown,
             num_runners_up=num_runners_up,
         )
-
-    def _of_both(
-        self,
-        pair: SkillPair,
-        pool: FittedPool,
-        z_E: FloatArray,
-        grams: GramIds,
-        *,
-        settings: RoutingSettings,
-        excluded: NDArray[np.intp],
-        num_runners_up: int,
-    ) -> RoutingDecision:
-        """Read with both adapters as wholes, written by the first."""
-        places = np.array([pair.first, pair.second], dtype=np.intp)
-        first, second = (
-            RocBudget(
-                adapter_id=adapter.adapter_id,
-                adapter_name=adapter.adapter_name,
-                lora_rank=adapter.lora_rank,
-                num_rocs=adapter.lora_rank,
-                weight=weight,
-                reading_weight=1.0,
-            )
-            for adapter, weight in ((pool.profiles[pair.first], 1.0), (pool.profiles[pair.second], 0.0))
-        )
-        scores = pool.score_nearest(
-            z_E, num_results=len(places) + max(num_runners_up, 0), excluded=excluded, grams=grams, also=places
-        )
-        decision = explained_decision(
-            RoutingPlan(
-                budgets=(first, second),
-                gate=GateParameters(score=settings.roc_score, scope=settings.gate_scope, basis=settings.basis),
-                catalog_generation=self._catalog_generation,
-            ),
-            scores=scores,
-            identity_of=lambda idx: (pool.profiles[idx].adapter_id, pool.profiles[idx].adapter_name),
-            mode=settings.mode,
-            is_unknown=True,
-            num_runners_up=num_runners_up,
-        )
+        if pair is None:
+            return decision
+        first, second = (budget.adapter_name for budget in plan.budgets)
         return replace(
             decision,
             reason=(
                 f"None of {scores.num_allowed} adapters explains the text, and two do together: it asks for the skills "
-                f"of {first.adapter_name} and then {second.adapter_name}, so both read it and the first one answers."
+                f"of {first} and then {second}, so both read it and the first one answers."
             ),
+        )
+
+    def _of_both(self, first: AdapterProfile, second: AdapterProfile, settings: RoutingSettings) -> RoutingPlan:
+        """Read with both adapters as wholes, written by the first."""
+        return RoutingPlan(
+            budgets=tuple(
+                RocBudget(
+                    adapter_id=adapter.adapter_id,
+                    adapter_name=adapter.adapter_name,
+                    lora_rank=adapter.lora_rank,
+                    num_rocs=adapter.lora_rank,
+                    weight=weight,
+                    reading_weight=1.0,
+                )
+                for adapter, weight in ((first, 1.0), (second, 0.0))
+            ),
+            gate=GateParameters(score=settings.roc_score, scope=settings.gate_scope, basis=settings.basis),
+            catalog_generation=self._catalog_generation,
         )
 
     def _base_alone(self, reason: str, settings: RoutingSettings) -> RoutingDecision:

@@ -23,7 +23,7 @@ distinct grams of some samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -77,27 +77,40 @@ class _Contest:
     has_CW: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class PairMemory:
+    """What was worked out about adapters by the weights and rivals of one fit, by their samples.
+
+    By samples rather than places: those of adapters that came after the fit mean others with every extension of it.
+    """
+
+    is_combination: dict[SampleGrams, bool] = field(default_factory=dict[SampleGrams, bool])
+    lengths: dict[SampleGrams, FloatArray] = field(default_factory=dict[SampleGrams, FloatArray])
+    """`w(m)` of each sample."""
+
+
 class SkillPairs:
     """Finds pairs in a fitted pool. Immutable but for what it remembers, and safe to share between threads.
 
     Args:
-        grams: of each adapter's samples, by place; None where they are not known.
+        grams_of: the grams of a place's samples; None where they are not known.
         weights_G: weight of every gram there is.
         rivals_of: places of the adapters that a place's own samples are compared with, its own not among them.
+        memory: of the fit whose weights and rivals these are.
     """
 
     def __init__(
         self,
-        grams: Sequence[SampleGrams | None],
+        grams_of: Callable[[int], SampleGrams | None],
         weights_G: NDArray[np.float32],
         *,
         rivals_of: Callable[[int], NDArray[np.intp]],
+        memory: PairMemory,
     ) -> None:
-        self._grams = grams
+        self._grams_of = grams_of
         self._squares_G = weights_G.astype(np.float64) ** 2
         self._rivals_of = rivals_of
-        self._is_combination: dict[int, bool] = {}
-        self._lengths_of: dict[int, FloatArray] = {}
+        self._memory = memory
 
     def find(self, text: str, ids_G: GramIds, places_C: NDArray[np.intp]) -> SkillPair | None:
         """The pair for a text that no adapter explains; None if no two do either.
@@ -136,16 +149,15 @@ class SkillPairs:
 
     def is_combination(self, place: int) -> bool:
         """Whether an adapter was made for what two others do one after the other; worked out once."""
-        found = self._is_combination.get(place)
-        if found is None:
-            found = self._is_combination[place] = self._looks_combined(place)
-        return found
-
-    def _looks_combined(self, place: int) -> bool:
-        grams = self._grams[place]
+        grams = self._grams_of(place)
         if grams is None or not grams.num_samples:
             return False
-        rivals = self._rivals_of(place)
+        found = self._memory.is_combination.get(grams)
+        if found is None:
+            found = self._memory.is_combination[grams] = self._looks_combined(grams, self._rivals_of(place))
+        return found
+
+    def _looks_combined(self, grams: SampleGrams, rivals: NDArray[np.intp]) -> bool:
         asked = np.unique(np.linspace(0, grams.num_samples - 1, _NUM_ASKED_SAMPLES).astype(np.intp))
         against = np.zeros(3, dtype=np.intp)
         for ordinal in asked:
@@ -174,7 +186,7 @@ class SkillPairs:
         known = [
             (int(place), grams)
             for place in places_C
-            if (grams := self._grams[int(place)]) is not None and grams.num_samples
+            if (grams := self._grams_of(int(place))) is not None and grams.num_samples
         ]
         squares_G = self._squares_G[ids_G]
         length = float(squares_G.sum())
@@ -189,7 +201,7 @@ class SkillPairs:
         if _most_of_two(shared_M, [grams.num_samples for _, grams in known]) < least * length:
             # `e(m, n)` is at most the share of the text that both have together.
             return None
-        lengths_M = np.concatenate([self._lengths(place, grams) for place, grams in known])
+        lengths_M = np.concatenate([self._lengths(grams) for _, grams in known])
         alone_M = shared_M**2 / (np.where(lengths_M > 0.0, lengths_M, 1.0) * length)
         bounds = np.cumsum([0, *(grams.num_samples for _, grams in known)])
         best_C = np.array([start + int(alone_M[start:stop].argmax()) for start, stop in pairwise(bounds.tolist())])
@@ -218,12 +230,12 @@ class SkillPairs:
             has_CW=has_CW[:, is_asked_W],
         )
 
-    def _lengths(self, place: int, grams: SampleGrams) -> FloatArray:
+    def _lengths(self, grams: SampleGrams) -> FloatArray:
         """`w(m)` of an adapter's samples; worked out once."""
-        found = self._lengths_of.get(place)
+        found = self._memory.lengths.get(grams)
         if found is None:
             ends_M = np.cumsum(grams.lengths_M, dtype=np.intp)
-            found = self._lengths_of[place] = _sums(self._squares_G.take(grams.ids_N), grams.lengths_M, ends_M)
+            found = self._memory.lengths[grams] = _sums(self._squares_G.take(grams.ids_N), grams.lengths_M, ends_M)
         return found
 
     def _share_in_order(

@@ -12,7 +12,7 @@ from hilora.lexical_pool import LexicalPool
 from hilora.routing_plan import RoutingMode
 from hilora.routing_settings import RoutingSettings, ScoreRule
 from hilora.sequence_routing import SequenceRouter
-from hilora.skill_pairs import SkillPairs
+from hilora.skill_pairs import PairMemory, SkillPairs
 from tests.builders.skills import SKILLS, nowhere, sample_grams, skill_profiles, worded
 
 NAMES = list(SKILLS)
@@ -24,7 +24,12 @@ def pairs(names: list[str] = NAMES, *, unknown: frozenset[str] = frozenset()) ->
     counts = [None if one is None else one.counts() for one in grams]
     lexical = LexicalPool.fit(lambda place: counts[place], len(names))
     everybody = np.arange(len(names))
-    return SkillPairs(grams, lexical.weights_G, rivals_of=lambda place: np.delete(everybody, place))
+    return SkillPairs(
+        grams.__getitem__,
+        lexical.weights_G,
+        rivals_of=lambda place: np.delete(everybody, place),
+        memory=PairMemory(),
+    )
 
 
 def found(text: str, names: list[str] = NAMES, **kinds) -> tuple[str, str] | None:
@@ -44,7 +49,10 @@ class TestPairs:
         text = "swap the letters and then replace each by its successor"
         everybody = np.arange(len(texts))
         some = SkillPairs(
-            [SampleGrams.of(one) for one in texts], weights_G, rivals_of=lambda place: np.delete(everybody, place)
+            [SampleGrams.of(one) for one in texts].__getitem__,
+            weights_G,
+            rivals_of=lambda place: np.delete(everybody, place),
+            memory=PairMemory(),
         )
 
         def weight(ids: set[int]) -> float:
@@ -176,3 +184,17 @@ class TestRouter:
         router = SequenceRouter(fitted, catalog_generation=1).extended(newcomer, catalog_generation=2)
         names = [budget.adapter_name for budget in self.decide(TWO, router=router).plan.budgets]
         assert names == ["reverse", "next"]
+
+    def test_one_that_came_after_the_fit_is_a_half_and_the_fit_is_not_looked_at_anew(self, monkeypatch):
+        router = SequenceRouter([one for one in skill_profiles() if one.adapter_name != "next"], catalog_generation=1)
+        newcomers = [one for one in skill_profiles() if one.adapter_name == "next"]
+        extended = router.extended(newcomers, catalog_generation=2)
+        first, second = self.decide(TWO, router=extended).plan.budgets
+        assert (first.adapter_name, second.adapter_name) == ("reverse", "next")
+
+        def fail(*_):
+            raise AssertionError("it was known")
+
+        monkeypatch.setattr(SkillPairs, "_looks_combined", fail)
+        again = router.extended(newcomers, catalog_generation=3)
+        assert self.decide(TWO, router=again).plan.has_phases
