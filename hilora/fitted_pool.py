@@ -252,6 +252,16 @@ class FittedPool:
         pairs = self._skill_pairs
         return None if pairs is None else pairs.find(text, grams, np.sort(places_C))
 
+    def prepare_like(self, earlier: FittedPool) -> None:
+        """Work out what requests asked of an earlier fit before the first one asks it of this one."""
+        pairs = self._skill_pairs
+        if pairs is None:
+            return
+        asked = earlier.pair_memory.asked()
+        for place, profile in enumerate(self.profiles):
+            if profile.grams in asked:
+                pairs.is_combination(place)
+
     @cached_property
     def _skill_pairs(self) -> SkillPairs | None:
         if self.stack is None:

@@ -120,6 +120,11 @@ class SequenceRouter:
         router._pool = self._pool.extended(newcomers)
         return router
 
+    def prepare_like(self, earlier: SequenceRouter) -> None:
+        """Work out ahead what requests asked of an earlier fit; milliseconds for each adapter that was asked for."""
+        if self._pool is not None and earlier.pool is not None:
+            self._pool.prepare_like(earlier.pool)
+
     def decide(
         self,
         z_E: NDArray[np.floating],

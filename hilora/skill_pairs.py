@@ -88,6 +88,10 @@ class PairMemory:
     lengths: dict[SampleGrams, FloatArray] = field(default_factory=dict[SampleGrams, FloatArray])
     """`w(m)` of each sample."""
 
+    def asked(self) -> frozenset[SampleGrams]:
+        """Adapters of which it was asked whether they are combinations."""
+        return frozenset(self.is_combination)
+
 
 class SkillPairs:
     """Finds pairs in a fitted pool. Immutable but for what it remembers, and safe to share between threads.

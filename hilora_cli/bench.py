@@ -158,11 +158,11 @@ def router_command(
     ] = None,
     peer: Annotated[
         str,
-        typer.Option("--peer", help="`install` makes an environment with LiteLLM's proxy; `none` compares nothing."),
+        typer.Option("--peer", help="`install` makes an environment with semantic-router and LiteLLM; `none` none."),
     ] = "none",
     peer_python: Annotated[
         Path | None,
-        typer.Option("--peer-python", exists=True, dir_okay=False, help="An interpreter that has `litellm[proxy]`."),
+        typer.Option("--peer-python", exists=True, dir_okay=False, help="An interpreter that has both, and torch."),
     ] = None,
     seconds: Annotated[tuple[float, float, float] | None, typer.Option("--seconds", hidden=True)] = None,
     scored: Annotated[int | None, typer.Option("--scored", hidden=True)] = None,
@@ -257,6 +257,8 @@ def router_table(report: dict[str, Any]) -> Table:
     """The figures of a router benchmark beside their goals."""
     from rich.table import Table
 
+    from hilora_lab.bench.router_peer import PROXY_PEER
+
     table = Table("figure", title=f"HiLoRA's router, {report['num_adapters']} adapters")
     for heading in ("1 stream", "32 streams", "256 streams", "goal"):
         table.add_column(heading, justify="right")
@@ -267,6 +269,9 @@ def router_table(report: dict[str, Any]) -> Table:
             "" if value is None else f"{value:g}" for value in (report[key][level] for level in ("1", "32", "256"))
         )
         table.add_row(title, *cells, report["goals"].get(key, ""))
+    proxies = [added["p50"] if added else None for added in report["extras"]["added"][PROXY_PEER].values()]
+    if any(proxies):
+        table.add_row(f"the same ({PROXY_PEER})", *("" if value is None else f"{value:g}" for value in proxies))
     for key in ("score_10k_ms", "requests_per_second_cached", "memory_bytes_per_request"):
         table.add_row(key, f"{report[key]:g}", "", "", report["goals"][key])
     missed = ", ".join(key for key, is_met in report["is_met"].items() if is_met is False)
@@ -282,7 +287,7 @@ def _peer_installation(peer: str, peer_python: Path | None, console: Console) ->
         return find_peer(peer_python)
     if peer == "install":
         folder = Path.home() / ".cache" / "hilora-serve" / "peer"
-        console.print(f"The peer lives in {folder}.")
+        console.print(f"The peers live in {folder}.")
         return install_peer(folder)
     if peer != "none":
         raise InvalidInput(f"--peer is {peer!r}.", code="unknown_peer", remedy="Use `install` or `none`.", place="peer")

@@ -25,7 +25,13 @@ from hilora_lab.bench.router_backend import MODEL, BackendSpeed
 from hilora_lab.bench.router_feed import FeedOrder
 from hilora_lab.bench.router_load import LoadOrder
 from hilora_lab.bench.router_memory import describe_growth
-from hilora_lab.bench.router_peer import PEER, PeerInstallation, peer_process
+from hilora_lab.bench.router_peer import (
+    CHOOSING_PEER,
+    PROXY_PEER,
+    PeerInstallation,
+    choosing_process,
+    proxy_process,
+)
 from hilora_lab.bench.router_processes import ServerProcess, SpeakingProcess, free_port, process_use
 from hilora_lab.bench.router_score import measure_scoring
 
@@ -127,11 +133,9 @@ class _Bench:
             self._on_progress("start", 3, 4)
             targets = {"direct": _Target(port=backend.opening["http_port"], model=MODEL)}
             targets["router"] = _Target(port=router.port, model="auto", pid=router.pid)
-            peer = self._order.peer
-            if peer is not None:
-                process = peer_process(peer, backend_port=backend.opening["http_port"], folder=self._folder)
+            for name, process in self._peers(backend).items():
                 await stack.enter_async_context(process)
-                targets["peer"] = _Target(port=process.port, model=MODEL, pid=process.pid)
+                targets[name] = _Target(port=process.port, model=MODEL, pid=process.pid)
             self._on_progress("start", 4, 4)
             latencies = await self._latencies(backend, load, targets)
             cached = await self._cached(backend, load, targets["router"])
@@ -217,6 +221,14 @@ class _Bench:
     def _speaking(self, module: str, *arguments: str) -> SpeakingProcess:
         return SpeakingProcess(f"hilora_lab.bench.{module}", *arguments, log=self._folder / f"{module}.log")
 
+    def _peers(self, backend: SpeakingProcess) -> dict[str, ServerProcess]:
+        """Those that are compared, by name."""
+        peer, port = self._order.peer, backend.opening["http_port"]
+        if peer is None:
+            return {}
+        chooser = choosing_process(peer, num_adapters=self._order.num_adapters, backend_port=port, folder=self._folder)
+        return {CHOOSING_PEER: chooser, PROXY_PEER: proxy_process(peer, backend_port=port, folder=self._folder)}
+
     def _router(self, *, feed: SpeakingProcess, backend: SpeakingProcess) -> ServerProcess:
         port = free_port()
         settings = {
@@ -252,11 +264,14 @@ def _described(
 ) -> dict[str, Any]:
     """The figures and what stands behind them."""
     own = {level: added_latency(by_target, "router") for level, by_target in latencies.items()}
-    peer = {level: added_latency(by_target, "peer") for level, by_target in latencies.items()}
-    peer_p50: dict[str, Any] = {"peer": None if order.peer is None else order.peer.name}
-    peer_p50 |= {level: added and added["p50"] for level, added in peer.items()}
+    peers = {
+        name: {level: added_latency(by_target, name) for level, by_target in latencies.items()}
+        for name in (CHOOSING_PEER, PROXY_PEER)
+    }
+    peer_p50: dict[str, Any] = {"peer": None if order.peer is None else order.peer.name_of(CHOOSING_PEER)}
+    peer_p50 |= {level: added and added["p50"] for level, added in peers[CHOOSING_PEER].items()}
     if order.peer is None:
-        peer_p50["reason"] = f"{PEER}: {order.peer_reason}"
+        peer_p50["reason"] = order.peer_reason
     return {
         "figures": {
             "added_latency_ms_p50": {level: added and added["p50"] for level, added in own.items()},
@@ -266,7 +281,8 @@ def _described(
             "peer_added_latency_ms_p50": peer_p50,
         },
         "extras": {
-            "added": {"router": own, "peer": peer},
+            "added": {"router": own, **peers},
+            "peer_versions": None if order.peer is None else dict(order.peer.versions),
             "latencies": {
                 level: {name: _summary(said) for name, said in by_target.items()}
                 for level, by_target in latencies.items()

@@ -29,7 +29,8 @@ from services.common.log import configure_logging
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import DEFAULT_ENCODER, SentenceTransformerEncoder
 
-_NUM_SAMPLES = 20
+NUM_SAMPLES = 20
+"""Of an adapter."""
 _SPREAD = 0.6
 """Length of what a sample adds to its task's centre, which has length 1."""
 _LORA_RANK = 16
@@ -49,7 +50,7 @@ def synthetic_samples(centers_LE: NDArray[np.float32], *, seed: int = 0) -> NDAr
     """Embeddings `[L, m, E]` of norm 1 around each adapter's centre."""
     num_adapters, embedding_dim = centers_LE.shape
     rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((num_adapters, _NUM_SAMPLES, embedding_dim), dtype=np.float32)
+    noise = rng.standard_normal((num_adapters, NUM_SAMPLES, embedding_dim), dtype=np.float32)
     samples = centers_LE[:, None] + _SPREAD * noise / np.float32(embedding_dim**0.5)
     return samples / np.linalg.norm(samples, axis=-1, keepdims=True)
 

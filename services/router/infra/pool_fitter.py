@@ -37,8 +37,9 @@ _GATHER_SECONDS = 2.0
 _MAX_GATHERINGS = 8
 """A row without an end is fitted all the same."""
 _NICENESS = 10
-_SWITCH_SECONDS = 0.001
-"""After how long a thread that runs Python lets another one run; five times as often as by default."""
+_SWITCH_SECONDS = 0.0002
+"""After how long a thread that runs Python lets another one run; the default is 5 ms. A decision waits several times for
+the interpreter: beside the fit of ten thousand adapters its 99th percentile was 7.5 ms with 1 ms and 5.9 with this."""
 _REST = 4.0
 _MAX_REST_SECONDS = 60.0
 """Pause after a background fit: in times of its duration, and at most."""
@@ -96,8 +97,7 @@ class PoolFitter:
     async def _fit(self, profiles: list[AdapterProfile], catalog_generation: int) -> SequenceRouter:
         started = time.perf_counter()
         router = await asyncio.get_running_loop().run_in_executor(
-            self._thread,
-            lambda: SequenceRouter(profiles, catalog_generation=catalog_generation, build_index=self._build_index),
+            self._thread, self._fitted_router, profiles, catalog_generation, self._base
         )
         self.last_fit_seconds = time.perf_counter() - started
         self._base = router
@@ -115,6 +115,14 @@ class PoolFitter:
         counts = [len(profile.samples_ME) for profile in profiles]
         if are_uneven(counts):
             _log.warning("samples_uneven", least=min(counts), most=max(counts))
+        return router
+
+    def _fitted_router(
+        self, profiles: list[AdapterProfile], catalog_generation: int, base: SequenceRouter | None
+    ) -> SequenceRouter:
+        router = SequenceRouter(profiles, catalog_generation=catalog_generation, build_index=self._build_index)
+        if base is not None:
+            router.prepare_like(base)
         return router
 
     async def _fit_in_background(self) -> None:

@@ -73,14 +73,26 @@ def test_a_service_s_image_is_as_all_of_them(service):
     text = (ROOT / f"services/{service}/Dockerfile").read_text()
     final = text.rpartition("\nFROM ")[2]
 
-    assert text.count("\nFROM ") == 2 and "ARG BASE_IMAGE=" in text
+    assert text.count("\nFROM ") == 3 and "ARG BASE_IMAGE=" in text
     assert "\nUSER 10001:10001\n" in final
     assert "\nHEALTHCHECK " in final and "services.common.probe" in final
     assert 'ENTRYPOINT ["tini", "--"]' in final and f'CMD ["python", "-m", "services.{service}"]' in final
     for label in ("title", "description", "licenses", "version", "revision"):
         assert f"org.opencontainers.image.{label}=" in final
-    unconditional = [line for line in final.splitlines() if "VARIANT" not in line and "Triton" not in line]
-    assert "gcc" not in "\n".join(unconditional), "a compiler in the final image"
+    conditional = re.search(r'^RUN if \[ "\$VARIANT" = cuda \].*?fi$', final, flags=re.MULTILINE | re.DOTALL)
+    unconditional = final.replace(conditional[0], "") if conditional else final
+    assert "gcc" not in unconditional, "a compiler in the final image"
+
+
+def test_the_images_share_their_largest_layers():
+    """A layer is shared where all instructions up to it are equal, and their arguments."""
+    shared = set()
+    for service in SERVICES:
+        base, torch, _, final = (ROOT / f"services/{service}/Dockerfile").read_text().split("\nFROM ")
+        until_copied = final.partition("COPY --from=torch /opt/torch /opt/torch\n")
+        assert until_copied[1], "the final stage does not copy torch as a layer of its own"
+        shared.add((base[base.index("ARG ") :], torch, until_copied[0]))
+    assert len(shared) == 1
 
 
 @pytest.mark.parametrize("service", SERVICES)

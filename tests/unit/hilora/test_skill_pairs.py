@@ -198,3 +198,18 @@ class TestRouter:
         monkeypatch.setattr(SkillPairs, "_looks_combined", fail)
         again = router.extended(newcomers, catalog_generation=3)
         assert self.decide(TWO, router=again).plan.has_phases
+
+    def test_a_new_fit_is_prepared_for_what_was_asked_of_the_last_one(self, monkeypatch):
+        profiles = skill_profiles()
+        last = SequenceRouter(profiles, catalog_generation=1)
+        self.decide(TWO, router=last)
+        new = SequenceRouter(profiles, catalog_generation=2)
+        new.prepare_like(last)
+
+        def fail(*_):
+            raise AssertionError("it was worked out before")
+
+        monkeypatch.setattr(SkillPairs, "_looks_combined", fail)
+        assert self.decide(TWO, router=new).plan.has_phases
+        with pytest.raises(AssertionError, match="worked out before"):
+            self.decide(TWO, router=SequenceRouter(profiles, catalog_generation=3))
