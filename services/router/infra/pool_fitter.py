@@ -40,7 +40,7 @@ _NICENESS = 10
 _SWITCH_SECONDS = 0.0002
 """After how long a thread that runs Python lets another one run; the default is 5 ms.
 
-A decision waits for the interpreter several times. Beside the fit of ten thousand adapters its 99th percentile was 7.5 ms
+A decision waits for the interpreter several times. Beside a fit of ten thousand adapters its 99th percentile was 7.5 ms
 with 1 ms and 5.9 ms with this, and the fit took no longer.
 """
 _REST = 4.0
