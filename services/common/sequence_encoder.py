@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hilora.errors import InvalidInput
 from services.common.log import get_logger
-from services.common.openvino_encoder import OpenVinoEncoder
+from services.common.openvino_encoder import EncoderPrecision, OpenVinoEncoder
 
 _log = get_logger(__name__)
 
@@ -72,6 +72,7 @@ class SentenceTransformerEncoder:
         device: torch device.
         num_threads: CPU threads of one pass, of the thread that builds the encoder; None keeps the backend's choice.
         backend: what computes.
+        precision: what OpenVINO computes in; torch always computes in float32.
 
     Raises:
         InvalidInput: `unknown_encoder`, if the model cannot be loaded; see `OpenVinoEncoder`.
@@ -85,6 +86,7 @@ class SentenceTransformerEncoder:
         device: str = "cpu",
         num_threads: int | None = None,
         backend: EncoderBackend = EncoderBackend.TORCH,
+        precision: EncoderPrecision = EncoderPrecision.FLOAT32,
     ) -> None:
         import torch
         from sentence_transformers import SentenceTransformer  # seconds of import: only where an encoder is built
@@ -105,14 +107,18 @@ class SentenceTransformerEncoder:
         self._instruction = instruction
         self._lock = threading.Lock()
         self._encoder_id = f"{Path(model).name}:{_fingerprint(self._model, location, instruction)}"
-        self._compiled = self._compile(backend, device=device, num_threads=num_threads)
+        self._compiled = self._compile(backend, device=device, num_threads=num_threads, precision=precision)
 
-    def _compile(self, backend: EncoderBackend, *, device: str, num_threads: int | None) -> OpenVinoEncoder | None:
+    def _compile(
+        self, backend: EncoderBackend, *, device: str, num_threads: int | None, precision: EncoderPrecision
+    ) -> OpenVinoEncoder | None:
         """What computes in torch's stead; None where torch does."""
         if backend is EncoderBackend.TORCH or (backend is EncoderBackend.AUTO and device != "cpu"):
             return None
         try:
-            compiled = OpenVinoEncoder(self._model, num_threads=num_threads, pass_texts=_PASS_TEXTS)
+            compiled = OpenVinoEncoder(
+                self._model, num_threads=num_threads, precision=precision, pass_texts=_PASS_TEXTS
+            )
         except InvalidInput as error:
             if backend is EncoderBackend.OPENVINO:
                 raise
@@ -125,6 +131,11 @@ class SentenceTransformerEncoder:
     def backend(self) -> EncoderBackend:
         """What computes it in fact: never `AUTO`."""
         return EncoderBackend.TORCH if self._compiled is None else EncoderBackend.OPENVINO
+
+    @property
+    def precision(self) -> EncoderPrecision:
+        """What it computes in, in fact: never `AUTO`."""
+        return EncoderPrecision.FLOAT32 if self._compiled is None else self._compiled.precision
 
     @property
     def encoder_id(self) -> str:

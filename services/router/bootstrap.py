@@ -320,6 +320,7 @@ def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
         instruction=settings.encoder_instruction,
         num_threads=settings.encoder_threads,
         backend=settings.encoder_backend,
+        precision=settings.encoder_precision,
     )
 
 

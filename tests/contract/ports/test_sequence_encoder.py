@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 
 from hilora.errors import InvalidInput
-from services.common.openvino_encoder import OpenVinoEncoder
+from services.common import openvino_encoder
+from services.common.openvino_encoder import EncoderPrecision, OpenVinoEncoder
 from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.router.settings import RouterSettings
 
@@ -26,14 +27,26 @@ TEXTS = [
 ]
 
 
+BFLOAT16 = EncoderPrecision.BFLOAT16
+
+
 @pytest.fixture(scope="module")
-def encoders() -> dict[EncoderBackend, SentenceTransformerEncoder]:
-    return {backend: SentenceTransformerEncoder(backend=backend, num_threads=1) for backend in EncoderBackend}
+def encoders() -> dict[EncoderBackend | EncoderPrecision, SentenceTransformerEncoder]:
+    made = {backend: SentenceTransformerEncoder(backend=backend, num_threads=1) for backend in EncoderBackend}
+    # OpenVINO computes in it on every processor, on some of them slowly.
+    half = SentenceTransformerEncoder(backend=EncoderBackend.OPENVINO, num_threads=1, precision=BFLOAT16)
+    return {**made, BFLOAT16: half}
 
 
-@pytest.fixture(params=list(EncoderBackend))
+@pytest.fixture(params=[*EncoderBackend, BFLOAT16])
 def encoder(request, encoders) -> SentenceTransformerEncoder:
     return encoders[request.param]
+
+
+@pytest.fixture
+def rounding(encoder):
+    """How far a coordinate may be from the same one in another batch."""
+    return 5e-3 if encoder.precision is BFLOAT16 else 2e-6
 
 
 class TestEveryBackend:
@@ -47,10 +60,10 @@ class TestEveryBackend:
     def test_no_texts_are_no_vectors(self, encoder):
         assert encoder.encode([]).shape == (0, encoder.embedding_dim)
 
-    def test_company_changes_nothing(self, encoder):
+    def test_company_changes_nothing(self, encoder, rounding):
         together = encoder.encode(TEXTS)
         alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
-        np.testing.assert_allclose(together, alone, atol=2e-6)
+        np.testing.assert_allclose(together, alone, atol=rounding)
 
     def test_threads_may_ask_at_the_same_time(self, encoder):
         expected = encoder.encode(TEXTS)
@@ -70,6 +83,46 @@ class TestBothBackends:
 
         assert torch.encoder_id == openvino.encoder_id
         np.testing.assert_allclose(torch.encode(TEXTS), openvino.encode(TEXTS), atol=2e-6)
+
+
+class TestPrecision:
+    def test_half_of_the_digits_give_nearly_the_same_directions(self, encoders):
+        whole, half = encoders[EncoderBackend.TORCH], encoders[BFLOAT16]
+
+        assert half.precision is BFLOAT16 and whole.precision is EncoderPrecision.FLOAT32
+        assert half.encoder_id == whole.encoder_id
+        cosines = (half.encode(TEXTS) * whole.encode(TEXTS)).sum(axis=1)
+        assert (cosines > 0.9995).all()
+        assert not (half.encode(TEXTS) == whole.encode(TEXTS)).all()
+
+    @pytest.mark.parametrize("has_it", [True, False])
+    def test_auto_takes_it_where_the_processor_has_it(self, monkeypatch, has_it):
+        import openvino
+
+        monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"] if has_it else ["FP32"])
+        model = SentenceTransformer(str(get_model_path()), device="cpu")
+
+        encoder = OpenVinoEncoder(model, num_threads=1, precision=EncoderPrecision.AUTO)
+
+        assert encoder.precision is (BFLOAT16 if has_it else EncoderPrecision.FLOAT32)
+
+    def test_auto_takes_float32_where_half_of_the_digits_are_too_few(self, monkeypatch):
+        import openvino
+
+        monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"])
+        monkeypatch.setitem(openvino_encoder._MOST_DIFFERENCE, BFLOAT16, 0.0)
+        model = SentenceTransformer(str(get_model_path()), device="cpu")
+
+        assert (
+            OpenVinoEncoder(model, num_threads=1, precision=EncoderPrecision.AUTO).precision is EncoderPrecision.FLOAT32
+        )
+        with pytest.raises(InvalidInput, match="other vectors"):
+            OpenVinoEncoder(model, num_threads=1, precision=BFLOAT16)
+
+    def test_the_setting_knows_each(self, monkeypatch):
+        assert RouterSettings().encoder_precision is EncoderPrecision.AUTO
+        monkeypatch.setenv("HILORA_ROUTER_ENCODER_PRECISION", "float32")
+        assert RouterSettings().encoder_precision is EncoderPrecision.FLOAT32
 
 
 class TestAuto:
@@ -139,6 +192,19 @@ class TestOpenVino:
         expected = model.encode(TEXTS, normalize_embeddings=True)
 
         np.testing.assert_allclose(OpenVinoEncoder(model, num_threads=1).encode(TEXTS), expected, atol=2e-6)
+
+    @pytest.mark.parametrize("is_plain", [True, False])
+    def test_a_tokeniser_is_taken_bare_where_that_gives_the_same_tokens(self, is_plain):
+        model = SentenceTransformer(str(get_model_path()), device="cpu")
+        if not is_plain:
+            # What transformers do around the tokeniser, and it does not know of.
+            whole = model.preprocess
+            model.preprocess = lambda texts, **options: whole([text.replace("e", "") for text in texts], **options)
+        encoder = OpenVinoEncoder(model, num_threads=1)
+
+        assert (encoder._tokenizer is not None) is is_plain
+        expected = model.encode(TEXTS, normalize_embeddings=True)
+        np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=2e-6)
 
     def test_the_setting_knows_each_backend(self, monkeypatch):
         assert RouterSettings().encoder_backend is EncoderBackend.AUTO
