@@ -65,57 +65,94 @@ class Doubt:
     """One sentence for a person."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Known:
+    """What is compared of an adapter's samples."""
+
+    samples_ME: NDArray[np.float32]
+    """Kept, so that nothing else comes to have its identity."""
+    keys: tuple[int, ...]
+    """One for each different text."""
+    mean_E: FloatArray
+    scatter: float
+    """Mean square of the distances from the mean."""
+
+    @classmethod
+    def of(cls, samples_ME: NDArray[np.float32]) -> _Known:
+        mean_E = samples_ME.mean(axis=0, dtype=np.float64)
+        # Of unit vectors: 1 - |mean|^2.
+        scatter = max(1.0 - float((mean_E**2).sum()), 0.0)
+        return cls(samples_ME=samples_ME, keys=_keys(samples_ME), mean_E=mean_E, scatter=scatter)
+
+
+class SampleReview:
+    """Reviews a pool again and again as it changes: samples that were there at the last review are not read anew.
+
+    Used by one thread at a time. Holds some 4 KB an adapter.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Known] = {}
+
+    def doubts_about(self, pool: Sequence[DescribedAdapter]) -> dict[str, Doubt]:
+        """See `doubts_about`. Samples are known by the identity of their array, which must not be written to."""
+        ordered = sorted(pool, key=lambda one: (one.arrived_at, one.adapter_name))
+        known = [self._known.get(id(one.samples_ME)) or _Known.of(one.samples_ME) for one in ordered]
+        self._known = {id(one.samples_ME): one for one in known}
+        if len(pool) < 2:
+            return {}
+        names = [one.adapter_name for one in ordered]
+        doubts = _of_many(names, known)
+        doubts.update(_copies(names, known))
+        return doubts
+
+
 def doubts_about(pool: Sequence[DescribedAdapter]) -> dict[str, Doubt]:
     """The doubted adapters of a pool, by name; the order of the pool does not matter."""
-    if len(pool) < 2:
-        return {}
-    ordered = sorted(pool, key=lambda one: (one.arrived_at, one.adapter_name))
-    doubts = _of_many(ordered)
-    doubts.update(_copies(ordered))
-    return doubts
+    return SampleReview().doubts_about(pool)
 
 
-def _copies(ordered: Sequence[DescribedAdapter]) -> dict[str, Doubt]:
-    owners: dict[bytes, list[int]] = defaultdict(list)
+def _copies(names: Sequence[str], known: Sequence[_Known]) -> dict[str, Doubt]:
+    owners: dict[int, list[int]] = defaultdict(list)
     doubts: dict[str, Doubt] = {}
-    for place, adapter in enumerate(ordered):
-        keys = set(_keys(adapter.samples_ME))
-        shared = Counter(owner for key in keys for owner in owners.get(key, ()))
-        for key in keys:
+    for place, (name, one) in enumerate(zip(names, known, strict=True)):
+        shared = Counter(owner for key in one.keys for owner in owners.get(key, ()))
+        for key in one.keys:
             owners[key].append(place)
         if not shared:
             continue
         original, count = min(shared.items(), key=lambda item: (-item[1], item[0]))
-        if count >= COPIED_SHARE * len(keys):
-            doubts[adapter.adapter_name] = Doubt(
+        if count >= COPIED_SHARE * len(one.keys):
+            doubts[name] = Doubt(
                 kind=DoubtKind.COPIED_SAMPLES,
-                message=f"{count} of its {len(keys)} sample texts are those of "
-                f"{ordered[original].adapter_name}, which came earlier.",
+                message=f"{count} of its {len(one.keys)} sample texts are those of "
+                f"{names[original]}, which came earlier.",
             )
     return doubts
 
 
-def _keys(samples_ME: NDArray[np.float32]) -> list[bytes]:
+def _keys(samples_ME: NDArray[np.float32]) -> tuple[int, ...]:
     rounded = np.round(samples_ME[:, :_KEY_NUMBERS].astype(np.float64) * _KEY_STEPS).astype(np.int16)
-    return [row.tobytes() for row in rounded]
+    return tuple(dict.fromkeys(hash(row.tobytes()) for row in rounded))
 
 
-def _of_many(ordered: Sequence[DescribedAdapter]) -> dict[str, Doubt]:
-    means_LE = np.stack([one.samples_ME.mean(axis=0, dtype=np.float64) for one in ordered])
-    # Of unit vectors: 1 - |mean|^2 is the mean square of their distances from it.
-    scatters_L = np.maximum(1.0 - (means_LE**2).sum(axis=1), 0.0)
-    many_L = np.array([len(one.samples_ME) > 1 for one in ordered])
+def _of_many(names: Sequence[str], known: Sequence[_Known]) -> dict[str, Doubt]:
+    scatters_L = np.array([one.scatter for one in known])
+    many_L = np.array([len(one.samples_ME) > 1 for one in known])
     if not many_L.any():
         return {}
-    limit = WIDE * float(np.median(scatters_L[many_L]))
+    wide = np.flatnonzero(many_L & (scatters_L > WIDE * float(np.median(scatters_L[many_L]))))
+    if not len(wide):
+        return {}
+    means_LE = np.stack([one.mean_E for one in known])
     doubts: dict[str, Doubt] = {}
-    for place in np.flatnonzero(many_L & (scatters_L > limit)).tolist():
-        adapter = ordered[place]
-        takers = _takers(adapter.samples_ME.astype(np.float64), means_LE, place)
-        num_samples = len(adapter.samples_ME)
+    for place in wide.tolist():
+        samples_ME = known[place].samples_ME
+        takers = _takers(samples_ME.astype(np.float64), means_LE, place)
+        num_samples = len(samples_ME)
         num_own = num_samples - sum(takers.values())
         if num_own <= OWN_SHARE * num_samples and len(takers) >= max(MIN_TAKERS, TAKER_SHARE * num_samples):
-            doubts[adapter.adapter_name] = Doubt(
+            doubts[names[place]] = Doubt(
                 kind=DoubtKind.SAMPLES_OF_MANY,
                 message=f"{num_samples - num_own} of its {num_samples} sample texts are nearer to the tasks of "
                 f"{len(takers)} other adapters than to its own.",

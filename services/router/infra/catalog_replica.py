@@ -15,6 +15,7 @@ import grpc
 
 from hilora.errors import InvalidInput, RegistryUnavailable
 from hilora.gaussian_index import DenseGaussianIndex, IndexBuilder
+from hilora.sample_review import SampleReview
 from hilora.sequence_routing import SequenceRouter
 from hilora_rpc.v1 import registry_pb2
 from services.common.catalog_feed import (
@@ -72,6 +73,7 @@ class CatalogReplica:
         self._fitted_names: frozenset[str] = frozenset()
         self._gone: frozenset[str] = frozenset()
         self._doubts: dict[str, str] = {}
+        self._review = SampleReview()
         self._changed = asyncio.Event()
         self._fitter = PoolFitter(build_index=build_index, on_fitted=self._changed.set)
         self._fitted = asyncio.Condition()
@@ -218,7 +220,7 @@ class CatalogReplica:
             assert self._generation is not None, "a change follows a snapshot"
             generation = self._generation
             profiles = self._contents.profiles.copy()
-            doubts = await asyncio.to_thread(doubtful, list(self._contents.entries.values()))
+            doubts = await asyncio.to_thread(doubtful, list(self._contents.entries.values()), self._review)
             for name in doubts.keys() & profiles.keys():
                 del profiles[name]
             self._contents.moved |= self._doubts.keys() ^ doubts.keys()

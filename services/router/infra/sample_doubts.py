@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hilora.access import TrustTier
-from hilora.sample_review import DescribedAdapter, doubts_about
+from hilora.sample_review import DescribedAdapter, SampleReview
 from services.router.infra.catalog_entry import ReplicatedEntry
 
 REVIEWED_UP_TO = 2_000
 """Adapters up to which descriptions are compared at every fit: beyond, it would take longer than an extension."""
 
 
-def doubtful(entries: Sequence[ReplicatedEntry]) -> dict[str, str]:
-    """Reasons by name. Somebody answers for a trusted adapter: it is never doubted."""
+def doubtful(entries: Sequence[ReplicatedEntry], review: SampleReview) -> dict[str, str]:
+    """Reasons by name. Somebody answers for a trusted adapter: it is never doubted.
+
+    Args:
+        entries: the catalogue.
+        review: remembers the samples of the last time.
+    """
     if len(entries) > REVIEWED_UP_TO:
         return {}
     placed = [entry for entry in entries if entry.profile is not None]
@@ -29,6 +34,6 @@ def doubtful(entries: Sequence[ReplicatedEntry]) -> dict[str, str]:
     ]
     return {
         name: f"{doubt.message} It can be named, but is not chosen; set its trust tier to 'trusted' to have it chosen."
-        for name, doubt in doubts_about(described).items()
+        for name, doubt in review.doubts_about(described).items()
         if name not in trusted
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hilora.sample_review import DescribedAdapter, DoubtKind, doubts_about
+from hilora import sample_review
+from hilora.sample_review import DescribedAdapter, DoubtKind, SampleReview, doubts_about
 
 DIM = 96
 
@@ -80,3 +81,32 @@ class TestClaims:
         pool = [*honest, adapter("greedy", everything, at=99), adapter("thief", samples_of(5), at=98)]
 
         assert doubts_about(pool) == doubts_about(pool[::-1])
+
+
+class TestAgain:
+    def test_only_new_samples_are_read(self, honest, monkeypatch):
+        review = SampleReview()
+        review.doubts_about(honest)
+        read = []
+        keys = sample_review._keys
+        monkeypatch.setattr(sample_review, "_keys", lambda samples_ME: (read.append(samples_ME), keys(samples_ME))[1])
+        thief = adapter("thief", samples_of(5), at=99)
+
+        assert set(review.doubts_about([*honest, thief])) == {"thief"}
+        assert len(read) == 1 and read[0] is thief.samples_ME
+
+    def test_it_says_what_a_first_look_says_whatever_came_and_went(self, honest):
+        review = SampleReview()
+        everything = np.concatenate([samples_of(task, num_samples=1, seed=1) for task in range(20)])
+        greedy, thief = adapter("greedy", everything, at=99), adapter("thief", samples_of(5), at=98)
+        without_5 = [one for one in honest if one.adapter_name != "task-5"]
+        for pool in (
+            [*honest, greedy],
+            [*honest, greedy, thief],
+            [*without_5, thief],
+            [thief],
+            [*honest, thief],
+            honest,
+        ):
+            assert review.doubts_about(pool) == doubts_about(pool)
+        assert set(review.doubts_about([*without_5, thief])) == set()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hilora.access import AdapterAccess, TrustTier
+from hilora.sample_review import SampleReview
 from hilora.sequence_routing import AdapterProfile
 from services.router.catalog import CatalogAdapter
 from services.router.infra import sample_doubts
@@ -44,7 +45,7 @@ def entries():
 
 
 def test_a_copy_is_doubted_and_told_what_to_do(entries):
-    doubts = doubtful(entries)
+    doubts = doubtful(entries, SampleReview())
 
     assert set(doubts) == {"thief"}
     assert "first" in doubts["thief"]
@@ -54,14 +55,14 @@ def test_a_copy_is_doubted_and_told_what_to_do(entries):
 def test_a_trusted_adapter_is_never_doubted(entries):
     trusted = entry("thief", task=0, at=3.0, tier=TrustTier.TRUSTED)
 
-    assert doubtful([*entries[:2], trusted]) == {}
+    assert doubtful([*entries[:2], trusted], SampleReview()) == {}
 
 
 def test_adapters_without_samples_have_nothing_to_doubt(entries):
-    assert doubtful([*entries[:2], replace(entries[2], profile=None)]) == {}
+    assert doubtful([*entries[:2], replace(entries[2], profile=None)], SampleReview()) == {}
 
 
 def test_large_pools_are_not_compared(entries, monkeypatch):
     monkeypatch.setattr(sample_doubts, "REVIEWED_UP_TO", 2)
 
-    assert doubtful(entries) == {}
+    assert doubtful(entries, SampleReview()) == {}
