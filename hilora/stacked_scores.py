@@ -27,6 +27,9 @@ from hilora.lexical_pool import LexicalPool
 from hilora.pool_statistics import SampleBlocks
 from hilora.score_stack import KNOWN_TEXTS, StackWeights, fit_stack_weights, mean_spread, unknown_texts
 
+_Counts = tuple[GramIds, NDArray[np.uint32]]
+"""Grams of an adapter's samples and how many of them have each."""
+
 SHORTLIST = 64
 """Adapters whose wording is looked at: the cost of a request does not grow with the pool beyond."""
 
@@ -93,20 +96,21 @@ def fit_stacked(
     ]
     if sum(own is not None for own in known) < 2:
         return model, None
-    weights, unknown_weights = _cross_fitted_weights(held_out, known, frozenset(calibration.chosen_C.tolist()))
-
-    def counts_of(place: int) -> tuple[GramIds, NDArray[np.uint32]] | None:
-        own = known[place]
-        return None if own is None else own.counts()
-
+    # Counted once for this pool and all that leave a fold of a few adapters out.
+    counts = [None if own is None else own.counts() for own in known]
+    chosen = frozenset(calibration.chosen_C.tolist())
+    weights, unknown_weights = _cross_fitted_weights(held_out, known, counts, chosen)
     stack = LexicalStack(
-        lexical=LexicalPool.fit(counts_of, len(known)), weights=weights, unknown_weights=unknown_weights
+        lexical=LexicalPool.fit(counts.__getitem__, len(known)), weights=weights, unknown_weights=unknown_weights
     )
     return model, stack if stack.has_weight else None
 
 
 def _cross_fitted_weights(
-    held_out: HeldOutScores, grams: Sequence[SampleGrams | None], chosen: frozenset[int]
+    held_out: HeldOutScores,
+    grams: Sequence[SampleGrams | None],
+    counts: Sequence[_Counts | None],
+    chosen: frozenset[int],
 ) -> tuple[StackWeights, StackWeights]:
     """The numbers for both kinds of text, from texts that were held out of both scores."""
     scores: list[NDArray[np.floating]] = []
@@ -117,7 +121,7 @@ def _cross_fitted_weights(
     rows_N = np.arange(0, len(held_out.true_idx_N), step)
     num_shortlisted = min(len(grams), SHORTLIST)
     for fold in np.unique(held_out.fold_N[rows_N]):
-        pool = _without_fold(grams, chosen, int(fold))
+        pool = _without_fold(grams, counts, chosen, int(fold))
         for row in rows_N[held_out.fold_N[rows_N] == fold]:
             own = grams[int(held_out.true_idx_N[row])]
             idx_C = highest(held_out.scores_NL[row], num_shortlisted)
@@ -139,15 +143,15 @@ def _cross_fitted_weights(
     return known, others
 
 
-def _without_fold(grams: Sequence[SampleGrams | None], chosen: frozenset[int], fold: int) -> LexicalPool:
+def _without_fold(
+    grams: Sequence[SampleGrams | None], counts: Sequence[_Counts | None], chosen: frozenset[int], fold: int
+) -> LexicalPool:
     """The wordings without the texts that are held out in a fold."""
 
-    def counts_of(place: int) -> tuple[GramIds, NDArray[np.uint32]] | None:
+    def counts_of(place: int) -> _Counts | None:
         own = grams[place]
-        if own is None:
-            return None
-        if place not in chosen or own.num_samples == 1:
-            return own.counts()
+        if own is None or place not in chosen or own.num_samples == 1:
+            return counts[place]
         return own.counts(np.arange(own.num_samples) % NUM_FOLDS != fold)
 
     return LexicalPool.fit(counts_of, len(grams))
