@@ -146,7 +146,7 @@ class FittedPool:
     def lexical_bytes(self) -> int:
         """Memory that the wording of all samples takes."""
         grams = sum(profile.grams.num_bytes for profile in self.profiles if profile.grams is not None)
-        return grams + (0 if self.stack is None else self.stack.lexical.rows.num_bytes)
+        return grams + (0 if self.stack is None else self.stack.lexical.num_bytes)
 
     @cached_property
     def names(self) -> frozenset[str]:

@@ -20,7 +20,7 @@ Shapes: L adapters, C scored ones, W grams kept of an adapter, G distinct grams 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,6 +64,19 @@ class LexicalRows:
         """Memory that they take."""
         return self.ids_LW.nbytes + self.counts_LW.nbytes + self.scales_L.nbytes + self.commons_L.nbytes
 
+    def products(self, squares_G: NDArray[np.float32], common: float, idx_C: NDArray[np.intp]) -> NDArray[np.float32]:
+        """`< q, s_i - <s_i, c> c > / sqrt(1 - <s_i, c>^2)` of some of them, `[C]`.
+
+        Args:
+            squares_G: `w_g^2` of the text's grams, 0 elsewhere.
+            common: `< q, c >`.
+            idx_C: their places.
+        """
+        # n_ig stands without w_g, so that the text brings both factors.
+        counts_CW = self.counts_LW[idx_C].astype(np.float32)
+        products_C = np.einsum("cw,cw->c", squares_G.take(self.ids_LW[idx_C]), counts_CW)
+        return products_C * self.scales_L[idx_C] - np.float32(common) * self.commons_L[idx_C]
+
     def followed_by(self, others: LexicalRows) -> LexicalRows:
         """These, then others."""
         width = max(self.ids_LW.shape[1], others.ids_LW.shape[1])
@@ -84,6 +97,17 @@ class LexicalPool:
     common_G: NDArray[np.float32]
     """`c_g w_g`."""
     rows: LexicalRows
+    """Of the fitted adapters."""
+    added: LexicalRows | None = None
+    """Of those that came after them; apart, or each arrival would copy what thousands of others have."""
+
+    def __len__(self) -> int:
+        return len(self.rows) + (0 if self.added is None else len(self.added))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the rows take."""
+        return self.rows.num_bytes + (0 if self.added is None else self.added.num_bytes)
 
     @classmethod
     def fit(cls, counts_of: CountsOf, num_adapters: int) -> LexicalPool:
@@ -115,7 +139,7 @@ class LexicalPool:
         counts = [None if grams is None else grams.counts() for grams in newcomers]
         common_G = np.divide(self.common_G, self.weights_G, dtype=np.float64)
         added = _rows(counts, weights_G=self.weights_G, common_G=common_G)
-        return LexicalPool(weights_G=self.weights_G, common_G=self.common_G, rows=self.rows.followed_by(added))
+        return replace(self, added=added if self.added is None else self.added.followed_by(added))
 
     def scores(self, ids_G: GramIds, idx_C: NDArray[np.intp]) -> FloatArray:
         """The lexical score of one text under some adapters, `[C]`; 0 where an adapter's texts are not known.
@@ -124,17 +148,20 @@ class LexicalPool:
             ids_G: the text's grams (`gram_ids`).
             idx_C: the adapters' places.
         """
-        rows = self.rows
         weights = self.weights_G[ids_G]
         squares_G = np.zeros(NUM_GRAMS, dtype=np.float32)
         squares_G[ids_G] = weights * weights
         length = float(np.sqrt((weights * weights).sum()))
         if not length:
             return np.zeros(len(idx_C))
-        # n_ig stands without w_g, so that the text brings both factors.
-        products_C = np.einsum("cw,cw->c", squares_G.take(rows.ids_LW[idx_C]), rows.counts_LW[idx_C].astype(np.float32))
         common = float(self.common_G[ids_G].sum())
-        scores_C = products_C * rows.scales_L[idx_C] - common * rows.commons_L[idx_C]
+        is_added_C = idx_C >= len(self.rows)
+        if self.added is None or not is_added_C.any():
+            scores_C = self.rows.products(squares_G, common, idx_C)
+        else:
+            scores_C = np.empty(len(idx_C), dtype=np.float32)
+            scores_C[~is_added_C] = self.rows.products(squares_G, common, idx_C[~is_added_C])
+            scores_C[is_added_C] = self.added.products(squares_G, common, idx_C[is_added_C] - len(self.rows))
         return (scores_C / np.sqrt(length)).astype(np.float64)
 
 

@@ -21,7 +21,7 @@ def fit(texts: list[list[str] | None]) -> LexicalPool:
 
 
 def everybody(pool: LexicalPool, text: str) -> np.ndarray:
-    return pool.scores(gram_ids(text), np.arange(len(pool.rows)))
+    return pool.scores(gram_ids(text), np.arange(len(pool)))
 
 
 def by_the_equations(texts: list[list[str]], text: str) -> np.ndarray:
@@ -87,11 +87,17 @@ def test_some_adapters_are_scored_without_the_others():
 def test_a_newcomer_stands_after_the_others_under_their_weights():
     pool = fit([*TEXTS])
     more = pool.extended([SampleGrams.of(["Write a poem about rain", "Write a poem about sand"]), None])
-    assert len(more.rows) == 6
+    assert len(more) == 6
+    assert more.rows is pool.rows
     text = "Write a poem about the sea"
     assert everybody(more, text).argmax() == 4
     assert everybody(more, text)[5] == 0.0
     assert everybody(more, text)[:4] == pytest.approx(everybody(pool, text), abs=1e-6)
+    # Another after them, in any order of asking.
+    once_more = more.extended([SampleGrams.of(TEXTS[2])])
+    places = np.array([6, 0, 4, 5])
+    assert once_more.scores(gram_ids(text), places).tolist() == everybody(once_more, text)[places].tolist()
+    assert everybody(once_more, text)[:6].tolist() == everybody(more, text).tolist()
     # The same texts again score what they score among the fitted.
     twin = pool.extended([SampleGrams.of(TEXTS[2])])
     assert everybody(twin, text)[4] == pytest.approx(everybody(pool, text)[2], abs=1e-6)
