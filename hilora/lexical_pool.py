@@ -19,7 +19,7 @@ Shapes: L adapters, C scored ones, W grams kept of an adapter, G distinct grams 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -39,8 +39,12 @@ have none."""
 
 _Integer = TypeVar("_Integer", bound=np.integer[Any])
 
-CountsOf = Callable[[int], "tuple[GramIds, NDArray[np.uint32]] | None"]
-"""Gives the grams and counts of the adapter at a place; None for one whose texts are not known."""
+GramCounts = tuple[GramIds, NDArray[np.uint32]]
+"""The grams of an adapter's samples, rising, and how many of them have each (`SampleGrams.counts`)."""
+
+_BLOCK = 512
+"""Adapters that are taken together. Thousands one by one would keep the interpreter busy while requests wait for it;
+array operations of this size leave it to them, and none holds it for long."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,23 +114,23 @@ class LexicalPool:
         return self.rows.num_bytes + (0 if self.added is None else self.added.num_bytes)
 
     @classmethod
-    def fit(cls, counts_of: CountsOf, num_adapters: int) -> LexicalPool:
+    def fit(cls, counts: Sequence[GramCounts | None]) -> LexicalPool:
         """Learn what is common and what is not.
 
         Args:
-            counts_of: called once for every place, in order.
-            num_adapters: L.
+            counts: of every adapter, by place; None for one whose texts are not known.
         """
-        counts = [counts_of(place) for place in range(num_adapters)]
-        known = [found for found in counts if found is not None]
+        blocks = [_Block.of(counts[start : start + _BLOCK]) for start in range(0, len(counts), _BLOCK)]
+        num_known = sum(found is not None for found in counts)
         frequencies_G = np.zeros(NUM_GRAMS)
-        for ids, _ in known:
-            frequencies_G[ids] += 1.0
-        weights_G = (1.0 + np.log((1.0 + len(known)) / (1.0 + frequencies_G))).astype(np.float32)
+        for block in blocks:
+            frequencies_G += np.bincount(block.ids_N, minlength=NUM_GRAMS)
+        weights_G = (1.0 + np.log((1.0 + num_known) / (1.0 + frequencies_G))).astype(np.float32)
         common_G = np.zeros(NUM_GRAMS)
-        for ids, numbers in known:
-            vector = numbers * weights_G[ids]
-            common_G[ids] += vector / (float(np.linalg.norm(vector)) or 1.0)
+        for block in blocks:
+            vectors_N = block.numbers_N * weights_G[block.ids_N].astype(np.float64)
+            vectors_N /= np.repeat(block.norms_of(vectors_N), block.lengths_K)
+            common_G += np.bincount(block.ids_N, weights=vectors_N, minlength=NUM_GRAMS)
         common_G /= float(np.linalg.norm(common_G)) or 1.0
         return cls(
             weights_G=weights_G,
@@ -165,44 +169,72 @@ class LexicalPool:
         return (scores_C / np.sqrt(length)).astype(np.float64)
 
 
-def _rows(
-    counts: Sequence[tuple[GramIds, NDArray[np.uint32]] | None],
-    *,
-    weights_G: NDArray[np.float32],
-    common_G: FloatArray,
-) -> LexicalRows:
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Block:
+    """The grams of neighbouring adapters, one after the other; K of them have any, N grams together."""
+
+    ids_N: GramIds
+    numbers_N: NDArray[np.uint32]
+    places_K: NDArray[np.intp]
+    """Places in the block."""
+    starts_K: NDArray[np.intp]
+    lengths_K: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, counts: Sequence[GramCounts | None]) -> _Block:
+        known = [(place, found) for place, found in enumerate(counts) if found is not None and len(found[0])]
+        lengths_K = np.array([len(ids) for _, (ids, _) in known], dtype=np.intp)
+        return cls(
+            ids_N=np.concatenate([np.zeros(0, dtype=np.uint16), *(ids for _, (ids, _) in known)]),
+            numbers_N=np.concatenate([np.zeros(0, dtype=np.uint32), *(numbers for _, (_, numbers) in known)]),
+            places_K=np.array([place for place, _ in known], dtype=np.intp),
+            starts_K=np.cumsum(lengths_K) - lengths_K,
+            lengths_K=lengths_K,
+        )
+
+    def sums_of(self, values_N: FloatArray) -> FloatArray:
+        """`[K]`, over each adapter's grams."""
+        return np.add.reduceat(values_N, self.starts_K) if len(self.starts_K) else np.zeros(0)
+
+    def norms_of(self, vectors_N: FloatArray) -> FloatArray:
+        """Lengths of the adapters' vectors, `[K]`."""
+        return np.sqrt(self.sums_of(vectors_N * vectors_N))
+
+
+def _rows(counts: Sequence[GramCounts | None], *, weights_G: NDArray[np.float32], common_G: FloatArray) -> LexicalRows:
     width = max([1, *(min(len(found[0]), MAX_KEPT_GRAMS) for found in counts if found is not None)])
     ids_LW = np.zeros((len(counts), width), dtype=np.uint16)
     counts_LW = np.zeros((len(counts), width), dtype=np.uint8)
     scales_L = np.zeros(len(counts), dtype=np.float32)
     commons_L = np.zeros(len(counts), dtype=np.float32)
-    for place, found in enumerate(counts):
-        if found is None or not len(found[0]):
-            continue
-        ids, numbers = _kept(*found, weights_G=weights_G)
-        vector = numbers * weights_G[ids].astype(np.float64)
-        length = float(np.linalg.norm(vector))
-        along_common = float(vector @ common_G[ids]) / length
-        own = max(float(np.sqrt(max(1.0 - along_common**2, 0.0))), _LEAST_OWN)
-        ids_LW[place, : len(ids)] = ids
-        counts_LW[place, : len(ids)] = numbers
-        scales_L[place] = 1.0 / (length * own)
-        commons_L[place] = along_common / own
+    for start in range(0, len(counts), _BLOCK):
+        block = _Block.of(
+            [None if one is None else _kept(*one, weights_G=weights_G) for one in counts[start : start + _BLOCK]]
+        )
+        vectors_N = block.numbers_N * weights_G[block.ids_N].astype(np.float64)
+        norms_K = block.norms_of(vectors_N)
+        along_common_K = block.sums_of(vectors_N * common_G[block.ids_N]) / norms_K
+        own_K = np.maximum(np.sqrt(np.maximum(1.0 - along_common_K**2, 0.0)), _LEAST_OWN)
+        places_K = start + block.places_K
+        scales_L[places_K] = 1.0 / (norms_K * own_K)
+        commons_L[places_K] = along_common_K / own_K
+        places_N = np.repeat(places_K, block.lengths_K)
+        columns_N = np.arange(len(block.ids_N)) - np.repeat(block.starts_K, block.lengths_K)
+        ids_LW[places_N, columns_N] = block.ids_N
+        counts_LW[places_N, columns_N] = block.numbers_N
     return LexicalRows(ids_LW=ids_LW, counts_LW=counts_LW, scales_L=scales_L, commons_L=commons_L)
 
 
-def _kept(
-    ids: GramIds, numbers: NDArray[np.uint32], *, weights_G: NDArray[np.float32]
-) -> tuple[GramIds, NDArray[np.uint8]]:
+def _kept(ids: GramIds, numbers: NDArray[np.uint32], *, weights_G: NDArray[np.float32]) -> GramCounts:
     """The grams of largest weight, rising, with counts that a byte holds."""
     if len(ids) > MAX_KEPT_GRAMS:
         # Equal ones go by their number, so that every machine keeps the same.
         best = np.sort(np.argsort(-(numbers * weights_G[ids]), kind="stable")[:MAX_KEPT_GRAMS])
         ids, numbers = ids[best], numbers[best]
-    largest = int(numbers.max())
+    largest = int(numbers.max(initial=0))
     if largest > _LARGEST_COUNT:
         numbers = np.maximum(np.rint(numbers * (_LARGEST_COUNT / largest)), 1.0).astype(np.uint32)
-    return ids, numbers.astype(np.uint8)
+    return ids, numbers
 
 
 def _widened(values_LW: NDArray[_Integer], width: int) -> NDArray[_Integer]:

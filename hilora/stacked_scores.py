@@ -23,12 +23,9 @@ from hilora.covariance import FloatArray
 from hilora.empirical_bayes import HeldOutScores, PooledEmpiricalBayes, fit_statistics, held_out_scores
 from hilora.gaussian_index import highest
 from hilora.held_out_samples import NUM_FOLDS, choose_calibration
-from hilora.lexical_pool import LexicalPool
+from hilora.lexical_pool import GramCounts, LexicalPool
 from hilora.pool_statistics import SampleBlocks
 from hilora.score_stack import KNOWN_TEXTS, StackWeights, fit_stack_weights, mean_spread, unknown_texts
-
-_Counts = tuple[GramIds, NDArray[np.uint32]]
-"""Grams of an adapter's samples and how many of them have each."""
 
 SHORTLIST = 64
 """Adapters whose wording is looked at: the cost of a request does not grow with the pool beyond."""
@@ -100,16 +97,14 @@ def fit_stacked(
     counts = [None if own is None else own.counts() for own in known]
     chosen = frozenset(calibration.chosen_C.tolist())
     weights, unknown_weights = _cross_fitted_weights(held_out, known, counts, chosen)
-    stack = LexicalStack(
-        lexical=LexicalPool.fit(counts.__getitem__, len(known)), weights=weights, unknown_weights=unknown_weights
-    )
+    stack = LexicalStack(lexical=LexicalPool.fit(counts), weights=weights, unknown_weights=unknown_weights)
     return model, stack if stack.has_weight else None
 
 
 def _cross_fitted_weights(
     held_out: HeldOutScores,
     grams: Sequence[SampleGrams | None],
-    counts: Sequence[_Counts | None],
+    counts: Sequence[GramCounts | None],
     chosen: frozenset[int],
 ) -> tuple[StackWeights, StackWeights]:
     """The numbers for both kinds of text, from texts that were held out of both scores."""
@@ -144,14 +139,14 @@ def _cross_fitted_weights(
 
 
 def _without_fold(
-    grams: Sequence[SampleGrams | None], counts: Sequence[_Counts | None], chosen: frozenset[int], fold: int
+    grams: Sequence[SampleGrams | None], counts: Sequence[GramCounts | None], chosen: frozenset[int], fold: int
 ) -> LexicalPool:
     """The wordings without the texts that are held out in a fold."""
 
-    def counts_of(place: int) -> _Counts | None:
+    def counts_of(place: int) -> GramCounts | None:
         own = grams[place]
         if own is None or place not in chosen or own.num_samples == 1:
             return counts[place]
         return own.counts(np.arange(own.num_samples) % NUM_FOLDS != fold)
 
-    return LexicalPool.fit(counts_of, len(grams))
+    return LexicalPool.fit([counts_of(place) for place in range(len(grams))])

@@ -127,7 +127,7 @@ def fit_any_temperature(scores_NL: NDArray[np.floating], true_idx_N: NDArray[np.
 
 
 def _wording(pool: SampledPool, asked: CountedTexts) -> FloatArray:
-    fitted = LexicalPool.fit(lambda place: pool.grams_of(place).counts(), pool.num_adapters)
+    fitted = LexicalPool.fit([pool.grams_of(place).counts() for place in range(pool.num_adapters)])
     everybody = np.arange(pool.num_adapters)
     return np.stack([fitted.scores(ids, everybody) for ids in asked.grams])
 

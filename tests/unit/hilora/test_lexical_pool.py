@@ -17,7 +17,7 @@ TEXTS = [
 
 def fit(texts: list[list[str] | None]) -> LexicalPool:
     grams = [None if own is None else SampleGrams.of(own) for own in texts]
-    return LexicalPool.fit(lambda place: None if (own := grams[place]) is None else own.counts(), len(grams))
+    return LexicalPool.fit([None if own is None else own.counts() for own in grams])
 
 
 def everybody(pool: LexicalPool, text: str) -> np.ndarray:

@@ -22,7 +22,7 @@ TWO = worded("reverse the letters and write them backwards and then replace each
 def pairs(names: list[str] = NAMES, *, unknown: frozenset[str] = frozenset()) -> SkillPairs:
     grams = [None if name in unknown else sample_grams(name) for name in names]
     counts = [None if one is None else one.counts() for one in grams]
-    lexical = LexicalPool.fit(lambda place: counts[place], len(names))
+    lexical = LexicalPool.fit(counts)
     everybody = np.arange(len(names))
     return SkillPairs(
         grams.__getitem__,
