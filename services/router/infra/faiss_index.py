@@ -10,6 +10,7 @@ Shapes: L adapters, K coordinates, C found ones.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import faiss
@@ -46,9 +47,10 @@ class ByteFaissIndex:
         form = InnerProductForm(gaussians, in_bytes=True)
         self._question, self._bound = form.question, form.bound
         size = form.vectors_LV.shape[1]
-        self._index: Any = faiss.IndexScalarQuantizer(
-            size, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
-        )
+        self._num_added = _size_that_is_right(size) - size
+        if self._num_added:
+            form.vectors_LV = np.pad(form.vectors_LV, ((0, 0), (0, self._num_added)))
+        self._index = _byte_index(size + self._num_added)
         # At once: added in parts, FAISS would keep room for half as many again.
         self._index.add(form.vectors_LV)
         # FAISS has a copy, a quarter of the size.
@@ -84,6 +86,7 @@ class ByteFaissIndex:
         question_V, offset = self._question(y_K, rest)
         selector = _selector(excluded, self.num_adapters)
         parameters = None if selector is None else _SearchParameters(sel=selector)
+        question_V = np.pad(question_V, (0, self._num_added))
         values, places = self._index.search(question_V[None], num_wanted, params=parameters)
         shortlist = scored_shortlist(self._gaussians, places[0].astype(np.intp), y_K, rest)
         most_outside = float(values[0].min()) + offset + self._bound.of(y_K) if num_wanted < num_allowed else -np.inf
@@ -100,6 +103,32 @@ class ByteFaissIndex:
             excluded=excluded,
         )
         return shortlist.neighbours(num_results, log_partition=log_partition)
+
+
+def _byte_index(size: int) -> Any:
+    return faiss.IndexScalarQuantizer(size, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT)
+
+
+@cache
+def _size_that_is_right(size: int) -> int:
+    """The size, or the next one at which this processor's FAISS multiplies bytes with real numbers.
+
+    Where a size suits its vector instructions, FAISS takes a kernel that rounds the question to whole numbers as well
+    (1.15, multiples of 32 with AVX-512): products are off by half, and what is proved from them is wrong.
+
+    Raises:
+        RuntimeError: it multiplies wrongly at every size.
+    """
+    rng = np.random.default_rng(_SEED)
+    for tried in (size, size + 16, size + 8, size + 1):
+        stored_LV = rng.integers(-127, 128, size=(64, tried)).astype(np.float32)
+        question_V = rng.standard_normal(tried).astype(np.float32)
+        index = _byte_index(tried)
+        index.add(stored_LV)
+        values, places = index.search(question_V[None], len(stored_LV))
+        if np.allclose(values[0], (stored_LV @ question_V)[places[0]], atol=1e-3 * float(np.abs(values).max())):
+            return tried
+    raise RuntimeError(f"FAISS multiplies wrongly on this processor at sizes from {size} on: use another index kind.")
 
 
 class CellFaissIndex:

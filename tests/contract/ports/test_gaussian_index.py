@@ -12,8 +12,9 @@ from hilora.gaussian_index import DenseGaussianIndex, ExtendedGaussianIndex, Gau
 from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import SequenceRouter
+from services.router.infra import faiss_index
 from services.router.infra.exact_index import ExactIndex
-from services.router.infra.faiss_index import ByteFaissIndex, CellFaissIndex
+from services.router.infra.faiss_index import ByteFaissIndex, CellFaissIndex, _byte_index, _size_that_is_right
 from services.router.infra.index_kinds import build_index
 from services.router.pool_index import IndexKind, IndexRules, build_pool_index
 from tests.builders.profiles import clustered_profiles, clustered_samples
@@ -248,3 +249,44 @@ class TestChoice:
         single = fit_pooled_eb(clustered_samples(num_samples=[20], dimension=WIDTH))
         index = build_pool_index(single.gaussians, rules=IndexRules(dense_up_to=0), build=build_index)
         assert index.kind == IndexKind.DENSE
+
+
+class TestSizes:
+    """FAISS has a kernel that rounds questions at sizes that suit it; which these are depends on the processor."""
+
+    @pytest.mark.parametrize("size", [16, 32, 48, 64, 400, 416])
+    def test_the_size_taken_multiplies_right(self, size):
+        taken = _size_that_is_right(size)
+        rng = np.random.default_rng(1)
+        stored_LV = rng.integers(-127, 128, size=(300, taken)).astype(np.float32)
+        index = _byte_index(taken)
+        index.add(stored_LV)
+
+        assert size <= taken <= size + 16
+        for scale in (1.0, 300.0):
+            question_V = (scale * rng.standard_normal(taken)).astype(np.float32)
+            values, places = index.search(question_V[None], 300)
+            np.testing.assert_allclose(values[0], (stored_LV @ question_V)[places[0]], rtol=0, atol=0.05 * scale)
+
+    def test_a_size_that_is_wrong_is_passed_over(self, monkeypatch):
+        class Rounding:
+            def __init__(self, size):
+                self._index = _byte_index(size)
+
+            def add(self, stored_LV):
+                self._index.add(stored_LV)
+
+            def search(self, questions, num):
+                return self._index.search(np.rint(questions), num)
+
+        monkeypatch.setattr(
+            faiss_index, "_byte_index", lambda size: Rounding(size) if size in (40, 56) else _byte_index(size)
+        )
+        _size_that_is_right.cache_clear()
+        try:
+            assert _size_that_is_right(40) == 48
+            monkeypatch.setattr(faiss_index, "_byte_index", Rounding)
+            with pytest.raises(RuntimeError, match="another index kind"):
+                _size_that_is_right(72)
+        finally:
+            _size_that_is_right.cache_clear()
