@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +35,6 @@ _LARGEST_COUNT = 255
 _LEAST_OWN = 1e-3
 """Least share of its length that an adapter's vector has beside the common part: two adapters with the same samples
 have none."""
-
-_Integer = TypeVar("_Integer", bound=np.integer[Any])
 
 GramCounts = tuple[GramIds, NDArray[np.uint32]]
 """The grams of an adapter's samples, rising, and how many of them have each (`SampleGrams.counts`)."""
@@ -80,16 +77,6 @@ class LexicalRows:
         counts_CW = self.counts_LW[idx_C].astype(np.float32)
         products_C = np.einsum("cw,cw->c", squares_G.take(self.ids_LW[idx_C]), counts_CW)
         return products_C * self.scales_L[idx_C] - np.float32(common) * self.commons_L[idx_C]
-
-    def followed_by(self, others: LexicalRows) -> LexicalRows:
-        """These, then others."""
-        width = max(self.ids_LW.shape[1], others.ids_LW.shape[1])
-        return LexicalRows(
-            ids_LW=np.concatenate([_widened(self.ids_LW, width), _widened(others.ids_LW, width)]),
-            counts_LW=np.concatenate([_widened(self.counts_LW, width), _widened(others.counts_LW, width)]),
-            scales_L=np.concatenate([self.scales_L, others.scales_L]),
-            commons_L=np.concatenate([self.commons_L, others.commons_L]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,11 +126,10 @@ class LexicalPool:
         )
 
     def extended(self, newcomers: Sequence[SampleGrams | None]) -> LexicalPool:
-        """The same weights and common part with adapters more, after the others."""
+        """The same weights and common part with adapters after the fitted ones; earlier newcomers are forgotten."""
         counts = [None if grams is None else grams.counts() for grams in newcomers]
         common_G = np.divide(self.common_G, self.weights_G, dtype=np.float64)
-        added = _rows(counts, weights_G=self.weights_G, common_G=common_G)
-        return replace(self, added=added if self.added is None else self.added.followed_by(added))
+        return replace(self, added=_rows(counts, weights_G=self.weights_G, common_G=common_G))
 
     def scores(self, ids_G: GramIds, idx_C: NDArray[np.intp]) -> FloatArray:
         """The lexical score of one text under some adapters, `[C]`; 0 where an adapter's texts are not known.
@@ -235,8 +221,3 @@ def _kept(ids: GramIds, numbers: NDArray[np.uint32], *, weights_G: NDArray[np.fl
     if largest > _LARGEST_COUNT:
         numbers = np.maximum(np.rint(numbers * (_LARGEST_COUNT / largest)), 1.0).astype(np.uint32)
     return ids, numbers
-
-
-def _widened(values_LW: NDArray[_Integer], width: int) -> NDArray[_Integer]:
-    missing = width - values_LW.shape[1]
-    return np.pad(values_LW, ((0, 0), (0, missing))) if missing else values_LW

@@ -86,7 +86,8 @@ class ByteFaissIndex:
         question_V, offset = self._question(y_K, rest)
         selector = _selector(excluded, self.num_adapters)
         parameters = None if selector is None else _SearchParameters(sel=selector)
-        question_V = np.pad(question_V, (0, self._num_added))
+        if self._num_added:
+            question_V = np.pad(question_V, (0, self._num_added))
         values, places = self._index.search(question_V[None], num_wanted, params=parameters)
         shortlist = scored_shortlist(self._gaussians, places[0].astype(np.intp), y_K, rest)
         most_outside = float(values[0].min()) + offset + self._bound.of(y_K) if num_wanted < num_allowed else -np.inf
