@@ -22,6 +22,8 @@ from hilora.pooled_gaussian import WhitenedGaussians
 
 NOBODY: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 """Excludes no adapter."""
+_NEGLIGIBLE = 50.0
+"""What is smaller than the largest by so many nats is lost in its rounding, even a million times."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,4 +178,6 @@ def log_sum_exp(values: FloatArray) -> float:
     most = float(values.max(initial=-np.inf))
     if not np.isfinite(most):
         return -np.inf
-    return most + float(np.log(np.exp(values - most).sum()))
+    # Most adapters of a pool are that unlikely, and exponentials are dear.
+    counted = values[values > most - _NEGLIGIBLE]
+    return most + float(np.log(np.exp(counted - most).sum()))

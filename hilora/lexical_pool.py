@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from hilora.character_grams import NUM_GRAMS, GramIds, SampleGrams
 from hilora.covariance import FloatArray
+from hilora.gram_table import gram_table
 
 MAX_KEPT_GRAMS = 1024
 """Most grams kept of one adapter, those with the largest `n_ig w_g`: 3 KB. The rest is noise rather than signal."""
@@ -65,7 +66,7 @@ class LexicalRows:
         """Memory that they take."""
         return self.ids_LW.nbytes + self.counts_LW.nbytes + self.scales_L.nbytes + self.commons_L.nbytes
 
-    def products(self, squares_G: NDArray[np.float32], common: float, idx_C: NDArray[np.intp]) -> NDArray[np.float32]:
+    def products(self, squares_G: NDArray[np.floating], common: float, idx_C: NDArray[np.intp]) -> NDArray[np.float32]:
         """`< q, s_i - <s_i, c> c > / sqrt(1 - <s_i, c>^2)` of some of them, `[C]`.
 
         Args:
@@ -139,19 +140,19 @@ class LexicalPool:
             idx_C: the adapters' places.
         """
         weights = self.weights_G[ids_G]
-        squares_G = np.zeros(NUM_GRAMS, dtype=np.float32)
-        squares_G[ids_G] = weights * weights
-        length = float(np.sqrt((weights * weights).sum()))
+        squares = weights * weights
+        length = float(np.sqrt(squares.sum()))
         if not length:
             return np.zeros(len(idx_C))
         common = float(self.common_G[ids_G].sum())
         is_added_C = idx_C >= len(self.rows)
-        if self.added is None or not is_added_C.any():
-            scores_C = self.rows.products(squares_G, common, idx_C)
-        else:
-            scores_C = np.empty(len(idx_C), dtype=np.float32)
-            scores_C[~is_added_C] = self.rows.products(squares_G, common, idx_C[~is_added_C])
-            scores_C[is_added_C] = self.added.products(squares_G, common, idx_C[is_added_C] - len(self.rows))
+        with gram_table(ids_G, squares, dtype=np.float32) as squares_G:
+            if self.added is None or not is_added_C.any():
+                scores_C = self.rows.products(squares_G, common, idx_C)
+            else:
+                scores_C = np.empty(len(idx_C), dtype=np.float32)
+                scores_C[~is_added_C] = self.rows.products(squares_G, common, idx_C[~is_added_C])
+                scores_C[is_added_C] = self.added.products(squares_G, common, idx_C[is_added_C] - len(self.rows))
         return (scores_C / np.sqrt(length)).astype(np.float64)
 
 

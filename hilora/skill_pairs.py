@@ -29,8 +29,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.character_grams import NUM_GRAMS, GramIds, SampleGrams, gram_spots
+from hilora.character_grams import GramIds, SampleGrams, gram_spots
 from hilora.covariance import FloatArray
+from hilora.gram_table import gram_table
 
 MIN_EXPLAINED = 0.4
 """What two adapters explain of a text at least: new words for an old task stay far below."""
@@ -196,12 +197,11 @@ class SkillPairs:
         length = float(squares_G.sum())
         if len(known) < 2 or not length:
             return None
-        asked_G = np.zeros(NUM_GRAMS)
-        asked_G[ids_G] = squares_G
         ids_N = np.concatenate([grams.ids_N for _, grams in known])
         sizes_M = np.concatenate([grams.lengths_M for _, grams in known])
         ends_M = np.cumsum(sizes_M, dtype=np.intp)
-        shared_M = _sums(asked_G.take(ids_N), sizes_M, ends_M)
+        with gram_table(ids_G, squares_G, dtype=np.float64) as asked_G:
+            shared_M = _sums(asked_G.take(ids_N), sizes_M, ends_M)
         if _most_of_two(shared_M, [grams.num_samples for _, grams in known]) < least * length:
             # `e(m, n)` is at most the share of the text that both have together.
             return None
@@ -216,7 +216,7 @@ class SkillPairs:
         samples = best_C[kept]
         ids_W, has_CW = _presence([ids_N[ends_M[one] - sizes_M[one] : ends_M[one]] for one in samples])
         squares_W = self._squares_G[ids_W]
-        is_asked_W = asked_G[ids_W] > 0.0
+        is_asked_W = ids_G.take(np.searchsorted(ids_G, ids_W), mode="clip") == ids_W
         asked_CW = has_CW[:, is_asked_W].astype(np.float64)
         both_asked_CC = (asked_CW * squares_W[is_asked_W]) @ asked_CW.T
         both_CC = (has_CW * squares_W) @ has_CW.T.astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -280,7 +281,7 @@ class TestSizes:
                 return self._index.search(np.rint(questions), num)
 
         monkeypatch.setattr(
-            faiss_index, "_byte_index", lambda size: Rounding(size) if size in (40, 56) else _byte_index(size)
+            faiss_index, "_byte_index", lambda size: Rounding(size) if size in (40, 56) else faiss.IndexFlatIP(size)
         )
         _size_that_is_right.cache_clear()
         try:
