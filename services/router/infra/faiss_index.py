@@ -115,7 +115,8 @@ def _size_that_is_right(size: int) -> int:
     """The size, or the next one at which this processor's FAISS multiplies bytes with real numbers.
 
     Where a size suits its vector instructions, FAISS takes a kernel that rounds the question to whole numbers as well
-    (1.15, multiples of 32 with AVX-512, of 16 with AVX2): products are off by half, and what is proved from them is wrong.
+    (1.15, multiples of 32 with AVX-512, of 16 with AVX2): products are off by half, and what is proved from them is
+    wrong.
 
     Raises:
         RuntimeError: it multiplies wrongly at every size.
