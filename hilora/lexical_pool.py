@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.character_grams import NUM_GRAMS, GramIds, SampleGrams
+from hilora.character_grams import NUM_GRAMS, GramIds, SampleGrams, counts_of_each
 from hilora.covariance import FloatArray
 from hilora.gram_table import gram_table
 
@@ -128,9 +128,8 @@ class LexicalPool:
 
     def extended(self, newcomers: Sequence[SampleGrams | None]) -> LexicalPool:
         """The same weights and common part with adapters after the fitted ones; earlier newcomers are forgotten."""
-        counts = [None if grams is None else grams.counts() for grams in newcomers]
         common_G = np.divide(self.common_G, self.weights_G, dtype=np.float64)
-        return replace(self, added=_rows(counts, weights_G=self.weights_G, common_G=common_G))
+        return replace(self, added=_rows(counts_of_each(newcomers), weights_G=self.weights_G, common_G=common_G))
 
     def scores(self, ids_G: GramIds, idx_C: NDArray[np.intp]) -> FloatArray:
         """The lexical score of one text under some adapters, `[C]`; 0 where an adapter's texts are not known.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.character_grams import GramIds, SampleGrams
+from hilora.character_grams import GramIds, SampleGrams, counts_of_each
 from hilora.covariance import FloatArray
 from hilora.empirical_bayes import HeldOutScores, PooledEmpiricalBayes, fit_statistics, held_out_scores
 from hilora.gaussian_index import highest
@@ -94,7 +94,7 @@ def fit_stacked(
     if sum(own is not None for own in known) < 2:
         return model, None
     # Counted once for this pool and all that leave a fold of a few adapters out.
-    counts = [None if own is None else own.counts() for own in known]
+    counts = counts_of_each(known)
     chosen = frozenset(calibration.chosen_C.tolist())
     weights, unknown_weights = _cross_fitted_weights(held_out, known, counts, chosen)
     stack = LexicalStack(lexical=LexicalPool.fit(counts), weights=weights, unknown_weights=unknown_weights)

@@ -195,9 +195,10 @@ class Catalog:
         """The sample embeddings `[m, E]` of an entry that has a profile. Raises UnknownAdapter (`unknown_profile`)."""
         return await asyncio.to_thread(self._profiles.embeddings, entry.revision, entry.profile_id)
 
-    async def sample_grams(self, entry: CatalogEntry) -> SampleGrams:
-        """How the sample texts of such an entry are written. Raises UnknownAdapter (`unknown_profile`)."""
-        return await asyncio.to_thread(self._profiles.grams, entry.revision, entry.profile_id)
+    def stored_samples(self, entry: CatalogEntry) -> tuple[NDArray[np.float32], SampleGrams]:
+        """The same, and how the texts are written; waits for the disk. Raises UnknownAdapter (`unknown_profile`)."""
+        embeddings_mE = self._profiles.embeddings(entry.revision, entry.profile_id)
+        return embeddings_mE, self._profiles.grams(entry.revision, entry.profile_id)
 
     async def manifest(self, entry: CatalogEntry) -> ArtifactManifest:
         """What is stored for an entry, provenance included."""

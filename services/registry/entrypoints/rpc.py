@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -37,6 +37,8 @@ SERVICE_NAME = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_
 _CHUNK_TARGET_BYTES = 1024 * 1024
 """A snapshot's chunk is sent once it is this large; one entry has 1,000 embeddings at most, far below the cap.
 Small, because the memory that a follower receives chunks in stays with it."""
+_READ_TOGETHER = 8
+"""Entries of a snapshot whose samples one visit to a thread reads: the way there takes as long as reading one."""
 
 _log = get_logger(__name__)
 
@@ -89,13 +91,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         chunk = _empty_chunk(snapshot)
         chunk.aliases.update(snapshot.aliases)
         num_bytes = 0
-        for entry in snapshot.entries.values():
-            message = await self._entry(entry, without_samples=request.without_samples)
-            chunk.entries.append(message)
-            num_bytes += message.ByteSize()
-            if num_bytes >= _CHUNK_TARGET_BYTES:
-                yield chunk
-                chunk, num_bytes = _empty_chunk(snapshot), 0
+        entries = list(snapshot.entries.values())
+        for start in range(0, len(entries), _READ_TOGETHER):
+            batch = entries[start : start + _READ_TOGETHER]
+            for message in await self._messages(batch, without_samples=request.without_samples):
+                chunk.entries.append(message)
+                num_bytes += message.ByteSize()
+                if num_bytes >= _CHUNK_TARGET_BYTES:
+                    yield chunk
+                    chunk, num_bytes = _empty_chunk(snapshot), 0
         if chunk.entries or not snapshot.entries:
             # An empty catalogue is one chunk, too: it carries the generation.
             yield chunk
@@ -222,15 +226,27 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             return registry_pb2.RetireAdapterResponse(catalog_generation=generation)
 
     async def _entry(self, entry: CatalogEntry, *, without_samples: bool) -> registry_pb2.CatalogEntry:
-        if without_samples or not entry.num_samples:
-            return entry_message(entry, None)
+        (message,) = await self._messages([entry], without_samples=without_samples)
+        return message
+
+    async def _messages(
+        self, entries: Sequence[CatalogEntry], *, without_samples: bool
+    ) -> list[registry_pb2.CatalogEntry]:
+        def made() -> list[registry_pb2.CatalogEntry]:
+            return [
+                entry_message(entry) if without_samples or not entry.num_samples else self._with_samples(entry)
+                for entry in entries
+            ]
+
+        return await asyncio.to_thread(made)
+
+    def _with_samples(self, entry: CatalogEntry) -> registry_pb2.CatalogEntry:
         try:
-            embeddings_mE = await self._catalog.sample_embeddings(entry)
-            return entry_message(entry, embeddings_mE, await self._catalog.sample_grams(entry))
+            return entry_message(entry, *self._catalog.stored_samples(entry))
         except UnknownAdapter as error:
             # One damaged version must not keep the others from the routers; they pass over an entry without samples.
             _log.error("samples_missing", adapter=entry.adapter_id, reason=error.message)
-            return entry_message(replace(entry, num_samples=0, encoder_id=""), None)
+            return entry_message(replace(entry, num_samples=0, encoder_id=""))
 
     async def _event(self, news: CatalogNews, *, without_samples: bool) -> registry_pb2.CatalogEvent:
         if isinstance(news, CatalogHeartbeat):

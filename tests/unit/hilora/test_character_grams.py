@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hilora.character_grams import MAX_GRAM_CHARACTERS, NUM_GRAMS, SampleGrams, gram_ids, gram_spots
+from hilora.character_grams import MAX_GRAM_CHARACTERS, NUM_GRAMS, SampleGrams, counts_of_each, gram_ids, gram_spots
 
 
 def shared(one: str, other: str) -> int:
@@ -78,6 +78,23 @@ class TestSampleGrams:
         inside = np.setdiff1d(np.intersect1d(gram_ids("abab"), gram_ids("ab")), gram_ids("c"))
         assert {of[gram] for gram in inside.tolist()} == {2}
         assert {of[gram] for gram in gram_ids("c").tolist()} <= {1, 3}
+
+    def test_counting_many_together_is_counting_each(self):
+        rng = np.random.default_rng(3)
+        words = [f"word{number}" for number in range(50)]
+        many = [
+            None if number % 11 == 3 else SampleGrams.of([" ".join(rng.choice(words, 6)) for _ in range(number % 5)])
+            for number in range(150)
+        ]
+        for grams, found in zip(many, counts_of_each(many), strict=True):
+            if grams is None:
+                assert found is None
+                continue
+            assert found is not None
+            for one, expected in zip(found, grams.counts(), strict=True):
+                assert one.dtype == expected.dtype
+                assert np.array_equal(one, expected)
+        assert counts_of_each([]) == []
 
     def test_texts_can_be_left_out(self):
         grams = SampleGrams.of(["one", "two", "three"])
