@@ -9,33 +9,35 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from hilora.character_grams import NUM_GRAMS, GramIds
+
+NumberT = TypeVar("NumberT", bound=np.floating[Any])
 
 _kept = threading.local()
 
 
 @contextmanager
-def gram_table(ids_G: GramIds, numbers_G: NDArray[np.floating], *, dtype: DTypeLike) -> Iterator[NDArray[np.floating]]:
+def gram_table(ids_G: GramIds, numbers_G: NDArray[NumberT]) -> Iterator[NDArray[NumberT]]:
     """The table, `[NUM_GRAMS]`, to be read until the block ends.
 
     Args:
         ids_G: the grams that have a number.
-        numbers_G: their numbers.
-        dtype: of the table.
+        numbers_G: their numbers; the table is of their type.
     """
-    tables: dict[str, NDArray[np.floating]] = _kept.__dict__
-    kind = np.dtype(dtype)
+    tables: dict[str, NDArray[Any]] = _kept.__dict__
+    kind = numbers_G.dtype.char
     # Taken out while it is in use: a block within a block gets another one.
-    table = tables.pop(kind.char, None)
+    table = tables.pop(kind, None)
     if table is None:
-        table = np.zeros(NUM_GRAMS, dtype=kind)
+        table = np.zeros(NUM_GRAMS, dtype=numbers_G.dtype)
     table[ids_G] = numbers_G
     try:
         yield table
     finally:
         table[ids_G] = 0.0
-        tables[kind.char] = table
+        tables[kind] = table

@@ -66,7 +66,7 @@ class LexicalRows:
         """Memory that they take."""
         return self.ids_LW.nbytes + self.counts_LW.nbytes + self.scales_L.nbytes + self.commons_L.nbytes
 
-    def products(self, squares_G: NDArray[np.floating], common: float, idx_C: NDArray[np.intp]) -> NDArray[np.float32]:
+    def products(self, squares_G: NDArray[np.float32], common: float, idx_C: NDArray[np.intp]) -> NDArray[np.float32]:
         """`< q, s_i - <s_i, c> c > / sqrt(1 - <s_i, c>^2)` of some of them, `[C]`.
 
         Args:
@@ -145,7 +145,7 @@ class LexicalPool:
             return np.zeros(len(idx_C))
         common = float(self.common_G[ids_G].sum())
         is_added_C = idx_C >= len(self.rows)
-        with gram_table(ids_G, squares, dtype=np.float32) as squares_G:
+        with gram_table(ids_G, squares) as squares_G:
             if self.added is None or not is_added_C.any():
                 scores_C = self.rows.products(squares_G, common, idx_C)
             else:

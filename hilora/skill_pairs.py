@@ -200,7 +200,7 @@ class SkillPairs:
         ids_N = np.concatenate([grams.ids_N for _, grams in known])
         sizes_M = np.concatenate([grams.lengths_M for _, grams in known])
         ends_M = np.cumsum(sizes_M, dtype=np.intp)
-        with gram_table(ids_G, squares_G, dtype=np.float64) as asked_G:
+        with gram_table(ids_G, squares_G) as asked_G:
             shared_M = _sums(asked_G.take(ids_N), sizes_M, ends_M)
         if _most_of_two(shared_M, [grams.num_samples for _, grams in known]) < least * length:
             # `e(m, n)` is at most the share of the text that both have together.
