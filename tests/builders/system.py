@@ -16,6 +16,7 @@ import httpx
 
 from tests.builders.patience import patient
 from tests.builders.ports import free_port
+from tests.builders.router_figures import has_fitted
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTBED = ROOT / "examples" / "testbed"
@@ -100,7 +101,7 @@ class RunningSystem:
         pool = self.pool if self.pool is not None else {line["task"] for line in task_lines("fit")}
         try:
             wait_until(
-                lambda: self.is_ready() and self.adapter_names() >= pool,
+                lambda: self.is_ready() and self.adapter_names() >= pool and self.has_fitted(),
                 timeout_seconds=timeout_seconds,
                 what="the system is ready with its pool",
                 interval_seconds=0.2,
@@ -117,6 +118,12 @@ class RunningSystem:
             return httpx.get(f"{self.url}/readyz", timeout=patient(5)).status_code == 200
         except httpx.TransportError:
             return False
+
+    def has_fitted(self) -> bool:
+        """Whether the choice knows every adapter that can be named: what is routed before may be routed anew."""
+        metrics = httpx.get(f"{self.url}/metrics", timeout=patient(5))
+        metrics.raise_for_status()
+        return has_fitted(metrics.text, num_adapters=len(self.adapter_names()))
 
     def tree(self) -> list[int]:
         """The process and all below it."""
