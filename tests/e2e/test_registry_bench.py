@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from hilora_lab.bench.registry_bench import GOALS
+from hilora_lab.bench.synthetic_pool import EMBEDDING_DIM, NUM_SAMPLES
 from tests.builders.patience import patient
 from tests.builders.system import HILORA, ROOT
 
@@ -48,6 +49,9 @@ class TestReport:
         assert extras["num_routes_updating"] > 0
         assert extras["top_1"] > 0.5
         assert extras["seconds_until_routable"] > 0.0
+
+    def test_a_snapshot_brings_the_samples_of_every_adapter(self, report):
+        assert report["extras"]["snapshot_bytes_per_adapter"] > NUM_SAMPLES * EMBEDDING_DIM * 4
 
     def test_every_way_to_search_finds_what_scoring_everything_finds(self, report):
         searches = report["extras"]["searches"]
