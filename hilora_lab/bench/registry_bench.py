@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
 from hilora_lab.bench.machine import describe_machine
@@ -24,7 +23,6 @@ from hilora_lab.bench.registry_processes import RegistryProcesses, RouterProcess
 from hilora_lab.bench.registry_router import RouterOrder
 from hilora_lab.bench.search_figures import SearchFigure, measure_search
 from hilora_lab.bench.synthetic_pool import EMBEDDING_DIM, NUM_SAMPLES, AdapterWriter, write_encoder
-from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
 from services.common.catalog_feed import CatalogSnapshot, CatalogUpsert, follow_catalog
 from services.router.pool_index import IndexKind
 
@@ -115,7 +113,7 @@ async def _measure_served(order: RegistryBenchOrder, folder: Path, on_progress: 
             on_progress("follow", 1, 1)
             latencies = await _measure_update(router, intake, order, on_progress)
         await intake.stop()
-        snapshot_bytes, num_sent = await _snapshot_size(registry.channel)
+        snapshot_bytes = await _snapshot_bytes_per_adapter(registry)
     statistics_bytes = _statistics_bytes(order.num_adapters) + followed["lexical_bytes"] / order.num_adapters
     held_bytes = followed["held_bytes"] / order.num_adapters
     quiet, updating = (float(np.percentile(latencies[name]["latencies"], 99)) for name in ("quiet", "updating"))
@@ -129,7 +127,7 @@ async def _measure_served(order: RegistryBenchOrder, folder: Path, on_progress: 
         },
         "extras": {
             "statistics_bytes_per_adapter": round(statistics_bytes),
-            "snapshot_bytes_per_adapter": round(snapshot_bytes / num_sent),
+            "snapshot_bytes_per_adapter": round(snapshot_bytes),
             "lexical_bytes_per_adapter": round(followed["lexical_bytes"] / order.num_adapters),
             "held_bytes_per_adapter": round(held_bytes),
             "route_p50_ms_quiet": _percentile_ms(latencies["quiet"], 50),
@@ -236,14 +234,16 @@ async def _measure_update(
     }
 
 
-async def _snapshot_size(channel: grpc.aio.Channel) -> tuple[int, int]:
-    """What a cold router is sent: bytes on the wire, and adapters."""
-    num_bytes, num_adapters = 0, 0
-    request = registry_pb2.GetSnapshotRequest()
-    async for chunk in registry_pb2_grpc.RegistryServiceStub(channel).GetSnapshot(request):
-        num_bytes += chunk.ByteSize()
-        num_adapters = chunk.num_entries
-    return num_bytes, num_adapters
+async def _snapshot_bytes_per_adapter(registry: RegistryProcesses) -> float:
+    """What a cold router is sent of each adapter, in the mean."""
+    feed = follow_catalog(registry.channel, peer="registry", without_samples=False, read=lambda entry: entry.ByteSize())
+    try:
+        async for news in feed:
+            if isinstance(news, CatalogSnapshot):
+                return sum(news.entries) / len(news.entries)
+    finally:
+        await feed.aclose()
+    raise AssertionError("a feed ends when it is closed, not before")
 
 
 def _statistics_bytes(num_adapters: int) -> int:
