@@ -27,6 +27,8 @@ MAX_GRAM_CHARACTERS = 4096
 """What lies beyond in a text is not looked at."""
 
 GramIds = NDArray[np.uint16]
+GramCounts = tuple[GramIds, NDArray[np.uint32]]
+"""The grams of an adapter's samples, rising, and how many of them have each (`SampleGrams.counts`)."""
 
 _LENGTHS = (1, 2, 3)
 _COUNTED_TOGETHER = 64
@@ -144,7 +146,7 @@ class SampleGrams:
         """The grams of one text."""
         return self.ids_N[self._starts[ordinal] : self._starts[ordinal + 1]]
 
-    def counts(self, is_kept_M: NDArray[np.bool_] | None = None) -> tuple[GramIds, NDArray[np.uint32]]:
+    def counts(self, is_kept_M: NDArray[np.bool_] | None = None) -> GramCounts:
         """In how many of the texts each gram occurs: the grams that occur, rising, and the numbers.
 
         Args:
@@ -155,13 +157,13 @@ class SampleGrams:
         return ids_G, counts_G.astype(np.uint32)
 
 
-def counts_of_each(grams: Sequence[SampleGrams | None]) -> list[tuple[GramIds, NDArray[np.uint32]] | None]:
+def counts_of_each(grams: Sequence[SampleGrams | None]) -> list[GramCounts | None]:
     """`SampleGrams.counts` of many adapters: together, for sorting each one's grams by itself is mostly calls.
 
     Args:
         grams: of each adapter; None where they are not known, and then None in the answer.
     """
-    found: list[tuple[GramIds, NDArray[np.uint32]] | None] = []
+    found: list[GramCounts | None] = []
     for start in range(0, len(grams), _COUNTED_TOGETHER):
         batch = grams[start : start + _COUNTED_TOGETHER]
         ids = [np.zeros(0, dtype=np.uint16) if one is None else one.ids_N for one in batch]

@@ -1,7 +1,7 @@
 """A number for every gram there is, 0 for all but some: looked up by the tens of thousands for each text.
 
-A table of its own for every text would be most of the work: half a megabyte of fresh memory to clear. So each thread
-keeps one and clears what it wrote.
+A table of its own for every text would be half a megabyte of fresh memory to clear. So each thread keeps one and clears
+what it wrote.
 """
 
 from __future__ import annotations

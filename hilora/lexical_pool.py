@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.character_grams import NUM_GRAMS, GramIds, SampleGrams, counts_of_each
+from hilora.character_grams import NUM_GRAMS, GramCounts, GramIds, SampleGrams, counts_of_each
 from hilora.covariance import FloatArray
 from hilora.gram_table import gram_table
 
@@ -36,9 +36,6 @@ _LARGEST_COUNT = 255
 _LEAST_OWN = 1e-3
 """Least share of its length that an adapter's vector has beside the common part: two adapters with the same samples
 have none."""
-
-GramCounts = tuple[GramIds, NDArray[np.uint32]]
-"""The grams of an adapter's samples, rising, and how many of them have each (`SampleGrams.counts`)."""
 
 _BLOCK = 512
 """Adapters that are taken together. Thousands one by one would keep the interpreter busy while requests wait for it;

@@ -148,8 +148,6 @@ class WhitenedGaussians:
         """`log_density` of one located text under some adapters, `[C]`, without touching the others."""
         group_C = self.group_L[idx_C]
         scores_C = self.constants[idx_C] + self.shared_terms(y_K, rest)[group_C]
-        if len(self.variances_GK) == 1:
-            return scores_C + self.means_LK[idx_C] @ (self.precisions[0] * y_K)
         for group in np.unique(group_C):
             members = np.flatnonzero(group_C == group)
             scores_C[members] += self.means_LK[idx_C[members]] @ (self.precisions[group] * y_K)

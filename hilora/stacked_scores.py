@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.character_grams import GramIds, SampleGrams, counts_of_each
+from hilora.character_grams import GramCounts, GramIds, SampleGrams, counts_of_each
 from hilora.covariance import FloatArray
 from hilora.empirical_bayes import HeldOutScores, PooledEmpiricalBayes, fit_statistics, held_out_scores
 from hilora.gaussian_index import highest
 from hilora.held_out_samples import NUM_FOLDS, choose_calibration
-from hilora.lexical_pool import GramCounts, LexicalPool
+from hilora.lexical_pool import LexicalPool
 from hilora.pool_statistics import SampleBlocks
 from hilora.score_stack import KNOWN_TEXTS, StackWeights, fit_stack_weights, mean_spread, unknown_texts
 
