@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from hilora.covariance import FloatArray
 from hilora.gaussian_index import NOBODY, Neighbours, highest, log_sum_exp
 from hilora.pooled_gaussian import WhitenedGaussians
-from services.router.infra.inner_product_form import InnerProductForm
 from services.router.infra.shortlist import SPARE_RESULTS, is_proved, scored_one_by_one, scored_shortlist
+from services.router.infra.single_scores import SingleScores
 from services.router.pool_index import IndexKind
 
 
@@ -29,7 +29,7 @@ class ExactIndex:
 
     def __init__(self, gaussians: WhitenedGaussians) -> None:
         self._gaussians = gaussians
-        self._form = InnerProductForm(gaussians, in_bytes=False)
+        self._scores = SingleScores(gaussians)
 
     @property
     def num_adapters(self) -> int:
@@ -53,14 +53,12 @@ class ExactIndex:
         num_allowed = self.num_adapters - len(excluded)
         num_results = min(num_results, num_allowed)
         num_wanted = min(num_results + SPARE_RESULTS, num_allowed)
-        question_V, offset = self._form.question(y_K, rest)
-        scores_L = (self._form.vectors_LV @ question_V).astype(np.float64)
-        scores_L += offset
+        scores_L = self._scores.of(y_K, rest)
         scores_L[excluded] = -np.inf
         found = highest(scores_L, num_wanted)
         most_outside = -np.inf
         if 0 < num_wanted < num_allowed:
-            most_outside = float(scores_L[found[-1]]) + self._form.bound.of(y_K)
+            most_outside = float(scores_L[found[-1]]) + self._scores.error(y_K)
         shortlist = scored_shortlist(self._gaussians, found, y_K, rest)
         if not is_proved(shortlist, num_results=num_results, most_outside=most_outside):
             return scored_one_by_one(

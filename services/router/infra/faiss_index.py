@@ -44,7 +44,7 @@ class ByteFaissIndex:
 
     def __init__(self, gaussians: WhitenedGaussians) -> None:
         self._gaussians = gaussians
-        form = InnerProductForm(gaussians, in_bytes=True)
+        form = InnerProductForm(gaussians)
         self._question, self._bound = form.question, form.bound
         size = form.vectors_LV.shape[1]
         self._num_added = _size_that_is_right(size) - size

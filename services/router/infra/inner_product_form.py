@@ -5,9 +5,11 @@
 
 filled up with zeros to a multiple of 16, which is what the widest registers want.
 
-In bytes each coordinate has a unit of its own, and holds whole numbers from -127 to 127. The constant takes three
-coordinates, its digits to the base 254: it is far larger than the others, and one byte would round it by whole nats.
-The shared terms are given relative to their largest, the offset, so that little is lost in a sum of single precision.
+What is stored are whole numbers from -127 to 127, which fit a byte; each coordinate has a unit of its own. The constant
+takes three coordinates, its digits to the base 254: it is far larger than the others, and one byte would round it by
+whole nats. The shared terms are given relative to their largest, the offset, so that little is lost in a sum of single
+precision. What is asked stays in single precision: whole numbers on that side, too, would be read in half of the time,
+and would round by so much that nothing could be proved of a pool of real tasks (docs/experiments.md, 2026-11-27).
 
 Shapes: L adapters, G distinct sample counts, K coordinates, V >= K + 3 + G.
 """
@@ -57,23 +59,21 @@ class InnerProductForm:
 
     Args:
         gaussians: the pool.
-        in_bytes: whether stored vectors are rounded to whole numbers that fit a byte; otherwise to float32.
     """
 
-    def __init__(self, gaussians: WhitenedGaussians, *, in_bytes: bool) -> None:
+    def __init__(self, gaussians: WhitenedGaussians) -> None:
         self._gaussians = gaussians
         num_coordinates = gaussians.means_LK.shape[1]
         num_groups = len(gaussians.variances_GK)
         self._size = -(-(num_coordinates + _NUM_DIGITS + num_groups) // _LANES) * _LANES
-        self._unit_K = self._units() if in_bytes else np.ones(num_coordinates)
+        self._unit_K = self._units()
         self.vectors_LV = np.zeros((gaussians.num_adapters, self._size), dtype=np.float32)
         slope_error, length = 0.0, 0.0
         for start in range(0, gaussians.num_adapters, _BATCH):
             batch = slice(start, start + _BATCH)
             group = gaussians.group_L[batch]
             slopes = self._slopes(batch)
-            counted = slopes / self._unit_K
-            rounded = np.rint(counted) if in_bytes else counted.astype(np.float32)
+            rounded = np.rint(slopes / self._unit_K)
             self.vectors_LV[batch, :num_coordinates] = rounded
             self.vectors_LV[np.arange(start, start + len(group)), num_coordinates + _NUM_DIGITS + group] = 1.0
             slope_error = max(slope_error, float(np.linalg.norm(slopes - rounded * self._unit_K, axis=1).max()))

@@ -6,7 +6,7 @@ At the temperatures of large pools thousands of adapters share a tenth of the ma
 answer too certain, and bounding them by the last known score would call none certain. Their sum is made of very many
 similar terms, which is what a random part estimates well.
 
-Shapes: L adapters, S sampled ones, K coordinates.
+Shapes: S sampled adapters, K coordinates.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from hilora.covariance import FloatArray
 from hilora.gaussian_index import log_sum_exp
 from hilora.pooled_gaussian import WhitenedGaussians
+from services.router.infra.single_scores import SingleScores
 
-_NUM_SAMPLED = 4096
+_NUM_SAMPLED = 2048
+"""Of 100,000 adapters: the logarithm's error is .0002 beside the best 256, and .0016 at most of 180 texts."""
 
 
 class PartitionEstimate:
@@ -34,10 +36,7 @@ class PartitionEstimate:
         num_sampled = min(_NUM_SAMPLED, gaussians.num_adapters)
         rng = np.random.default_rng(seed)
         self._places_S = np.sort(rng.choice(gaussians.num_adapters, size=num_sampled, replace=False))
-        self._group_S = gaussians.group_L[self._places_S]
-        slopes_SK = gaussians.means_LK[self._places_S] * gaussians.precisions[self._group_S]
-        self._slopes_SK = slopes_SK.astype(np.float32)
-        self._constant_S = gaussians.constants[self._places_S]
+        self._scores = SingleScores(gaussians, self._places_S)
 
     @property
     def num_sampled(self) -> int:
@@ -64,8 +63,7 @@ class PartitionEstimate:
             best_scores: their scores.
             excluded: places that do not count.
         """
-        along_S = (self._slopes_SK @ y_K.astype(np.float32)).astype(np.float64)
-        scores_S = along_S + self._constant_S + self._gaussians.shared_terms(y_K, rest)[self._group_S]
+        scores_S = self._scores.of(y_K, rest)
         is_other_S = np.ones(self.num_sampled, dtype=np.bool_)
         is_other_S[self._sampled_among(best)] = False
         is_other_S[self._sampled_among(excluded)] = False
