@@ -21,7 +21,7 @@ class IndexKind(StrEnum):
     EXACT = "exact"
     """Look at everything in float32, score the best in float64."""
     BYTE = "byte"
-    """Look at everything in bytes, score the best in float64, with a proof that none is missing."""
+    """Look at everything in bytes, score the best in float64; the posterior's sum is of rounded scores."""
     IVF = "ivf"
     """Look at the nearest cells of the pool only."""
 
@@ -33,8 +33,7 @@ class IndexRules:
     dense_up_to: int = 2_000
     """Adapters up to which nothing is won by an index."""
     exact_up_to: int = 50_000
-    """Adapters up to which every score enters the posterior; beyond, the sum over the many unlikely ones is
-    estimated."""
+    """Adapters up to which every score enters the posterior as it is; beyond, the unlikely ones enter it rounded."""
     whole_up_to: int = 200_000
     """Adapters up to which everything is looked at; beyond, a part."""
     min_recall: float = 0.99

@@ -17,12 +17,15 @@ _SUMMATION_ERROR = 3e-5
 
 
 class SingleScores:
-    """Some adapters of a pool, ready to be scored by one matrix product.
+    """Some adapters of a pool, ready to be scored by one matrix product; implements `Scores`.
 
     Args:
         gaussians: the pool.
         places_S: which of it, in the order of the scores; all of it if None.
     """
+
+    num_shortlisted = 0
+    """What single precision takes is far less than what lies between an answer and the spare results behind it."""
 
     def __init__(self, gaussians: WhitenedGaussians, places_S: NDArray[np.intp] | None = None) -> None:
         self._gaussians = gaussians
@@ -41,13 +44,13 @@ class SingleScores:
             self._length = max(self._length, float(np.linalg.norm(slopes, axis=1).max()))
 
     def of(self, y_K: FloatArray, rest: float) -> FloatArray:
-        """The scores `[S]` of a text with coordinates `y_K` and a remainder of squared length `rest`."""
+        """See `Scores.of`; `[S]`."""
         scores_S = (y_K.astype(np.float32) @ self._slopes_KS).astype(np.float64)
         scores_S += self._constant_S
-        scores_S += self._gaussians.shared_terms(y_K, rest)[self._group_S]
+        scores_S += self._gaussians.shared_terms(y_K, rest).take(self._group_S)
         return scores_S
 
     def error(self, y_K: FloatArray) -> float:
-        """How far any of them can lie from the exact score, by Cauchy and Schwarz."""
-        # The text's own rounding is a part of what summing in single precision may take.
+        """See `Scores.error`."""
+        # By Cauchy and Schwarz. The text's own rounding is a part of what summing in single precision may take.
         return float(np.linalg.norm(y_K)) * (self._slope_error + _SUMMATION_ERROR * self._length)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import faiss
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilora.empirical_bayes import PooledEmpiricalBayes, fit_pooled_eb
-from hilora.gaussian_index import DenseGaussianIndex, ExtendedGaussianIndex, GaussianIndex, log_sum_exp
+from hilora.gaussian_index import ExtendedGaussianIndex, GaussianIndex, log_sum_exp
 from hilora.pooled_gaussian import WhitenedGaussians
 from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import SequenceRouter
-from services.router.infra import faiss_index
-from services.router.infra.exact_index import ExactIndex
-from services.router.infra.faiss_index import ByteFaissIndex, CellFaissIndex, _byte_index, _size_that_is_right
+from services.router.infra import _native, byte_scores
+from services.router.infra.byte_scores import ByteScores
+from services.router.infra.cell_index import CellIndex
 from services.router.infra.index_kinds import build_index
 from services.router.pool_index import IndexKind, IndexRules, build_pool_index
 from tests.builders.profiles import clustered_profiles, clustered_samples
@@ -23,12 +24,7 @@ from tests.builders.profiles import clustered_profiles, clustered_samples
 WIDTH = 24
 COUNTS = [20, 20, 7, 20, 1, 12, 20, 3] * 12
 FITTED = fit_pooled_eb(clustered_samples(num_samples=COUNTS, dimension=WIDTH, spread=1.2))
-EVERY_KIND = {
-    "dense": DenseGaussianIndex,
-    "exact": ExactIndex,
-    "byte": ByteFaissIndex,
-    "ivf": CellFaissIndex,
-}
+EVERY_KIND = {kind.value: partial(build_index, kind=kind) for kind in IndexKind}
 EXACT_KINDS = {name: EVERY_KIND[name] for name in ("dense", "exact", "byte")}
 
 
@@ -92,7 +88,7 @@ class TestSearch:
             clustered_samples(num_samples=[9], dimension=WIDTH) * 30
             + clustered_samples(num_samples=[9] * 9, dimension=WIDTH, seed=5)
         )
-        index = type(exact_index)(twins.gaussians)
+        index = build_index(twins.gaussians, IndexKind(exact_index.kind))
         y_K, rest = twins.space.locate(clustered_samples(num_samples=[9], dimension=WIDTH)[0][0])
         found = index.search(y_K, float(rest), num_results=5, temperature=3.0)
         assert found.idx_C.tolist() == [0, 1, 2, 3, 4]
@@ -132,7 +128,7 @@ class TestExactness:
             variances_GK=FITTED.gaussians.variances_GK,
             rest_variance_G=FITTED.gaussians.rest_variance_G,
         )
-        index = ByteFaissIndex(gaussians)
+        index = build_index(gaussians, IndexKind.BYTE)
         for seed in range(20):
             y_K, rest = located(seed)
             found = index.search(scale * y_K, rest, num_results=8, temperature=3.0)
@@ -182,7 +178,7 @@ class TestLargePools:
         assert abs(np.mean(gaps)) < 0.01
 
     def test_cells_find_nearly_all_and_say_how_many(self, pool):
-        index = CellFaissIndex(pool)
+        index = CellIndex(pool)
         assert 0.9 < index.recall <= 1.0
         missing = 0
         for seed in range(40):
@@ -252,42 +248,61 @@ class TestChoice:
         assert index.kind == IndexKind.DENSE
 
 
-class TestSizes:
-    """FAISS has a kernel that rounds questions at sizes that suit it; which these are depends on the processor."""
+class TestBytes:
+    @pytest.mark.parametrize("num_rows", [0, 1, 7, 100])
+    @pytest.mark.parametrize("width", [32, 96, 384, 1024])
+    def test_products_are_exact(self, num_rows, width):
+        rng = np.random.default_rng(width)
+        rows = rng.integers(-128, 128, size=(num_rows, width), dtype=np.int8)
+        largest = min(2**15 - 1, (2**31 - 1) // (128 * width))
+        asked = rng.integers(-largest, largest + 1, size=width, dtype=np.int16)
+        products = np.full(num_rows, 7, dtype=np.int32)
+        _native.byte_products(rows, asked, products)
+        np.testing.assert_array_equal(products, rows.astype(np.int64) @ asked.astype(np.int64))
 
-    @pytest.mark.parametrize("size", [16, 32, 48, 64, 400, 416])
-    def test_the_size_taken_multiplies_right(self, size):
-        taken = _size_that_is_right(size)
-        rng = np.random.default_rng(1)
-        stored_LV = rng.integers(-127, 128, size=(300, taken)).astype(np.float32)
-        index = _byte_index(taken)
-        index.add(stored_LV)
+    def test_the_largest_numbers_of_all_do_not_overflow(self):
+        for width in (32, 384, 512, 1024, 4096):
+            gaussians = WhitenedGaussians(
+                num_rest=0,
+                means_LK=np.ones((3, width)),
+                group_L=np.zeros(3, dtype=np.intp),
+                variances_GK=np.ones((1, width)),
+                rest_variance_G=np.ones(1),
+            )
+            scores_L = ByteScores(gaussians).of(np.full(width, 5.0), 0.0)
+            expected = float(gaussians.log_density(np.full(width, 5.0), np.asarray(0.0))[0])
+            np.testing.assert_allclose(scores_L, expected, rtol=1e-3)
 
-        assert size <= taken <= size + 16
-        for scale in (1.0, 300.0):
-            question_V = (scale * rng.standard_normal(taken)).astype(np.float32)
-            values, places = index.search(question_V[None], 300)
-            np.testing.assert_allclose(values[0], (stored_LV @ question_V)[places[0]], rtol=0, atol=0.05 * scale)
+    @pytest.mark.parametrize("sizes", [(64, 32, 3), (96, 32, 2), (96, 31, 3)])
+    def test_buffers_that_do_not_fit_together_are_refused(self, sizes):
+        num_bytes, width, num_rows = sizes
+        with pytest.raises(ValueError, match="bytes"):
+            _native.byte_products(
+                np.zeros(num_bytes, dtype=np.int8), np.zeros(width, dtype=np.int16), np.zeros(num_rows, dtype=np.int32)
+            )
 
-    def test_a_size_that_is_wrong_is_passed_over(self, monkeypatch):
-        class Rounding:
-            def __init__(self, size):
-                self._index = _byte_index(size)
+    def test_a_result_that_cannot_be_written_is_refused(self):
+        products = np.zeros(2, dtype=np.int32)
+        products.flags.writeable = False
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            _native.byte_products(np.zeros(64, dtype=np.int8), np.zeros(32, dtype=np.int16), products)
 
-            def add(self, stored_LV):
-                self._index.add(stored_LV)
+    def test_no_score_lies_further_from_the_exact_one_than_promised(self):
+        scores = ByteScores(FITTED.gaussians)
+        for seed in range(50):
+            y_K, rest = located(seed)
+            gaps_L = np.abs(scores.of(y_K, rest) - all_scores(y_K, rest))
+            assert 0.0 < gaps_L.max() <= scores.error(y_K)
 
-            def search(self, questions, num):
-                return self._index.search(np.rint(questions), num)
+    def test_a_text_at_the_center_of_everything_can_be_asked(self):
+        y_K = np.zeros(FITTED.gaussians.means_LK.shape[1])
+        scores = ByteScores(FITTED.gaussians)
+        np.testing.assert_allclose(scores.of(y_K, 1.0), all_scores(y_K, 1.0), atol=1e-9)
+        assert scores.error(y_K) == 0.0
 
-        monkeypatch.setattr(
-            faiss_index, "_byte_index", lambda size: Rounding(size) if size in (40, 56) else faiss.IndexFlatIP(size)
-        )
-        _size_that_is_right.cache_clear()
-        try:
-            assert _size_that_is_right(40) == 48
-            monkeypatch.setattr(faiss_index, "_byte_index", Rounding)
-            with pytest.raises(RuntimeError, match="another index kind"):
-                _size_that_is_right(72)
-        finally:
-            _size_that_is_right.cache_clear()
+    def test_without_the_kernel_a_large_pool_is_looked_at_in_single_precision(self, monkeypatch):
+        monkeypatch.setattr(byte_scores, "_native", None)
+        index = build_index(FITTED.gaussians, IndexKind.BYTE)
+        y_K, rest = located(1)
+        assert index.kind == IndexKind.EXACT
+        assert index.search(y_K, rest, num_results=1, temperature=1.0).idx_C[0] == all_scores(y_K, rest).argmax()
