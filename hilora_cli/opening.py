@@ -16,7 +16,8 @@ from hilora_cli.failure import print_failure
 from hilora_cli.pool_seeding import missing_from, seed
 
 _CATALOG_POLL_SECONDS = 0.05
-_CATALOG_SECONDS = 10.0
+_FIT_SECONDS = 30.0
+"""What waits longer is announced all the same: a pool of thousands is routed in before its fit."""
 
 
 class HasAddress(Protocol):
@@ -35,6 +36,11 @@ class HasAddress(Protocol):
     @property
     def adapter_names(self) -> frozenset[str]:
         """Adapters that requests can name by now."""
+        ...
+
+    @property
+    def has_fitted(self) -> bool:
+        """Whether the choice is fitted to all of them."""
         ...
 
 
@@ -87,12 +93,13 @@ class Opening:
                     print_failure(f"{name} was left out: {failure.message}", failure.remedy, code=failure.code)
 
             await seed(client, missing, on_seeded=on_seeded)
-        await self._wait_until_known(seeded)
+        await self._wait_until_fitted(seeded)
 
-    async def _wait_until_known(self, names: Sequence[str]) -> None:
-        """The router follows the catalogue a moment later; who reads the announcement may ask at once."""
-        deadline = asyncio.get_running_loop().time() + _CATALOG_SECONDS
+    async def _wait_until_fitted(self, names: Sequence[str]) -> None:
+        """The router follows the catalogue a moment later, and fits its choice to it another moment later; who reads the
+        announcement may ask at once."""
+        deadline = asyncio.get_running_loop().time() + _FIT_SECONDS
         while asyncio.get_running_loop().time() < deadline:
-            if self._server.adapter_names.issuperset(names):
+            if self._server.adapter_names.issuperset(names) and self._server.has_fitted:
                 return
             await asyncio.sleep(_CATALOG_POLL_SECONDS)

@@ -254,6 +254,15 @@ class Router:
         except RegistryUnavailable:
             return frozenset()
 
+    @property
+    def has_fitted(self) -> bool:
+        """Whether the choice is fitted to every adapter that requests can name."""
+        try:
+            view = self._catalog.view()
+        except RegistryUnavailable:
+            return False
+        return view.router_generation == view.catalog_generation and not view.router.num_newcomers
+
     async def render_metrics(self) -> bytes:
         """What `/metrics` shows."""
         return self._metrics.render()[0]

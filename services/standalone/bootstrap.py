@@ -82,6 +82,11 @@ class Standalone:
         return frozenset() if self._router is None else self._router.adapter_names
 
     @property
+    def has_fitted(self) -> bool:
+        """Whether the choice is fitted to every adapter that requests can name; not before `start`."""
+        return self._router is not None and self._router.has_fitted
+
+    @property
     def address(self) -> str:
         """`host:port` of the public HTTP server, valid after `start`."""
         return self._http_server.address
