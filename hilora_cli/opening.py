@@ -96,8 +96,8 @@ class Opening:
         await self._wait_until_fitted(seeded)
 
     async def _wait_until_fitted(self, names: Sequence[str]) -> None:
-        """The router follows the catalogue a moment later, and fits its choice to it another moment later; who reads the
-        announcement may ask at once."""
+        """The router follows the catalogue a moment later, and fits its choice to it; who reads the announcement may ask
+        at once."""
         deadline = asyncio.get_running_loop().time() + _FIT_SECONDS
         while asyncio.get_running_loop().time() < deadline:
             if self._server.adapter_names.issuperset(names) and self._server.has_fitted:

@@ -81,8 +81,11 @@ class PoolFitter:
         newcomers = await asyncio.to_thread(_newcomers, profiles, fitted)
         if base is None or len(fitted) < _EXTENDED_FROM or len(newcomers) > _MAX_NEWCOMERS:
             await self._stop_background()
+            is_first_large_one = not self._is_settled and len(profiles) >= _EXTENDED_FROM
+            if is_first_large_one:
+                await asyncio.to_thread(_multiply_in_one_thread)
             router = await self._fit(*self._wanted)
-            if not self._is_settled and len(self._fitted) >= _EXTENDED_FROM:
+            if is_first_large_one:
                 self._is_settled = True
                 await asyncio.to_thread(_settle)
             return router
@@ -182,15 +185,22 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
+def _multiply_in_one_thread() -> None:
+    """Keep OpenBLAS from sharing a product among its threads.
+
+    It runs one product at a time on them: the small one of a request would wait behind the large one of a fit, for half
+    a second with ten thousand adapters. A fit gains nothing from them either: it multiplies what fits the cache, and
+    threads that wait for one another where another program runs take ten times as long.
+    """
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+
+
 def _settle() -> None:
     """What makes later fits unnoticed, once requests come.
 
-    OpenBLAS runs one product at a time on its threads: the small one of a request would wait behind the large one of a
-    fit, for half a second with ten thousand adapters. On one thread each, neither waits. A fit that runs Python lets go
-    of the interpreter sooner. The collector need not look through the catalogue again either: what is replaced in it
-    goes by its reference count.
+    A fit that runs Python lets go of the interpreter sooner. The collector need not look through the catalogue again
+    either: what is replaced in it goes by its reference count.
     """
-    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
