@@ -96,7 +96,7 @@ class Opening:
         await self._wait_until_fitted(seeded)
 
     async def _wait_until_fitted(self, names: Sequence[str]) -> None:
-        """The router follows the catalogue a moment later, and fits its choice to it; who reads the announcement may ask
+        """The router follows the catalogue a moment later, and fits its choice to it; who reads the news may ask
         at once."""
         deadline = asyncio.get_running_loop().time() + _FIT_SECONDS
         while asyncio.get_running_loop().time() < deadline:
