@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilora.empirical_bayes import fit_pooled_eb
-from hilora.gaussian_index import DenseGaussianIndex, ExtendedGaussianIndex, highest, log_sum_exp
+from hilora.gaussian_index import (
+    DenseGaussianIndex,
+    ExtendedGaussianIndex,
+    highest,
+    log_sum_exp,
+    log_sum_exp_of_many,
+)
 from hilora.pool_statistics import PoolStatistics
 from tests.builders.profiles import clustered_samples
 
@@ -18,6 +24,20 @@ class TestHighest:
         values_L = np.array(values, dtype=np.float64)
         expected = np.argsort(-values_L, kind="stable")[: max(num_results, 0)]
         np.testing.assert_array_equal(highest(values_L, num_results), expected)
+
+
+class TestSumOfMany:
+    @settings(deadline=None, max_examples=50)
+    @given(seed=st.integers(0, 1000), spread=st.sampled_from([1e-3, 1.0, 40.0, 1e4]), temperature=st.floats(0.05, 50.0))
+    def test_it_is_the_sum_in_seven_digits(self, seed, spread, temperature):
+        scores_L = -300.0 + spread * np.random.default_rng(seed).standard_normal(3000)
+        scores_L[::7] = -np.inf
+        expected = log_sum_exp(scores_L / temperature)
+        assert log_sum_exp_of_many(scores_L, temperature=temperature) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+    @pytest.mark.parametrize("num_scores", [0, 5])
+    def test_of_nobody_it_is_nothing(self, num_scores):
+        assert log_sum_exp_of_many(np.full(num_scores, -np.inf), temperature=2.0) == -np.inf
 
 
 class TestExtension:
