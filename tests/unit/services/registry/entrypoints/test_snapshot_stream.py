@@ -15,33 +15,17 @@ from hilora.errors import UnknownAdapter
 from hilora_rpc.v1 import registry_pb2
 from services.registry.catalog_entry import CatalogEntry, CatalogSnapshot
 from services.registry.entrypoints.rpc import RegistryServicer
+from tests.builders.registry_values import an_entry
 
 NUM = 150
-
-
-def entry(number: int) -> CatalogEntry:
-    return CatalogEntry(
-        adapter_name=f"adapter-{number:03}",
-        revision=f"{number:064x}",
-        lora_rank=4,
-        num_modules=1,
-        component_bytes=1,
-        catalog_generation=number + 1,
-        created_at=0.0,
-        base_model="base",
-        encoder_id="encoder",
-        samples_source="upload",
-        num_samples=2,
-        embedding_dim=4096,
-        component_sha256={},
-    )
 
 
 class Catalog:
     """Reads as slowly as a disk, every third entry more slowly than the others."""
 
     def __init__(self) -> None:
-        self.entries = {one.adapter_name: one for one in map(entry, range(NUM))}
+        entries = (an_entry(f"adapter-{number:03}", generation=number + 1, seed=number) for number in range(NUM))
+        self.entries = {entry.adapter_name: entry for entry in entries}
         self.num_read = 0
         self.most_at_once = 0
         self.lost: frozenset[str] = frozenset()
@@ -61,7 +45,7 @@ class Catalog:
             self._at_once -= 1
         if one.adapter_name in self.lost:
             raise UnknownAdapter("It is gone.", code="unknown_profile")
-        return np.full((2, 4096), one.catalog_generation, dtype=np.float32), SampleGrams.of(("one", "two"))
+        return np.full((3, 4096), one.catalog_generation, dtype=np.float32), SampleGrams.of(("a", "b", "c"))
 
 
 @pytest.fixture
