@@ -21,6 +21,7 @@ from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
 from services.common.tracer_start import open_tracer
 from services.router.admission import Admission
+from services.router.catalog import CatalogView
 from services.router.decision_cache import DecisionCache
 from services.router.entrypoints.access import RpcGate
 from services.router.entrypoints.openai.encoder_routes import EncoderRoutes
@@ -247,21 +248,12 @@ class Router:
         return self._http_server.address
 
     @property
-    def adapter_names(self) -> frozenset[str]:
-        """Adapters that requests can name by now; none before the first snapshot."""
+    def catalog_view(self) -> CatalogView | None:
+        """The catalogue as requests see it; None before the first snapshot."""
         try:
-            return frozenset(self._catalog.view().adapters)
+            return self._catalog.view()
         except RegistryUnavailable:
-            return frozenset()
-
-    @property
-    def has_fitted(self) -> bool:
-        """Whether the choice is fitted to every adapter that requests can name."""
-        try:
-            view = self._catalog.view()
-        except RegistryUnavailable:
-            return False
-        return view.router_generation == view.catalog_generation and not view.router.num_newcomers
+            return None
 
     async def render_metrics(self) -> bytes:
         """What `/metrics` shows."""

@@ -74,6 +74,11 @@ class CatalogView:
     rules: frozenset[AdapterAccess] | None = None
     """Under which the adapters stand, each once; None leaves it to be found out."""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the choice is fitted to every adapter, newcomers included."""
+        return self.router_generation == self.catalog_generation and not self.router.num_newcomers
+
     def hidden_from(self, requester: Requester) -> frozenset[str]:
         """Names that do not exist for a requester."""
         return self._sight_of(requester).hidden

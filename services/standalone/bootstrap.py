@@ -20,6 +20,7 @@ from services.common.log import get_logger
 from services.registry.bootstrap import RegistryService, build_registry
 from services.registry.settings import RegistrySettings
 from services.router.bootstrap import Router, build_router, callers_of
+from services.router.catalog import CatalogView
 from services.router.settings import RouterSettings
 from services.standalone.data_folder import DataFolder
 from services.standalone.front_door import FrontDoor
@@ -79,12 +80,18 @@ class Standalone:
     @property
     def adapter_names(self) -> frozenset[str]:
         """Adapters that requests can name by now; none before `start`."""
-        return frozenset() if self._router is None else self._router.adapter_names
+        view = self._catalog_view
+        return frozenset() if view is None else frozenset(view.adapters)
 
     @property
     def has_fitted(self) -> bool:
         """Whether the choice is fitted to every adapter that requests can name; not before `start`."""
-        return self._router is not None and self._router.has_fitted
+        view = self._catalog_view
+        return view is not None and view.is_fitted
+
+    @property
+    def _catalog_view(self) -> CatalogView | None:
+        return None if self._router is None else self._router.catalog_view
 
     @property
     def address(self) -> str:
