@@ -28,7 +28,7 @@ run: $(STAMP) ## Start the whole system with the shipped pool on http://127.0.0.
 test: $(STAMP) ## Run every test: real Redis, real processes, the running system
 	@command -v promtool >/dev/null || echo "NOT RUN: tests/deploy/observability. It needs Prometheus: apt-get install prometheus" >&2
 	@command -v promtool >/dev/null || export HILORA_NOT_RUN=prometheus; \
-		$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+		$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=10
 
 test-fast: $(STAMP) ## Run the unit and contract tests
 	$(PYTEST) tests/unit tests/contract -q
