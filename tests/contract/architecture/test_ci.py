@@ -134,4 +134,8 @@ class TestMakeTest:
             check=True,
         ).stdout
 
-        assert recipe.rstrip().endswith("python -m pytest -n 2 --dist loadfile --no-loadscope-reorder")
+        run, options = recipe.rstrip().rsplit("python -m pytest ", 1)
+        assert run
+        assert options.startswith("-n 2 --dist loadfile --no-loadscope-reorder ")
+        # Nothing else may choose among them, or stop at a failure.
+        assert {option.split("=")[0] for option in options.split()[4:]} <= {"--durations", "--durations-min"}
