@@ -138,4 +138,4 @@ class TestMakeTest:
         assert run
         assert options.startswith("-n 2 --dist loadfile --no-loadscope-reorder ")
         # Nothing else may choose among them, or stop at a failure.
-        assert {option.split("=")[0] for option in options.split()[4:]} <= {"--durations", "--durations-min"}
+        assert {option.split("=")[0] for option in options.split()[5:]} <= {"--durations", "--durations-min"}
