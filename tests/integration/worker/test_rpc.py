@@ -13,6 +13,7 @@ from hilora.errors import (
     InvalidAdapter,
     InvalidInput,
     InvalidSamplingParams,
+    RequestAborted,
     StaleCatalogGeneration,
     Unavailable,
 )
@@ -320,7 +321,8 @@ class TestLifecycle:
         stopping = asyncio.create_task(stack.worker.stop(grace_seconds=10))
         events = [event async for event in running]
         assert events[-1].finished.num_completion_tokens == 50
-        with pytest.raises(Unavailable):
+        # Aborted, if it meets the server between the last answer and its end: for routers either is a lost connection.
+        with pytest.raises((Unavailable, RequestAborted)):
             await _generate(stack, _request("late"))
         await stopping
 
