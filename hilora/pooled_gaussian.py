@@ -141,6 +141,10 @@ class WhitenedGaussians:
         log_det_G = np.log(self.variances_GK).sum(axis=1) + self.num_rest * np.log(self.rest_variance_G)
         return log_det_G + (self.num_rest + self.means_LK.shape[1]) * LOG_2_PI
 
+    def slopes_of(self, places: slice | NDArray[np.intp]) -> FloatArray:
+        """What the coordinates of a text are multiplied with, of some adapters: `[C, K]`."""
+        return self.means_LK[places] * self.precisions[self.group_L[places]]
+
     def shared_terms(self, y_K: FloatArray, rest: float) -> FloatArray:
         """What a located text contributes equally to all adapters of a group, `[G]`."""
         return -0.5 * (self.precisions @ y_K**2 + rest / self.rest_variance_G + self._log_dets)

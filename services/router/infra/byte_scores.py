@@ -57,7 +57,7 @@ class ByteScores:
         self._slope_error, self._stored_length = 0.0, 0.0
         for start in range(0, num_adapters, _BATCH):
             batch = slice(start, start + _BATCH)
-            slopes = self._slopes(batch)
+            slopes = gaussians.slopes_of(batch)
             stored = np.rint(slopes / self._unit_K)
             self._stored_LV[batch, :num_coordinates] = stored
             lost = np.linalg.norm(slopes - stored * self._unit_K, axis=1).max()
@@ -68,12 +68,9 @@ class ByteScores:
         """The largest slope of each coordinate, as a hundred-and-twenty-seventh."""
         largest_K = np.zeros(self._gaussians.means_LK.shape[1])
         for start in range(0, self._gaussians.num_adapters, _BATCH):
-            slopes = self._slopes(slice(start, start + _BATCH))
+            slopes = self._gaussians.slopes_of(slice(start, start + _BATCH))
             np.maximum(largest_K, np.abs(slopes).max(axis=0), out=largest_K)
         return np.where(largest_K > 0.0, largest_K, 1.0) / _LARGEST
-
-    def _slopes(self, batch: slice) -> FloatArray:
-        return self._gaussians.means_LK[batch] * self._gaussians.precisions[self._gaussians.group_L[batch]]
 
     def of(self, y_K: FloatArray, rest: float) -> FloatArray:
         """See `Scores.of`."""

@@ -104,6 +104,6 @@ def _all_scores(gaussians: WhitenedGaussians, texts_NK: FloatArray) -> NDArray[n
     for start in range(0, gaussians.num_adapters, _BATCH):
         batch = slice(start, start + _BATCH)
         group = gaussians.group_L[batch]
-        slopes = (gaussians.means_LK[batch] * gaussians.precisions[group]).astype(np.float32)
+        slopes = gaussians.slopes_of(batch).astype(np.float32)
         scores_NL[:, batch] = texts_NK.astype(np.float32) @ slopes.T + gaussians.constants[batch] + shared_NG[:, group]
     return scores_NL

@@ -37,7 +37,7 @@ class SingleScores:
         self._slope_error, self._length = 0.0, 0.0
         for start in range(0, len(places_S), _BATCH):
             batch = slice(start, start + _BATCH)
-            slopes = gaussians.means_LK[places_S[batch]] * gaussians.precisions[self._group_S[batch]]
+            slopes = gaussians.slopes_of(places_S[batch])
             rounded = slopes.astype(np.float32)
             self._slopes_KS[:, batch] = rounded.T
             self._slope_error = max(self._slope_error, float(np.linalg.norm(slopes - rounded, axis=1).max()))
