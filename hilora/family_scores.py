@@ -18,6 +18,7 @@ from hilora.empirical_bayes import fit_pooled_eb
 from hilora.gaussian import CovarianceFamily, fit_gaussian
 from hilora.pool_statistics import SampleBlocks
 from hilora.pooled_gaussian import fit_pooled
+from hilora.stacked_gaussians import StackedGaussians
 
 _Scorer = Callable[[NDArray[np.floating]], FloatArray]
 
@@ -56,4 +57,4 @@ def _fit_scorer(samples: SampleBlocks, *, family: CovarianceFamily, shrinkage: f
     if family is CovarianceFamily.POOLED_EB:
         return fit_pooled_eb(samples).log_likelihood
     gaussians = [fit_gaussian(block, family=family, shrinkage=shrinkage) for block in samples]
-    return lambda z_E: np.array([gaussian.log_likelihood(z_E) for gaussian in gaussians])
+    return StackedGaussians(gaussians).log_likelihood

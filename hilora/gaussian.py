@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ class AdapterGaussian:
         """The dense covariance `[E, E]`. For tests; nothing that serves may call it."""
         return np.diag(self.base_variance_E) + (self.directions_KE.T * self.excess_K) @ self.directions_KE
 
-    @property
+    @cached_property
     def log_det_covariance(self) -> float:
         """`ln det Sigma`."""
         base = float(np.log(self.base_variance_E).sum())

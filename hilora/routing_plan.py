@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -261,13 +261,18 @@ class RoutingPlan:
         an equal base give equal logits, so it is part of every cache key."""
         payload: dict[str, object] = {
             "budgets": [(b.adapter_id, b.lora_rank, b.num_rocs, b.weight) for b in self.budgets],
-            "gate": asdict(self.gate),
+            "gate": _fields_of(self.gate),
         }
         if self.preparation is not None:
-            payload["preparation"] = asdict(self.preparation)
+            payload["preparation"] = _fields_of(self.preparation)
         if self.has_phases:
             payload["reading_weights"] = [budget.reading_weight for budget in self.budgets]
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def _fields_of(flat: GateParameters | PlanPreparation) -> dict[str, object]:
+    # `asdict` copies each value, at ten times the time; every request has a digest.
+    return {name: getattr(flat, name) for name in flat.__slots__}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

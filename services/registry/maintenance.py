@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 
 from hilora.errors import HiloraError
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 from services.registry.catalog import Catalog
 from services.registry.collection import Collector
 from services.registry.missing_profiles import MissingProfiles
@@ -52,9 +52,7 @@ class Maintenance:
     async def stop(self, *, grace_seconds: float) -> None:  # noqa: ARG002  (part of every component's signature)
         """Stop; a round in progress is cut, and repeated by the next."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks(self._task)
             self._task = None
 
     async def round(self) -> None:

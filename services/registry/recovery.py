@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import replace
 
 from hilora.errors import HiloraError, Unavailable
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 from services.registry.intake import PENDING_GRACE_SECONDS
 from services.registry.job import IngestJob, IngestState, pending_job
 from services.registry.ports import ArtifactStore, IngestQueue, JobStore, RegistrationStore, StagingArea
@@ -55,9 +55,7 @@ class JobRecovery:
     async def stop(self, *, grace_seconds: float) -> None:  # noqa: ARG002  (part of every component's signature)
         """Stop watching."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks(self._task)
             self._task = None
 
     async def resume(self) -> None:

@@ -19,6 +19,7 @@ from services.common.lifecycle import ComponentGroup
 from services.common.log import get_logger
 from services.common.rpc_server import RpcServer
 from services.common.sequence_encoder import SentenceTransformerEncoder, SequenceEncoder
+from services.common.tasks import end_tasks
 from services.common.tracer_start import open_tracer
 from services.router.admission import Admission
 from services.router.catalog import CatalogView
@@ -284,8 +285,7 @@ class Router:
     async def stop(self, *, grace_seconds: float) -> None:
         """Let requests in flight finish for at most `grace_seconds`, then let go of everything."""
         if self._health_task is not None:
-            self._health_task.cancel()
-            await asyncio.wait({self._health_task})
+            await end_tasks(self._health_task)
             self._health_task = None
         await self._doors.stop(grace_seconds=grace_seconds)
         await self._parts.stop(grace_seconds=grace_seconds)

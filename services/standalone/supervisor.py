@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hilora.errors import Unavailable
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 from services.standalone.process_record import end_group, end_recorded, group_members, write_record
 
 _log = get_logger(__name__)
@@ -84,8 +85,7 @@ class SupervisedProcess:
     async def stop(self, *, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL after `grace_seconds`; returns when the whole process group is gone."""
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait({self._watch})
+            await end_tasks(self._watch)
             self._watch = None
         process, self._process = self._process, None
         if process is None:

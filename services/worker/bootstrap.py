@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from services.common.log import get_logger
 from services.common.metrics import render_metrics
 from services.common.rpc_client import open_channel
 from services.common.rpc_server import RpcServer
+from services.common.tasks import end_tasks
 from services.common.tracer_start import open_tracer
 from services.worker.base_setup import engine_config, join_group, load_base
 from services.worker.engine.engine import Engine
@@ -166,9 +166,7 @@ class WorkerService:
     async def stop(self, *, grace_seconds: float) -> None:
         """Refuse new requests, let those in flight finish for at most `grace_seconds`, then abort them."""
         if self._announcement is not None:
-            self._announcement.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._announcement
+            await end_tasks(self._announcement)
             self._announcement = None
         self._is_announced = False
         if self._registration is not None:

@@ -128,11 +128,23 @@ class Podman:
             service.wait(timeout=20)
 
     def _check_health(self, ended: threading.Event) -> None:
+        """Each second until a container is healthy, then as often as its image or the compose file says."""
+        due_at: dict[str, float] = {}
         while not ended.wait(1.0):
             for line in self("ps", "--format", "{{.ID}} {{.Status}}", check=False).splitlines():
-                if not ended.is_set() and "Paused" not in line:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        self("healthcheck", "run", line.split()[0], check=False, seconds=20)
+                identity, _, status = line.partition(" ")
+                is_due = "(healthy)" not in status or time.monotonic() >= due_at.get(identity, 0.0)
+                if ended.is_set() or "Paused" in status or not is_due:
+                    continue
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self("healthcheck", "run", identity, check=False, seconds=20)
+                due_at[identity] = time.monotonic() + self._health_interval(identity)
+
+    def _health_interval(self, identity: str) -> float:
+        """Seconds between the health checks of a container; 0 for one that is gone by now, or has none."""
+        with contextlib.suppress(AssertionError):
+            return self.inspect(identity)["Config"].get("Healthcheck", {}).get("Interval", 0) / 1e9
+        return 0.0
 
 
 @contextlib.contextmanager

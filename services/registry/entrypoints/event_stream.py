@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from hilora.errors import HiloraError
 from services.common.errors import openai_body
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 
 _log = get_logger(__name__)
 
@@ -101,6 +102,5 @@ async def until(items: AsyncIterator[Item], closing: asyncio.Event) -> AsyncGene
     finally:
         waiting.cancel()
         if arriving is not None and not arriving.done():
-            arriving.cancel()
             # Its iterator must have let go before it can be closed.
-            await asyncio.wait({arriving})
+            await end_tasks(arriving)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hilora.errors import Exhausted, Unavailable
 from services.common.log import get_logger
 from services.common.sequence_encoder import SequenceEncoder
+from services.common.tasks import end_tasks
 from services.router.infra.embedding_cache import EmbeddingCache
 from services.router.text_key import text_key
 
@@ -130,8 +131,7 @@ class BatchingEmbedder:
     async def stop(self, *, grace_seconds: float) -> None:  # noqa: ARG002  (a pass takes milliseconds)
         """End the thread. Texts that still wait are refused."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await end_tasks(self._task)
             self._task = None
         self._encoder = None
         while not self._queue.empty():

@@ -28,6 +28,7 @@ from services.common.catalog_feed import (
 )
 from services.common.log import get_logger
 from services.common.rpc_client import open_channel
+from services.common.tasks import end_tasks
 from services.common.tls import TlsIdentity
 from services.router.catalog import CatalogView
 from services.router.infra.catalog_contents import Arrival, CatalogContents
@@ -114,10 +115,7 @@ class CatalogReplica:
 
     async def stop(self, *, grace_seconds: float) -> None:  # noqa: ARG002  (nothing here is worth a wait)
         """Stop following; the last view stays readable."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(*self._tasks)
         self._tasks = []
         await self._fitter.stop()
         self._is_following = False

@@ -25,6 +25,7 @@ from hilora.adapter_review import are_uneven
 from hilora.gaussian_index import IndexBuilder
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 
 _log = get_logger(__name__)
 
@@ -151,8 +152,7 @@ class PoolFitter:
 
     async def _stop_background(self) -> None:
         if self._background is not None:
-            self._background.cancel()
-            await asyncio.wait({self._background})
+            await end_tasks(self._background)
             self._background = None
 
 

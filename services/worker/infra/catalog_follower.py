@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from hilora.adapter import RocBasis
 from hilora_rpc.v1 import registry_pb2
 from services.common.catalog_feed import CatalogAliases, CatalogRemoval, CatalogSnapshot, CatalogUpsert, follow_catalog
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 
 _log = get_logger(__name__)
 
@@ -90,9 +90,7 @@ class CatalogFollower:
     async def stop(self, *, grace_seconds: float) -> None:  # noqa: ARG002 part of every component's interface
         """Stop following; the replica stays readable."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks(self._task)
             self._task = None
 
     async def _wait_until(self, predicate: Callable[[], bool], timeout_seconds: float | None) -> bool:

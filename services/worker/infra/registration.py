@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 from services.common.worker_entries import ENTRY_SECONDS, HEARTBEAT_SECONDS, KEY_PREFIX, encode_entry
 
 _log = get_logger(__name__)
@@ -39,8 +40,7 @@ class RedisRegistration:
     async def stop(self, *, grace_seconds: float) -> None:  # noqa: ARG002  (there is nothing to wait for)
         """Remove the entry; without Redis it runs out by itself."""
         if self._heartbeat is not None:
-            self._heartbeat.cancel()
-            await asyncio.wait({self._heartbeat})
+            await end_tasks(self._heartbeat)
             self._heartbeat = None
         try:
             await self._client.delete(self._key)

@@ -64,9 +64,9 @@ class TestCi:
         status, targets, complaints = ci.run()
 
         assert status == 0
-        assert targets == [
-            *("install", "lint", "types", "imports", "proto-check", "docs-check", "test-deploy", "test"),
-        ]
+        assert (targets[0], targets[-1]) == ("install", "test")
+        # The checks and the static tier run beside each other.
+        assert sorted(targets[1:-1]) == ["docs-check", "imports", "lint", "proto-check", "test-deploy", "types"]
         assert complaints.startswith("NOT RUN: make test-containers: ")
 
     @pytest.mark.parametrize("failing", ["install", "lint", "types", "test-deploy", "test", "test-containers"])

@@ -53,8 +53,9 @@ def test_the_tests_notice_alarms_that_never_or_always_fire(tmp_path, spoilt, ver
     for file in (OBSERVABILITY / "rules").glob("*.yml"):
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         for group in content["groups"]:
-            for rule in group["rules"]:
-                rule["expr"] = spoilt if "alert" in rule else rule["expr"]
+            # What is recorded has no say any more, and takes most of the time.
+            group["rules"] = [rule | {"expr": spoilt} for rule in group["rules"] if "alert" in rule]
+        content["groups"] = [group for group in content["groups"] if group["rules"]]
         (folder / file.name).write_text(yaml.safe_dump(content), encoding="utf-8")
 
     files = [f"tests/deploy/observability/rules/{file.name}" for file in UNIT_TESTS.glob("*.yml")]

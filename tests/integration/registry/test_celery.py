@@ -237,7 +237,10 @@ class TestStreamsOverSockets:
         await processes.until(lambda: asyncio.sleep(0, ": heartbeat" in lines and "event: job" in lines))
         service, processes.service = processes.service, None
 
-        await asyncio.wait_for(service.stop(grace_seconds=100), patient(60))
+        stopping = asyncio.create_task(service.stop(grace_seconds=100))
+        await asyncio.wait({stopping}, timeout=patient(60))
+        # `wait_for` would take a stop that ends because it is cancelled for one that has ended.
+        assert stopping.done()
 
         await asyncio.gather(*listening)
         await processes.http.aclose()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from hilora.errors import Unavailable
 from services.common.log import get_logger
+from services.common.tasks import end_tasks
 from services.common.tls import TlsIdentity
 from services.router.infra.workers.client import Silence, WorkerClient
 from services.router.ports import WorkerDirectory
@@ -73,10 +74,7 @@ class WorkerRoster:
     async def stop(self) -> None:
         """Let go of every connection."""
         tasks = [*self._pollers.values(), *([self._follower] if self._follower else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end_tasks(*tasks)
         self._pollers = {}
         self._follower = None
         for client in (*self, *self._leaving):
@@ -146,9 +144,7 @@ class WorkerRoster:
         _log.info("worker_leaving", worker=address, num_in_flight=client.num_in_flight)
 
     async def _stop_polling(self, client: WorkerClient) -> None:
-        poller = self._pollers.pop(client)
-        poller.cancel()
-        await asyncio.wait({poller})
+        await end_tasks(self._pollers.pop(client))
 
     async def _poll_for_ever(self, client: WorkerClient) -> None:
         was_live = client.is_live

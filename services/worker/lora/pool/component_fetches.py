@@ -96,10 +96,12 @@ class ComponentFetches:
             Unavailable: `worker_draining`: after a shutdown.
         """
         fetches = self._of(ticket)
-        for fetch in fetches.values():
-            if fetch.loading.done() and (error := failure_of(fetch.loading)) is not None:
+        # Looked at once: one that ends while this runs counts from the next time on, with its error.
+        done = [fetch.loading for fetch in fetches.values() if fetch.loading.done()]
+        for loading in done:
+            if (error := failure_of(loading)) is not None:
                 raise error
-        return all(fetch.loading.done() for fetch in fetches.values())
+        return len(done) == len(fetches)
 
     def copies(self, ticket: ResidencyTicket) -> dict[RocKey, HostCopy]:
         """What a ticket waited for and has got."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 
 import pytest
 import torch
@@ -107,6 +108,25 @@ class TestLoading:
         assert first.error.code == "component_load_failed"
         world.poll_until(lambda: not world.residency._writes)
         assert world.pool.used_bytes == 0
+
+    def test_a_fetch_that_fails_while_it_is_looked_at_fails_its_ticket(self, world, monkeypatch) -> None:
+        world.source.faults["a"] = RegistryUnavailable("away")
+        world.source.gate.clear()
+        ticket = world.open("a")
+        plain_done = Future.done
+
+        def done_just_before_the_end(future: Future) -> bool:
+            is_done = plain_done(future)
+            world.source.gate.set()
+            wait([future])
+            return is_done
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Future, "done", done_just_before_the_end)
+            assert not world.residency._fetches.is_done(ticket)
+        world.poll()
+        assert ticket.state is TicketState.FAILED
+        assert isinstance(ticket.error, RegistryUnavailable)
 
     def test_a_queue_longer_than_the_pool_does_not_fill_main_memory(self, world) -> None:
         held = world.ready("a", "b", "c")
