@@ -85,9 +85,11 @@ def run_system(
 
     from hilora.errors import InvalidInput
     from hilora_cli.opening import Opening
+    from services.common.imports import leave_out_training_packages
     from services.common.lifecycle import ComponentGroup, run_until_signal
     from services.common.log import configure_logging
 
+    leave_out_training_packages()
     configure_logging(service="standalone", level=settings.log_level)
     _hide_loading_bars()
     # Half a minute of imports may follow: what can be refused is refused first.

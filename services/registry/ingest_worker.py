@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from services.common.imports import leave_out_training_packages
 from services.common.log import configure_logging, get_logger
 from services.registry.ingest_process import build_ingest_worker
 from services.registry.settings import RegistrySettings
@@ -22,6 +23,7 @@ _SECONDS_TO_FINISH = 10.0
 
 def main() -> None:
     """Take jobs until SIGTERM or SIGINT."""
+    leave_out_training_packages()
     parent = os.getppid()
     settings = RegistrySettings()  # pyright: ignore[reportCallIssue]  (filled from the environment)
     configure_logging(service="registry-ingest", level=settings.log_level)

@@ -6,6 +6,7 @@ import asyncio
 import sys
 
 from hilora.errors import HiloraError
+from services.common.imports import leave_out_training_packages
 from services.common.lifecycle import run_until_signal
 from services.common.log import configure_logging, get_logger
 from services.worker.bootstrap import build_worker
@@ -15,6 +16,7 @@ from services.worker.settings import ProcessPlace, WorkerSettings
 
 def main() -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 2 if the configuration is unusable."""
+    leave_out_training_packages()
     settings = WorkerSettings()  # pyright: ignore[reportCallIssue] fields come from the environment
     configure_logging(service="worker", level=settings.log_level)
     place = ProcessPlace()

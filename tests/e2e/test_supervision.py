@@ -52,6 +52,12 @@ def uploads_work(system, scratch, name):
 
 
 class TestChildren:
+    def test_none_imports_what_only_training_uses(self, system):
+        """peft is installed here, and transformers would import it, and bitsandbytes' library with it."""
+        libraries = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in system.tree()}
+        assert any("/torch/lib/" in maps for maps in libraries.values())
+        assert [pid for pid, maps in libraries.items() if "bitsandbytes" in maps] == []
+
     def test_generation_goes_on_without_redis_and_uploads_after_its_return(self, system, tmp_path):
         line = lines_of(TASK)[0]
 

@@ -126,7 +126,7 @@ class Setup:
 
     def answers(self, plans: list[RoutingPlan]) -> list[list[int]]:
         recorders = [
-            submit(self.engine, f"r{idx}", list(range(3, 6 + 2 * idx)), plan=plan, max_tokens=3 + idx % 2)
+            submit(self.engine, f"r{idx}", list(range(3, 5 + idx)), plan=plan, max_tokens=3 + idx % 2)
             for idx, plan in enumerate(plans)
         ]
         run_until_done(self.engine, *recorders)
