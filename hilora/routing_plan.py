@@ -271,7 +271,7 @@ class RoutingPlan:
 
 
 def _fields_of(flat: GateParameters | PlanPreparation) -> dict[str, object]:
-    # `asdict` copies each value, at ten times the time; every request has a digest.
+    # `asdict` would copy each value, and every request has a digest.
     return {name: getattr(flat, name) for name in flat.__slots__}
 
 

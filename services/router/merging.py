@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from services.common.tasks import end_tasks
 from services.router.answer import CompletedGeneration, GenerationEvent
 from services.router.generation import GenerateText
 from services.router.request import GenerationRequest
@@ -52,7 +53,7 @@ async def stream_all(
             else:
                 yield item
     finally:
-        await _cancel(running)
+        await end_tasks(*running)
 
 
 async def complete_all(generate_text: GenerateText, requests: Sequence[GenerationRequest]) -> list[CompletedGeneration]:
@@ -67,10 +68,4 @@ async def complete_all(generate_text: GenerateText, requests: Sequence[Generatio
     try:
         return list(await asyncio.gather(*running))
     finally:
-        await _cancel(running)
-
-
-async def _cancel(running: Sequence[asyncio.Task[None]] | Sequence[asyncio.Task[CompletedGeneration]]) -> None:
-    for task in running:
-        task.cancel()
-    await asyncio.wait(running)
+        await end_tasks(*running)

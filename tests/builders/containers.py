@@ -138,10 +138,11 @@ class Podman:
                     continue
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self("healthcheck", "run", identity, check=False, seconds=20)
-                due_at[identity] = time.monotonic() + self._health_interval(identity)
+                if "(healthy)" in status:
+                    due_at[identity] = time.monotonic() + self._health_interval(identity)
 
     def _health_interval(self, identity: str) -> float:
-        """Seconds between the health checks of a container; 0 for one that is gone by now, or has none."""
+        """Seconds between the health checks of a container; 0, for every second, where it is gone or tells none."""
         with contextlib.suppress(AssertionError):
             return self.inspect(identity)["Config"].get("Healthcheck", {}).get("Interval", 0) / 1e9
         return 0.0

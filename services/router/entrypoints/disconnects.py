@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from hilora.errors import RequestAborted
+from services.common.tasks import end_tasks
 
 _ResultT = TypeVar("_ResultT")
 
@@ -31,10 +32,8 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Resul
             return working.result()
         raise RequestAborted("The client closed the connection.", code="client_disconnected")
     finally:
-        for task in (working, watching):
-            task.cancel()
         # The cancelled work lets go of its worker before the request counts as ended.
-        await asyncio.wait({working, watching})
+        await end_tasks(working, watching)
 
 
 async def _disconnect(request: Request) -> None:
