@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-
-import torch
+from typing import TYPE_CHECKING
 
 from hilora.errors import InvalidInput
+
+if TYPE_CHECKING:
+    # What routes reads plans and names, never a tensor: seconds of import and 200 MB that a router does without.
+    import torch
 
 ADAPTER_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """A name is safe as a file name, a URL path segment, a metric label and a `model` value."""

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
 _CACHED_ROWS = 256
+_LEAST_HALVED = 48
 
 VARIANCE_FLOOR = 1e-8
 """Least variance of any direction; embeddings have norm 1, so a typical variance is `1 / E`."""
@@ -212,15 +212,29 @@ def fit_within_covariance(sums: ResidualSums) -> WithinCovariance:
     shrinkage = max(optimal, 1.0 / (1.0 + sums.degrees_of_freedom))
     covariance = (1.0 - shrinkage) * sums.scatter_EE / sums.num_residuals
     covariance[np.diag_indices(dimension)] += max(shrinkage * mean_variance, VARIANCE_FLOOR)
-    factor = torch.from_numpy(np.linalg.cholesky(covariance))
-    identity = torch.eye(dimension, dtype=torch.float64)
-    whitening_EE = torch.linalg.solve_triangular(factor, identity, upper=False).numpy()
+    whitening_EE = _triangular_inverse(np.linalg.cholesky(covariance))
     return WithinCovariance(
         whitening_EE=whitening_EE,
         log_det_whitening=float(np.log(np.diagonal(whitening_EE)).sum()),
         shrinkage=shrinkage,
         mean_variance=mean_variance,
     )
+
+
+def _triangular_inverse(lower_EE: FloatArray) -> FloatArray:
+    """The inverse of a lower triangular matrix, which is one, too: NumPy inverts without looking for a triangle.
+
+    By halves: `[[A, 0], [C, D]]` has the inverse `[[A', 0], [-D' C A', D']]`.
+    """
+    dimension = len(lower_EE)
+    if dimension <= _LEAST_HALVED:
+        return np.tril(np.linalg.inv(lower_EE))
+    half = dimension // 2
+    inverse_EE = np.zeros_like(lower_EE)
+    inverse_EE[:half, :half] = upper = _triangular_inverse(lower_EE[:half, :half])
+    inverse_EE[half:, half:] = lower = _triangular_inverse(lower_EE[half:, half:])
+    inverse_EE[half:, :half] = -(lower @ lower_EE[half:, :half] @ upper)
+    return inverse_EE
 
 
 def _isotropic(variance: float, dimension: int) -> WithinCovariance:

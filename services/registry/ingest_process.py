@@ -7,7 +7,7 @@ import time
 
 from hilora.errors import HiloraError
 from services.common.log import get_logger
-from services.common.sequence_encoder import SentenceTransformerEncoder
+from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.registry.adapter_profiling import AdapterProfiling
 from services.registry.entrypoints.profile_tasks import register_reprofile_task, start_reprofiling
 from services.registry.entrypoints.tasks import register_ingest_task, run_ingest_process
@@ -34,7 +34,12 @@ class IngestProcess:
         shared = build_shared_parts(settings)
         # Both are loaded before the first job is taken: no claim runs out while a model is imported.
         shared.base.modules()
-        encoder = SentenceTransformerEncoder(settings.encoder, instruction=settings.encoder_instruction)
+        encoder = SentenceTransformerEncoder(
+            settings.encoder,
+            instruction=settings.encoder_instruction,
+            backend=EncoderBackend.AUTO,
+            kept_folder=settings.kept_encoders_dir,
+        )
         shared.data.wait_until_prepared(timeout_seconds=settings.redis_wait_seconds)
         self._ingestion = Ingestion(
             staging=shared.staging,

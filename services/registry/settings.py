@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 
 from hilora.access import TrustTier
 from services.common.auth import AccessKey, checked_keys, refuse_open_door
+from services.common.kept_encoders import KEPT_ENCODERS_FOLDER
 from services.common.sequence_encoder import DEFAULT_ENCODER
 from services.common.tls_settings import TlsServiceSettings
 
@@ -44,6 +45,8 @@ class RegistrySettings(TlsServiceSettings):
     """Sentence encoder for sample texts: the shipped one, a folder, or a hub name. Routers need the same."""
     encoder_instruction: str = ""
     """Text put before every sample, for encoders that want an instruction."""
+    kept_encoders_dir: Path = KEPT_ENCODERS_FOLDER
+    """Folder in which what OpenVINO needs of an encoder is kept, see `HILORA_ROUTER_KEPT_ENCODERS_DIR`."""
     admin_api_key: SecretStr | None = None
     """Key of the admin doors with every scope; in the audit log it is `admin`."""
     admin_keys: tuple[AccessKey, ...] = ()

@@ -322,6 +322,7 @@ def _encoder_of(settings: RouterSettings) -> Callable[[], SequenceEncoder]:
         num_threads=settings.encoder_threads,
         backend=settings.encoder_backend,
         precision=settings.encoder_precision,
+        kept_folder=settings.kept_encoders_dir,
     )
 
 

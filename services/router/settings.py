@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from hilora.access import TrustTier
 from hilora.routing_settings import ScoreRule
 from hilora.strategies import STRATEGY_NAMES
+from services.common.kept_encoders import KEPT_ENCODERS_FOLDER
 from services.common.openvino_encoder import EncoderPrecision
 from services.common.sequence_encoder import DEFAULT_ENCODER, EncoderBackend
 from services.common.tls_settings import TlsServiceSettings
@@ -59,6 +60,9 @@ class RouterSettings(TlsServiceSettings):
     encoder_precision: EncoderPrecision = EncoderPrecision.AUTO
     """What OpenVINO computes in: `float32`, `bfloat16`, or `auto`, which is bfloat16 on CPUs that have instructions for
     it. Its vectors lie within half a per cent of those of float32, in which the registry computes."""
+    kept_encoders_dir: Path = KEPT_ENCODERS_FOLDER
+    """Folder in which what OpenVINO needs of an encoder that is a folder, the shipped one among them, is kept for the
+    next start, which takes seconds less. Processes may share it; it may be read-only once it is filled."""
     encoder_max_batch: int = Field(default=32, ge=1)
     """Most texts that are embedded together."""
     encoder_max_waiting: int = Field(default=4096, ge=1)

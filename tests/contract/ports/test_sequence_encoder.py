@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from hilora.errors import InvalidInput
 from services.common import openvino_encoder
+from services.common.openvino_conversion import BareTokenizer, convert_encoder
 from services.common.openvino_encoder import EncoderPrecision, OpenVinoEncoder
 from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.router.settings import RouterSettings
@@ -31,14 +32,18 @@ BFLOAT16 = EncoderPrecision.BFLOAT16
 
 
 @pytest.fixture(scope="module")
-def encoders() -> dict[EncoderBackend | EncoderPrecision, SentenceTransformerEncoder]:
+def encoders(tmp_path_factory) -> dict[str, SentenceTransformerEncoder]:
     made = {backend: SentenceTransformerEncoder(backend=backend, num_threads=1) for backend in EncoderBackend}
     # OpenVINO computes in it on every processor, on some of them slowly.
     half = SentenceTransformerEncoder(backend=EncoderBackend.OPENVINO, num_threads=1, precision=BFLOAT16)
-    return {**made, BFLOAT16: half}
+    folder = tmp_path_factory.mktemp("kept")
+    kept = [
+        SentenceTransformerEncoder(backend=EncoderBackend.AUTO, num_threads=1, kept_folder=folder) for _ in range(2)
+    ]
+    return {**made, BFLOAT16: half, "kept": kept[1]}
 
 
-@pytest.fixture(params=[*EncoderBackend, BFLOAT16])
+@pytest.fixture(params=[*EncoderBackend, BFLOAT16, "kept"])
 def encoder(request, encoders) -> SentenceTransformerEncoder:
     return encoders[request.param]
 
@@ -79,10 +84,12 @@ class TestEveryBackend:
 
 
 class TestBothBackends:
-    def test_they_give_the_same_vectors_and_bear_the_same_id(self, encoders):
-        torch, openvino = (encoders[backend] for backend in (EncoderBackend.TORCH, EncoderBackend.OPENVINO))
+    @pytest.mark.parametrize("other", [EncoderBackend.OPENVINO, "kept"])
+    def test_they_give_the_same_vectors_and_bear_the_same_id(self, encoders, other):
+        torch, openvino = encoders[EncoderBackend.TORCH], encoders[other]
 
         assert torch.encoder_id == openvino.encoder_id
+        assert torch.count_tokens(TEXTS) == openvino.count_tokens(TEXTS)
         np.testing.assert_allclose(torch.encode(TEXTS), openvino.encode(TEXTS), atol=2e-6)
 
 
@@ -103,7 +110,7 @@ class TestPrecision:
         monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"] if has_it else ["FP32"])
         model = SentenceTransformer(str(get_model_path()), device="cpu")
 
-        encoder = OpenVinoEncoder(model, num_threads=1, precision=EncoderPrecision.AUTO)
+        encoder = OpenVinoEncoder(convert_encoder(model), num_threads=1, precision=EncoderPrecision.AUTO)
 
         assert encoder.precision is (BFLOAT16 if has_it else EncoderPrecision.FLOAT32)
 
@@ -112,13 +119,12 @@ class TestPrecision:
 
         monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"])
         monkeypatch.setitem(openvino_encoder._MOST_DIFFERENCE, BFLOAT16, 0.0)
-        model = SentenceTransformer(str(get_model_path()), device="cpu")
+        converted = convert_encoder(SentenceTransformer(str(get_model_path()), device="cpu"))
 
-        assert (
-            OpenVinoEncoder(model, num_threads=1, precision=EncoderPrecision.AUTO).precision is EncoderPrecision.FLOAT32
-        )
+        encoder = OpenVinoEncoder(converted, num_threads=1, precision=EncoderPrecision.AUTO)
+        assert encoder.precision is EncoderPrecision.FLOAT32
         with pytest.raises(InvalidInput, match="other vectors"):
-            OpenVinoEncoder(model, num_threads=1, precision=BFLOAT16)
+            OpenVinoEncoder(converted, num_threads=1, precision=BFLOAT16)
 
     def test_the_setting_knows_each(self, monkeypatch):
         assert RouterSettings().encoder_precision is EncoderPrecision.AUTO
@@ -171,8 +177,8 @@ class TestOpenVino:
         # A process of its own: here the package is loaded already.
         script = (
             "import sys; sys.modules['openvino'] = None\n"
-            "from services.common.openvino_encoder import OpenVinoEncoder\n"
-            "try: OpenVinoEncoder(object(), num_threads=None)\n"
+            "from services.common.openvino_conversion import convert_encoder\n"
+            "try: convert_encoder(object())\n"
             "except Exception as error: print(error.code, '|', error.remedy)"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
@@ -181,7 +187,7 @@ class TestOpenVino:
 
     def test_what_has_no_transformer_is_refused(self):
         with pytest.raises(InvalidInput) as caught:
-            OpenVinoEncoder(object(), num_threads=None)
+            convert_encoder(object())
         assert caught.value.code == "encoder_backend_unavailable"
 
     @pytest.mark.parametrize(("counts_prompt", "is_same"), [(True, True), (False, False)])
@@ -191,11 +197,13 @@ class TestOpenVino:
         model[1].include_prompt = counts_prompt
         if not is_same:
             with pytest.raises(InvalidInput, match="other vectors"):
-                OpenVinoEncoder(model, num_threads=1)
+                OpenVinoEncoder(convert_encoder(model), num_threads=1)
             return
         expected = model.encode(TEXTS, normalize_embeddings=True)
 
-        np.testing.assert_allclose(OpenVinoEncoder(model, num_threads=1).encode(TEXTS), expected, atol=2e-6)
+        np.testing.assert_allclose(
+            OpenVinoEncoder(convert_encoder(model), num_threads=1).encode(TEXTS), expected, atol=2e-6
+        )
 
     @pytest.mark.parametrize("is_plain", [True, False])
     def test_a_tokeniser_is_taken_bare_where_that_gives_the_same_tokens(self, is_plain):
@@ -204,11 +212,11 @@ class TestOpenVino:
             # What transformers do around the tokeniser, and it does not know of.
             whole = model.preprocess
             model.preprocess = lambda texts, **options: whole([text.replace("e", "") for text in texts], **options)
-        encoder = OpenVinoEncoder(model, num_threads=1)
+        converted = convert_encoder(model)
 
-        assert (encoder._tokenizer is not None) is is_plain
+        assert isinstance(converted.tokenizer, BareTokenizer) is is_plain
         expected = model.encode(TEXTS, normalize_embeddings=True)
-        np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=2e-6)
+        np.testing.assert_allclose(OpenVinoEncoder(converted, num_threads=1).encode(TEXTS), expected, atol=2e-6)
 
     def test_the_setting_knows_each_backend(self, monkeypatch):
         assert RouterSettings().encoder_backend is EncoderBackend.AUTO

@@ -58,8 +58,29 @@ def test_the_worker_s_kernels_are_compiled_and_usable(podman):
     assert run(podman, "worker", "python", "-c", code) == "True"
 
 
+@pytest.mark.parametrize("service", ["router", "registry"])
+def test_the_encoder_is_there_converted_and_gives_the_vectors_that_torch_gave(podman, service):
+    # What is kept is compared with torch's vectors when it is loaded; the converter is not imported.
+    code = "import sys; from pathlib import Path; "
+    code += "from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder as Encoder; "
+    code += "encoder = Encoder(backend=EncoderBackend.OPENVINO, kept_folder=Path('/opt/encoders')); "
+    code += "print(encoder.encode(['a text']).shape, encoder.encoder_id, 'sentence_transformers' in sys.modules)"
+
+    shape, encoder_id, has_converted = run(podman, service, "python", "-c", code).rsplit(" ", 2)
+    assert (shape, has_converted) == ("(1, 384)", "False")
+    assert encoder_id.startswith("all-MiniLM-L6-v2:")
+
+
 @pytest.mark.parametrize(
-    ("service", "absent"), [("router", "celery"), ("worker", "fastapi"), ("worker", "celery"), ("registry", "faiss")]
+    ("service", "absent"),
+    [
+        ("router", "celery"),
+        ("router", "torch"),
+        ("router", "transformers"),
+        ("worker", "fastapi"),
+        ("worker", "celery"),
+        ("registry", "faiss"),
+    ],
 )
 def test_a_service_s_image_has_not_what_another_needs(podman, service, absent):
     code = f"import importlib.util; print(importlib.util.find_spec({absent!r}))"

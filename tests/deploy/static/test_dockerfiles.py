@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from services.common.sequence_encoder import DEFAULT_ENCODER
 from tests.builders.deploy_files import OVERLAYS, ROOT, rendered_text, run, tool
 
 SERVICES = ["router", "registry", "worker"]
@@ -73,7 +74,8 @@ def test_a_service_s_image_is_as_all_of_them(service):
     text = (ROOT / f"services/{service}/Dockerfile").read_text()
     final = text.rpartition("\nFROM ")[2]
 
-    assert text.count("\nFROM ") == 3 and "ARG BASE_IMAGE=" in text
+    # The router has one stage more, in which torch converts its encoder.
+    assert text.count("\nFROM ") == (4 if service == "router" else 3) and "ARG BASE_IMAGE=" in text
     assert "\nUSER 10001:10001\n" in final
     assert "\nHEALTHCHECK " in final and "services.common.probe" in final
     assert 'ENTRYPOINT ["tini", "--"]' in final and f'CMD ["python", "-m", "services.{service}"]' in final
@@ -87,12 +89,24 @@ def test_a_service_s_image_is_as_all_of_them(service):
 def test_the_images_share_their_largest_layers():
     """A layer is shared where all instructions up to it are equal, and their arguments."""
     shared = set()
-    for service in SERVICES:
+    for service in ("registry", "worker"):
         base, torch, _, final = (ROOT / f"services/{service}/Dockerfile").read_text().split("\nFROM ")
         until_copied = final.partition("COPY --from=torch /opt/torch /opt/torch\n")
         assert until_copied[1], "the final stage does not copy torch as a layer of its own"
         shared.add((base[base.index("ARG ") :], torch, until_copied[0]))
     assert len(shared) == 1
+    # The router is built with torch and runs without it.
+    base, torch, *_, final = (ROOT / "services/router/Dockerfile").read_text().split("\nFROM ")
+    assert (base[base.index("ARG ") :], torch) == next(iter(shared))[:2]
+    assert "/opt/torch" not in final
+
+
+@pytest.mark.parametrize("service", ["router", "registry"])
+def test_an_image_that_embeds_has_its_encoder_converted(service):
+    text = (ROOT / f"services/{service}/Dockerfile").read_text()
+
+    assert f"-m services.common.keep_encoder {DEFAULT_ENCODER} /opt/encoders\n" in text
+    assert f"HILORA_{service.upper()}_KEPT_ENCODERS_DIR=/opt/encoders\n" in text.rpartition("\nFROM ")[2]
 
 
 @pytest.mark.parametrize("service", SERVICES)

