@@ -116,6 +116,11 @@ def skill_accuracy(
     return accuracy
 
 
+def _multiplies_bfloat16() -> bool:
+    """Whether half of the digits save time: without AVX-512 torch multiplies them seven times slower than all."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def train_base(
     recipe: BaseRecipe,
     tokenizer: PreTrainedTokenizerFast,
@@ -152,7 +157,7 @@ def train_base(
             for _ in range(recipe.batch_size)
         )
         examples = [tokenize_example(tokenizer, example) for example in drawn]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_multiplies_bfloat16()):
             loss = answer_loss(model, collate(examples))
         loss.backward()
         for optimizer in optimizers:

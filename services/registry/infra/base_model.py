@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import threading
@@ -70,18 +71,31 @@ class TransformersBaseModel:
             return _listing_of(self._model)
         key = hashlib.sha256(config_file.read_bytes()).hexdigest()
         cache_file = self._cache_folder / f"base-modules-{_LISTING}-{key[:16]}.json"
-        try:
-            listed: dict[str, Any] = json.loads(cache_file.read_bytes())
-            return _Listing(
-                modules=MappingProxyType({path: (sizes[0], sizes[1]) for path, sizes in listed["modules"].items()}),
-                tied=frozenset(listed["tied"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            listing = _listing_of(self._model)
+        found = _kept_listing(cache_file)
+        if found is not None:
+            return found
         self._cache_folder.mkdir(parents=True, exist_ok=True)
-        content = {"modules": dict(listing.modules), "tied": sorted(listing.tied)}
-        replace_durably(cache_file, json.dumps(content).encode())
+        # The registry and its ingest process start together: one imports what builds the model, the other one waits.
+        with (self._cache_folder / "base-modules.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _kept_listing(cache_file)
+            if found is not None:
+                return found
+            listing = _listing_of(self._model)
+            content = {"modules": dict(listing.modules), "tied": sorted(listing.tied)}
+            replace_durably(cache_file, json.dumps(content).encode())
         return listing
+
+
+def _kept_listing(cache_file: Path) -> _Listing | None:
+    try:
+        listed: dict[str, Any] = json.loads(cache_file.read_bytes())
+        return _Listing(
+            modules=MappingProxyType({path: (sizes[0], sizes[1]) for path, sizes in listed["modules"].items()}),
+            tied=frozenset(listed["tied"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _listing_of(model: str) -> _Listing:

@@ -7,6 +7,7 @@ use; a change is applied to the names at once and to the fitted model as soon as
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -40,6 +41,10 @@ _log = get_logger(__name__)
 
 # Adapters often arrive in a row; one fit serves all that came in this time.
 _COALESCE_SECONDS = 0.05
+# In a long row the fits would follow one another, each for an adapter or two, and requests wait beside them.
+_REST = 3.0
+"""Pause after a fit while adapters go on arriving, in times of its duration."""
+_MAX_REST_SECONDS = 1.0
 
 EncoderIdentity = Callable[[], tuple[str, int]]
 """Gives `(encoder_id, embedding_dim)` of this router's encoder."""
@@ -210,11 +215,13 @@ class CatalogReplica:
         return self._gone
 
     async def _fit_for_ever(self) -> None:
+        rests_until = 0.0
         while True:
             await self._changed.wait()
             if self._view is not None:
-                await asyncio.sleep(_COALESCE_SECONDS)
+                await asyncio.sleep(max(_COALESCE_SECONDS, rests_until - time.monotonic()))
             self._changed.clear()
+            started = time.monotonic()
             assert self._generation is not None, "a change follows a snapshot"
             generation = self._generation
             profiles = self._contents.profiles.copy()
@@ -234,6 +241,8 @@ class CatalogReplica:
             self._publish(router, router_generation=generation)
             async with self._fitted:
                 self._fitted.notify_all()
+            ended = time.monotonic()
+            rests_until = ended + min(_REST * (ended - started), _MAX_REST_SECONDS)
 
 
 def _compared_names(router: SequenceRouter, before: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:

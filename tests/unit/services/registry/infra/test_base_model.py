@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ class TestModules:
 
     def test_a_shorter_list_of_an_older_release_is_not_taken(self, tmp_path):
         first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
-        (cache,) = tmp_path.iterdir()
+        (cache,) = tmp_path.glob("*.json")
         cache.rename(tmp_path / cache.name.replace(f"-{base_model._LISTING}-", "-"))
         (tmp_path / cache.name.replace(f"-{base_model._LISTING}-", "-")).write_text("{}")
 
@@ -51,6 +53,23 @@ class TestModules:
         monkeypatch.setattr(base_model, "_listing_of", lambda _: pytest.fail("built again"))
 
         assert TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules() == first
+
+    def test_of_two_that_start_together_one_builds_it(self, tmp_path, monkeypatch):
+        built = []
+        real = base_model._listing_of
+
+        def slowly(model):
+            built.append(model)
+            time.sleep(0.3)
+            return real(model)
+
+        monkeypatch.setattr(base_model, "_listing_of", slowly)
+        bases = [TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path) for _ in range(3)]
+        with ThreadPoolExecutor(3) as threads:
+            listed = list(threads.map(lambda base: base.modules(), bases))
+
+        assert len(built) == 1
+        assert listed[0] == listed[1] == listed[2] != {}
 
     def test_another_config_is_another_model(self, tmp_path):
         TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path / "cache").modules()
@@ -67,7 +86,7 @@ class TestModules:
 
     def test_a_damaged_cache_is_made_again(self, tmp_path):
         first = TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules()
-        (cache,) = tmp_path.iterdir()
+        (cache,) = tmp_path.glob("*.json")
         cache.write_text("{")
 
         assert TransformersBaseModel(str(BASE), name="base", cache_folder=tmp_path).modules() == first
