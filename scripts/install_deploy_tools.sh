@@ -11,6 +11,10 @@ PYTHON=${PYTHON:-python3}
 STAMP=$TOOLS/installed-$(sha256sum "$0" | cut -c1-16)
 [ -e "$STAMP" ] && exit 0
 mkdir -p "$TOOLS/bin"
+# Whoever comes while another one installs waits, and finds all of it.
+exec 9>"$TOOLS/.lock"
+flock 9
+[ -e "$STAMP" ] && exit 0
 step=""
 trap 'echo "FAILED: $0: $step could not be installed (status $?; 124 is the time limit)" >&2' ERR
 

@@ -25,9 +25,10 @@ from hilora_lab.bench.router_speech import answer_commands, say
 from hilora_lab.bench.router_texts import task_name, task_text
 from hilora_rpc.v1 import registry_pb2, registry_pb2_grpc
 from services.common import event_loop
+from services.common.kept_encoders import KEPT_ENCODERS_FOLDER
 from services.common.log import configure_logging
 from services.common.rpc_server import RpcServer
-from services.common.sequence_encoder import DEFAULT_ENCODER, SentenceTransformerEncoder
+from services.common.sequence_encoder import DEFAULT_ENCODER, EncoderBackend, SentenceTransformerEncoder
 
 NUM_SAMPLES = 20
 """Of an adapter."""
@@ -88,7 +89,7 @@ class _Feed(registry_pb2_grpc.RegistryServiceServicer):
 
 
 def _entries(order: FeedOrder) -> list[registry_pb2.CatalogEntry]:
-    encoder = SentenceTransformerEncoder(order.encoder)
+    encoder = SentenceTransformerEncoder(order.encoder, backend=EncoderBackend.AUTO, kept_folder=KEPT_ENCODERS_FOLDER)
     centers_LE = encoder.encode([task_text(task, 0) for task in range(order.num_adapters)])
     samples_LME = synthetic_samples(centers_LE)
     entries: list[registry_pb2.CatalogEntry] = []

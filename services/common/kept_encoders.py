@@ -54,11 +54,11 @@ class KeptEncoders:
         Args:
             encoder: what `SentenceTransformer` would load.
         """
-        place = self._place(encoder)
         try:
+            place = self._place(encoder)
             return _read(place) if (place / _MANIFEST).is_file() else None
         except Exception as error:  # whatever somebody made of the files
-            _log.warning("kept_encoder_unreadable", folder=str(place), error=f"{type(error).__name__}: {error}"[:200])
+            _log.warning("kept_encoder_unreadable", folder=str(self._folder), error=_told(error))
             return None
 
     def keep(self, encoder: Path, converted: ConvertedEncoder) -> None:
@@ -79,7 +79,7 @@ class KeptEncoders:
                 shutil.rmtree(partial, ignore_errors=True)
             self._tidy(place)
         except Exception as error:  # a full or read-only disk, a graph that cannot be written: not worth a start
-            _log.info("encoder_not_kept", folder=str(self._folder), error=f"{type(error).__name__}: {error}"[:200])
+            _log.info("encoder_not_kept", folder=str(self._folder), error=_told(error))
 
     def _place(self, encoder: Path) -> Path:
         return self._folder / f"{encoder.name}-{_key(encoder)}"
@@ -93,6 +93,10 @@ class KeptEncoders:
         for place in places:
             if place.name.startswith(_PARTIAL) and now - place.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(place, ignore_errors=True)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _age(place: Path) -> float:

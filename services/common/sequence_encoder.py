@@ -133,6 +133,7 @@ class SentenceTransformerEncoder:
             return None
         if kept is not None:
             kept.keep(Path(location), converted)
+        self._model.to("meta")  # its weights are in the copy, and its tokeniser may be held on to
         return compiled
 
     def _compile(self, converted: ConvertedEncoder) -> OpenVinoEncoder:

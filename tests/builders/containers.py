@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.builders.deploy_files import ROOT, TOOLS, tool
+from tests.builders.deploy_tools import ROOT, TOOLS, tool
 
 STATE = Path(os.environ.get("HILORA_CONTAINER_STATE", "/var/tmp/hilora-containers"))
 BASES = ROOT / "tests/deploy/containers/bases"

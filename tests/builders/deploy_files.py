@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOLS = Path(os.environ.get("HILORA_DEPLOY_TOOLS", ROOT / ".deploy-tools"))
+from tests.builders.deploy_tools import ROOT, TOOLS, tool
+
 OVERLAYS = {
     "local": ROOT / "deploy/k8s/overlays/local",
     "production": ROOT / "deploy/k8s/overlays/production",
@@ -24,18 +24,6 @@ PROFILES = ["cpu", "gpu", "testbed", "observe"]
 SECRETS = {"REDIS_PASSWORD": "redis-secret", "HILORA_ADMIN_KEY": "admin-secret", "GRAFANA_PASSWORD": "grafana-secret"}
 
 Document = dict[str, Any]
-
-
-def tool(name: str) -> str:
-    """Path of a program: of `scripts/install_deploy_tools.sh`, else of the machine.
-
-    Raises:
-        AssertionError: there is none, and the test that wants it must not pass.
-    """
-    own = TOOLS / "bin" / name
-    found = str(own) if own.exists() else shutil.which(name)
-    assert found, f"NOT RUN: {name} is missing; scripts/install_deploy_tools.sh installs it"
-    return found
 
 
 def run(command: list[str], *, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

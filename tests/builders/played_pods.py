@@ -20,7 +20,8 @@ import yaml
 from services.common.tls import TlsFiles
 from tests.builders.certificates import Authority
 from tests.builders.containers import Podman
-from tests.builders.deploy_files import ROOT, Document, of_kind, rendered, workloads
+from tests.builders.deploy_files import Document, of_kind, rendered, workloads
+from tests.builders.deploy_tools import ROOT
 
 NETWORK = "hilora-pods"
 PLACES = {"hilora-redis": 2, "hilora-registry": 3, "hilora-worker": 4, "hilora-router": 5}

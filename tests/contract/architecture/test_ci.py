@@ -23,6 +23,8 @@ class Ci:
         shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
         for program in ("curl", "npm", "promtool", "apt-get"):
             self._program(f"bin/{program}", "exit 0")
+        self._program("scripts/install_container_tools.sh", "exit 0")
+        self.builds(succeeds=True)
         self.installs(succeeds=True)
         self.makes(failing="nothing")
 
@@ -35,6 +37,10 @@ class Ci:
     def installs(self, *, succeeds: bool) -> None:
         """Whether the tools of the deployment tests can be had."""
         self._program("scripts/install_deploy_tools.sh", f"exit {0 if succeeds else 1}")
+
+    def builds(self, *, succeeds: bool) -> None:
+        """Whether the images can be built, `python3 -m tests.builders.images`."""
+        self._program("bin/python3", f'echo "images by $*"; exit {0 if succeeds else 1}')
 
     def makes(self, *, failing: str) -> None:
         """Which target fails."""
@@ -74,6 +80,18 @@ class TestCi:
         ci.makes(failing=failing)
 
         assert ci.run(HILORA_CI_CONTAINERS="1")[0] != 0
+
+    def test_images_are_built_beside_and_their_failure_fails_it(self, ci):
+        ci.builds(succeeds=False)
+
+        status, targets, _ = ci.run(HILORA_CI_CONTAINERS="1")
+        assert status != 0
+        assert "test" in targets and "test-containers" not in targets
+
+    def test_without_containers_no_image_is_built(self, ci):
+        ci.builds(succeeds=False)
+
+        assert ci.run()[0] == 0
 
     def test_tools_that_cannot_be_installed_leave_their_tier_out_aloud(self, ci):
         ci.installs(succeeds=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 
 from hilora.errors import InvalidInput
-from services.common import openvino_encoder
-from services.common.openvino_conversion import BareTokenizer, convert_encoder
+from services.common import openvino_encoder, sequence_encoder
+from services.common.openvino_conversion import BareTokenizer, ConvertedEncoder, convert_encoder
 from services.common.openvino_encoder import EncoderPrecision, OpenVinoEncoder
 from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.router.settings import RouterSettings
@@ -33,17 +34,27 @@ BFLOAT16 = EncoderPrecision.BFLOAT16
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory) -> dict[str, SentenceTransformerEncoder]:
-    made = {backend: SentenceTransformerEncoder(backend=backend, num_threads=1) for backend in EncoderBackend}
-    # OpenVINO computes in it on every processor, on some of them slowly.
-    half = SentenceTransformerEncoder(backend=EncoderBackend.OPENVINO, num_threads=1, precision=BFLOAT16)
     folder = tmp_path_factory.mktemp("kept")
-    kept = [
-        SentenceTransformerEncoder(backend=EncoderBackend.AUTO, num_threads=1, kept_folder=folder) for _ in range(2)
-    ]
-    return {**made, BFLOAT16: half, "kept": kept[1]}
+
+    def made(backend: EncoderBackend, **changes: Any) -> SentenceTransformerEncoder:
+        return SentenceTransformerEncoder(backend=backend, num_threads=1, kept_folder=folder, **changes)
+
+    return {
+        EncoderBackend.TORCH: made(EncoderBackend.TORCH),
+        EncoderBackend.OPENVINO: made(EncoderBackend.OPENVINO),
+        # They find what the last one kept.
+        EncoderBackend.AUTO: made(EncoderBackend.AUTO),
+        # OpenVINO computes in it on every processor, on some of them slowly.
+        BFLOAT16: made(EncoderBackend.OPENVINO, precision=BFLOAT16),
+    }
 
 
-@pytest.fixture(params=[*EncoderBackend, BFLOAT16, "kept"])
+@pytest.fixture(scope="module")
+def converted() -> ConvertedEncoder:
+    return convert_encoder(SentenceTransformer(str(get_model_path()), device="cpu"))
+
+
+@pytest.fixture(params=[*EncoderBackend, BFLOAT16])
 def encoder(request, encoders) -> SentenceTransformerEncoder:
     return encoders[request.param]
 
@@ -84,7 +95,7 @@ class TestEveryBackend:
 
 
 class TestBothBackends:
-    @pytest.mark.parametrize("other", [EncoderBackend.OPENVINO, "kept"])
+    @pytest.mark.parametrize("other", [EncoderBackend.OPENVINO, EncoderBackend.AUTO])
     def test_they_give_the_same_vectors_and_bear_the_same_id(self, encoders, other):
         torch, openvino = encoders[EncoderBackend.TORCH], encoders[other]
 
@@ -104,22 +115,19 @@ class TestPrecision:
         assert not (half.encode(TEXTS) == whole.encode(TEXTS)).all()
 
     @pytest.mark.parametrize("has_it", [True, False])
-    def test_auto_takes_it_where_the_processor_has_it(self, monkeypatch, has_it):
+    def test_auto_takes_it_where_the_processor_has_it(self, converted, monkeypatch, has_it):
         import openvino
 
         monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"] if has_it else ["FP32"])
-        model = SentenceTransformer(str(get_model_path()), device="cpu")
-
-        encoder = OpenVinoEncoder(convert_encoder(model), num_threads=1, precision=EncoderPrecision.AUTO)
+        encoder = OpenVinoEncoder(converted, num_threads=1, precision=EncoderPrecision.AUTO)
 
         assert encoder.precision is (BFLOAT16 if has_it else EncoderPrecision.FLOAT32)
 
-    def test_auto_takes_float32_where_half_of_the_digits_are_too_few(self, monkeypatch):
+    def test_auto_takes_float32_where_half_of_the_digits_are_too_few(self, converted, monkeypatch):
         import openvino
 
         monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"])
         monkeypatch.setitem(openvino_encoder._MOST_DIFFERENCE, BFLOAT16, 0.0)
-        converted = convert_encoder(SentenceTransformer(str(get_model_path()), device="cpu"))
 
         encoder = OpenVinoEncoder(converted, num_threads=1, precision=EncoderPrecision.AUTO)
         assert encoder.precision is EncoderPrecision.FLOAT32
@@ -153,13 +161,14 @@ class TestAuto:
         assert done.stdout.split()[-2:] == ["torch", "encoder_backend_unavailable"]
 
     @pytest.mark.parametrize("fault", [RuntimeError, TypeError, None])
-    def test_where_openvino_fails_or_errs_torch_does(self, encoders, monkeypatch, fault):
+    def test_where_openvino_fails_or_errs_torch_does(self, encoders, converted, monkeypatch, fault):
         def wrong(_, texts):
             if fault is not None:
                 raise fault("not this model")
             return np.ones((len(texts), 384), dtype=np.float32)
 
         monkeypatch.setattr(OpenVinoEncoder, "_pass", wrong)
+        monkeypatch.setattr(sequence_encoder, "convert_encoder", lambda _: converted)
         encoder = SentenceTransformerEncoder(backend=EncoderBackend.AUTO, num_threads=1)
 
         assert encoder.backend is EncoderBackend.TORCH
@@ -167,8 +176,8 @@ class TestAuto:
 
 
 class TestOpenVino:
-    def test_its_converter_tells_nobody(self, encoders):
-        assert encoders
+    def test_its_converter_tells_nobody(self, converted):
+        assert converted
         from openvino.tools.ovc import convert_impl
 
         assert convert_impl.tm.__name__.endswith("telemetry_stub")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.builders.containers import Compose, Podman, package_index
+from tests.builders.containers import Compose, Podman
+from tests.builders.images import SECRETS, build_images
 from tests.builders.ports import free_port
 from tests.builders.router_figures import has_fitted
-
-TEST_FILE = "tests/deploy/containers/compose.test.yml"
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +25,7 @@ def podman(tmp_path_factory):
 def environment():
     """What a user writes into .env; ports that are free, so that nothing else on the machine is met."""
     return {
-        "REDIS_PASSWORD": "redissecret",
-        "HILORA_ADMIN_KEY": "adminsecret",
-        "GRAFANA_PASSWORD": "unused",
+        **SECRETS,
         "COMPOSE_PROFILES": "cpu,testbed",
         "COMPOSE_PROJECT_NAME": "hilora-test",
         "ROUTER_PORT": str(free_port()),
@@ -42,27 +38,10 @@ def environment():
 def images(podman, environment):
     """The three images, built from the sources as they are; seconds that it took, by service.
 
-    With HILORA_REUSE_IMAGES set, for work on these tests, images that are there are taken as they are.
+    With HILORA_REUSE_IMAGES set, images that are there are taken as they are: for work on these tests, and where
+    `tests.builders.images` has just built them.
     """
-    reused = os.environ.get("HILORA_REUSE_IMAGES")
-    wanted = [
-        service
-        for service in ("worker", "router", "registry")
-        if not (reused and podman("images", "-q", f"docker.io/library/hilora-{service}:0.1.0"))
-    ]
-    with package_index() as index:
-        compose = Compose(podman, files=[TEST_FILE], environment={**environment, "TORCH_CPU_INDEX": index})
-
-        def build(service):
-            began = time.monotonic()
-            compose("build", service, seconds=1500)
-            return time.monotonic() - began
-
-        # The first alone, since all have torch in one layer; then two at a time, as much of a build is waiting.
-        seconds = {service: build(service) for service in wanted[:1]}
-        with ThreadPoolExecutor(2) as pool:
-            seconds |= zip(wanted[1:], pool.map(build, wanted[1:]), strict=True)
-    return seconds
+    return build_images(podman, environment, reuses=bool(os.environ.get("HILORA_REUSE_IMAGES")))
 
 
 @pytest.fixture(scope="module")

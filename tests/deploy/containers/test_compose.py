@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.builders.deploy_files import ROOT
+from tests.builders.deploy_tools import ROOT
 from tests.builders.light_load import ANSWER, PROMPT
 
 pytestmark = pytest.mark.timeout(2400)

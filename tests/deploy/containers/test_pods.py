@@ -9,7 +9,8 @@ import time
 import httpx
 import pytest
 
-from tests.builders.deploy_files import ROOT, pod_of, rendered, workloads
+from tests.builders.deploy_files import pod_of, rendered, workloads
+from tests.builders.deploy_tools import ROOT
 from tests.builders.light_load import ANSWER, PROMPT
 from tests.builders.played_pods import ADMIN_KEY, INFERENCE_KEY, PlayedPods
 from tests.builders.ports import free_port

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.builders.containers import Compose
-from tests.builders.deploy_files import ROOT, tool
+from tests.builders.deploy_tools import ROOT, tool
 from tests.builders.light_load import light_load
 from tests.deploy.containers.conftest import await_seeded
 

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 import yaml
 
-from tests.builders.deploy_files import COMPOSE_FILES, ROOT, SECRETS, TOOLS, compose, run, tool
+from tests.builders.deploy_files import COMPOSE_FILES, SECRETS, compose, run
+from tests.builders.deploy_tools import ROOT, TOOLS, tool
 
 
 def config(*arguments, **environment):

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from services.common.sequence_encoder import DEFAULT_ENCODER
-from tests.builders.deploy_files import OVERLAYS, ROOT, rendered_text, run, tool
+from tests.builders.deploy_files import OVERLAYS, rendered_text, run
+from tests.builders.deploy_tools import ROOT, tool
 
 SERVICES = ["router", "registry", "worker"]
 DOCKERFILES = [ROOT / f"services/{service}/Dockerfile" for service in SERVICES] + [ROOT / "deploy/testbed/Dockerfile"]

@@ -7,7 +7,6 @@ import yaml
 
 from tests.builders.deploy_files import (
     OVERLAYS,
-    ROOT,
     environment_of,
     labels_of,
     named,
@@ -17,6 +16,7 @@ from tests.builders.deploy_files import (
     selects,
     workloads,
 )
+from tests.builders.deploy_tools import ROOT
 
 IMAGES = {"hilora-router", "hilora-registry", "hilora-worker", "hilora-testbed"}
 # Made by hand or by cert-manager, never by these files.

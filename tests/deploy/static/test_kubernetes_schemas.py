@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.builders.deploy_files import OVERLAYS, ROOT, TOOLS, of_kind, rendered, rendered_text, run, tool
+from tests.builders.deploy_files import OVERLAYS, of_kind, rendered, rendered_text, run
+from tests.builders.deploy_tools import ROOT, TOOLS, tool
 
 # The oldest knows the `sleep` action of preStop; docs/deployment.md names both.
 VERSIONS = ["1.30", "1.37"]
