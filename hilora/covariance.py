@@ -212,7 +212,7 @@ def fit_within_covariance(sums: ResidualSums) -> WithinCovariance:
     shrinkage = max(optimal, 1.0 / (1.0 + sums.degrees_of_freedom))
     covariance = (1.0 - shrinkage) * sums.scatter_EE / sums.num_residuals
     covariance[np.diag_indices(dimension)] += max(shrinkage * mean_variance, VARIANCE_FLOOR)
-    whitening_EE = _triangular_inverse(np.linalg.cholesky(covariance))
+    whitening_EE = _triangular_inverse(np.linalg.cholesky(covariance).astype(np.float64, copy=False))
     return WithinCovariance(
         whitening_EE=whitening_EE,
         log_det_whitening=float(np.log(np.diagonal(whitening_EE)).sum()),
@@ -227,10 +227,11 @@ def _triangular_inverse(lower_EE: FloatArray) -> FloatArray:
     By halves: `[[A, 0], [C, D]]` has the inverse `[[A', 0], [-D' C A', D']]`.
     """
     dimension = len(lower_EE)
-    if dimension <= _LEAST_HALVED:
-        return np.tril(np.linalg.inv(lower_EE))
-    half = dimension // 2
     inverse_EE = np.zeros_like(lower_EE)
+    if dimension <= _LEAST_HALVED:
+        inverse_EE[:] = np.tril(np.linalg.inv(lower_EE))
+        return inverse_EE
+    half = dimension // 2
     inverse_EE[:half, :half] = upper = _triangular_inverse(lower_EE[:half, :half])
     inverse_EE[half:, half:] = lower = _triangular_inverse(lower_EE[half:, half:])
     inverse_EE[half:, :half] = -(lower @ lower_EE[half:, :half] @ upper)
