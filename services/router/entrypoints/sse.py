@@ -20,13 +20,16 @@ from services.common.log import get_logger
 
 _log = get_logger(__name__)
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Made once: `json.dumps` with options makes one for each event."""
+
 DONE = b"data: [DONE]\n\n"
 """The last event of a complete stream."""
 
 
 def encode_event(data: Mapping[str, Any]) -> bytes:
     """One event. JSON escapes line breaks, so the data is one line."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _JSON.encode(data).encode() + b"\n\n"
 
 
 class EventStreamResponse(StreamingResponse):
