@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+
+from tests.builders.patience import patient
 
 ROOT = Path(__file__).parents[3]
 
@@ -87,6 +90,17 @@ class TestCi:
         status, targets, _ = ci.run(HILORA_CI_CONTAINERS="1")
         assert status != 0
         assert "test" in targets and "test-containers" not in targets
+
+    def test_a_failure_elsewhere_ends_what_builds_images(self, ci, tmp_path):
+        ci._program("bin/python3", f"sleep 300 & echo $! > {tmp_path}/builder; wait")
+        ci._program("bin/make", f"until [ -s {tmp_path}/builder ]; do sleep 0.05; done; exit 2")
+
+        assert ci.run(HILORA_CI_CONTAINERS="1")[0] != 0
+        # Reaped by whoever adopted it, in a moment.
+        deadline = time.monotonic() + patient(10)
+        while Path(f"/proc/{(tmp_path / 'builder').read_text().strip()}/stat").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert time.monotonic() < deadline
 
     def test_without_containers_no_image_is_built(self, ci):
         ci.builds(succeeds=False)
