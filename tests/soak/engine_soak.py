@@ -38,6 +38,8 @@ _MAX_REQUESTS_PER_CLIENT = 12
 _STUCK_SECONDS = 60.0
 _ROUND_SECONDS = 5.0
 """Load for so long, then rest, look and go on."""
+_LEAST_ROUNDS = 3
+_MOST_ROUNDS_FOR_A_FAULT = 10
 _MAX_GROWTH_BYTES = 48 << 20
 """Of the process, from the first third of the rounds to the last: an allocator needs some room to move."""
 
@@ -62,7 +64,7 @@ class EngineSoak:
 
     Args:
         seed: of load and faults; threads make each run different all the same.
-        seconds: how long, roughly.
+        seconds: how long, roughly; longer where less than three rounds are done by then.
         kv_layout: of the KV cache; pages run out, slots are only taken by more urgent requests.
     """
 
@@ -102,7 +104,12 @@ class EngineSoak:
         """Load and rest in turns, and a stop in the middle of load."""
         self._engine.start()
         ends_at = time.monotonic() + self._seconds
-        while time.monotonic() < ends_at:
+        # On a slow machine few steps are done in a time: rounds count as well, and that something went wrong in them.
+        while (
+            time.monotonic() < ends_at
+            or self._report.num_rounds < _LEAST_ROUNDS
+            or (self._kernels.num_faults == 0 and self._report.num_rounds < _MOST_ROUNDS_FOR_A_FAULT)
+        ):
             self._round(min(_ROUND_SECONDS, self._seconds / 3))
         clients = self._load(0.3)
         self._engine.stop(drain_seconds=0.05)
