@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -11,6 +14,7 @@ from hilora.access import AdapterAccess, TrustTier
 from hilora.errors import RegistryUnavailable
 from hilora_rpc.v1 import registry_pb2
 from services.router.infra.catalog_replica import CatalogReplica
+from services.router.infra.pool_fitter import PoolFitter
 from tests.fakes.router_encoder import HashEncoder
 from tests.fakes.router_registry import FakeRegistry, catalog_entry
 from tests.fakes.router_stack import eventually, task_texts
@@ -84,6 +88,29 @@ class TestWatch:
             await eventually(lambda: _is_at(replica, 6))
             assert set(replica.view().adapters) == {"capitals", "sums"}
             assert registry.service.num_snapshots == 1
+
+    async def test_in_a_long_row_of_changes_fits_rest(self, registry, monkeypatch):
+        fits: list[tuple[float, float]] = []
+        real = PoolFitter.current
+
+        async def slowly(self, profiles, *, catalog_generation):
+            started = time.monotonic()
+            await asyncio.sleep(0.05)
+            router = await real(self, profiles, catalog_generation=catalog_generation)
+            fits.append((started, time.monotonic()))
+            return router
+
+        monkeypatch.setattr(PoolFitter, "current", slowly)
+        async with following(registry) as replica:
+            await eventually(lambda: registry.service.num_watchers == 1)
+            for _ in range(20):
+                registry.service.upsert(_entry("sums"))
+                await asyncio.sleep(0.05)
+            await eventually(lambda: _is_at(replica, 23))
+
+        assert len(fits) > 1
+        for (started, ended), (next_started, _) in pairwise(fits):
+            assert next_started - ended >= min(2.0 * (ended - started), 0.9)
 
     async def test_a_heartbeat_at_our_generation_changes_nothing(self, registry):
         async with following(registry) as replica:
