@@ -65,33 +65,37 @@ def largest_remainder_counts(lora_ranks: Sequence[int], *, shares_C: FloatArray,
         shares_C: not negative; only ratios matter. With a sum of 0 all are equal.
         budget: at most the sum of the caps.
     """
-    ranks_C = np.asarray(lora_ranks, dtype=np.int64)
     _check_budget(budget, lora_ranks)
-    shares_C = np.asarray(shares_C, dtype=np.float64)
-    total = float(shares_C.sum())
-    quota_C = budget * (shares_C / total if total > 0.0 else np.full(len(ranks_C), 1.0 / len(ranks_C)))
-    least_C = np.zeros(len(ranks_C), dtype=np.int64)
-    least_C[:budget] = 1
-    counts_C = np.clip(np.floor(quota_C).astype(np.int64), least_C, ranks_C)
+    # Lists: candidates are few, and a request would spend its time on making arrays of them.
+    shares = np.asarray(shares_C, dtype=np.float64).tolist()
+    total = math.fsum(shares)
+    quotas = [budget * (share / total if total > 0.0 else 1.0 / len(shares)) for share in shares]
+    least = [int(place < budget) for place in range(len(shares))]
+    counts = [
+        min(max(math.floor(quota), fewest), rank) for quota, fewest, rank in zip(quotas, least, lora_ranks, strict=True)
+    ]
     # One at a time towards the quota: at most as many steps as there are ROCs.
-    while (left := budget - int(counts_C.sum())) != 0:
-        lack_C = quota_C - counts_C
+    places = range(len(counts))
+    while (left := budget - sum(counts)) != 0:
         if left > 0:
-            idx = int(np.argmax(np.where(counts_C < ranks_C, lack_C, -np.inf)))
-            counts_C[idx] += 1
+            open_places = [place for place in places if counts[place] < lora_ranks[place]]
+            counts[max(open_places, key=lambda place: quotas[place] - counts[place])] += 1
         else:
-            idx = len(ranks_C) - 1 - int(np.argmin(np.where(counts_C > least_C, lack_C, np.inf)[::-1]))
-            counts_C[idx] -= 1
-    return tuple(int(count) for count in counts_C)
+            spare = [place for place in reversed(places) if counts[place] > least[place]]
+            counts[min(spare, key=lambda place: quotas[place] - counts[place])] -= 1
+    return tuple(counts)
 
 
 def candidate_weights(posterior_C: FloatArray, *, rule: WeightRule) -> tuple[float, ...]:
     """Factors of the candidates' outputs; they sum to 1 under every rule but `NONE`."""
+    posterior = posterior_C.tolist()
     if rule is WeightRule.NONE:
-        return (1.0,) * len(posterior_C)
+        return (1.0,) * len(posterior)
     power = {WeightRule.POSTERIOR: 1.0, WeightRule.SHARPENED: 2.0, WeightRule.SQRT: 0.5}[rule]
-    raised_C = (posterior_C / posterior_C.max()) ** power
-    return tuple(float(weight) for weight in raised_C / raised_C.sum())
+    most = max(posterior)
+    raised = [(one / most) ** power for one in posterior]
+    total = math.fsum(raised)
+    return tuple(one / total for one in raised)
 
 
 def variance_factor(lora_ranks: Sequence[int], *, budget: int, rule: EtaRule) -> float:

@@ -10,12 +10,14 @@ Shapes: G distinct grams of one text, N grams of several texts one after the oth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hilora import text_kernels
 
 GRAM_SCHEME = "char-1-3/1"
 """Names how texts become grams. Grams of another scheme mean something else and must not be compared."""
@@ -46,10 +48,18 @@ def gram_ids(text: str) -> GramIds:
 
     Case makes no difference, nor does the amount of white space; that a line ends does. Equal on every machine.
     """
-    is_there = np.zeros(NUM_GRAMS, dtype=np.bool_)
-    for hashed, _ in _hashed(text):
-        is_there[hashed] = True
-    return np.flatnonzero(is_there).astype(np.uint16)
+    points = _points(text)
+    if text_kernels.native is None:
+        return distinct_ids(_scattered(np.concatenate(_hashes(points))))
+    ids = np.empty(len(_LENGTHS) * len(points), dtype=np.uint16)
+    return ids[: text_kernels.native.gram_ids(points, ids)]
+
+
+def distinct_ids(ids_N: GramIds) -> GramIds:
+    """Every gram among some once, rising."""
+    # Stable, for two bytes, means by their digits: half of the comparisons would be guessed wrong.
+    sorted_N = np.sort(ids_N, kind="stable")
+    return np.concatenate((sorted_N[:1], sorted_N[1:][sorted_N[1:] != sorted_N[:-1]]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -64,42 +74,50 @@ class GramSpots:
 
 def gram_spots(text: str) -> GramSpots:
     """The distinct grams of a text, rising, and where each stands."""
-    first_G = np.full(NUM_GRAMS, np.iinfo(np.int64).max)
-    last_G = np.full(NUM_GRAMS, -1)
-    for hashed, length in _hashed(text):
-        starts = np.arange(len(hashed))
-        np.minimum.at(first_G, hashed, starts)
-        np.maximum.at(last_G, hashed, starts + length)
-    ids_G = np.flatnonzero(last_G >= 0)
-    return GramSpots(ids_G=ids_G.astype(np.uint16), centres_G=(first_G[ids_G] + last_G[ids_G]) / 2)
+    hashes = _hashes(_points(text))
+    ids_N = _scattered(np.concatenate(hashes))
+    starts_N = np.concatenate([np.arange(len(of_length)) for of_length in hashes])
+    stops_N = starts_N + np.repeat(_LENGTHS, [len(of_length) for of_length in hashes])
+    ids_G = distinct_ids(ids_N)
+    if not len(ids_G):
+        return GramSpots(ids_G=ids_G, centres_G=np.zeros(0))
+    by_id = np.argsort(ids_N, kind="stable")
+    firsts = np.searchsorted(ids_N[by_id], ids_G)
+    first_G, last_G = np.minimum.reduceat(starts_N[by_id], firsts), np.maximum.reduceat(stops_N[by_id], firsts)
+    return GramSpots(ids_G=ids_G, centres_G=(first_G + last_G) / 2)
 
 
-def _hashed(text: str) -> Iterator[tuple[NDArray[np.uint32], int]]:
-    """The grams of each length in their order, and the length; nothing for an empty text."""
+def _points(text: str) -> NDArray[np.uint32]:
+    """The characters that are looked at; none for an empty text, three at least for any other."""
     plain = _BREAKS.sub("\n", _SPACES.sub(" ", text[:MAX_GRAM_CHARACTERS])).strip().lower()
     if not plain:
-        return
+        return np.zeros(0, dtype=np.uint32)
     # Lower case may be longer than the text: the bound holds for what is looked at.
     plain = f"{_FIRST}{plain[:MAX_GRAM_CHARACTERS]}{_LAST}"
     # The byte order is part of the scheme. A lone surrogate is no character, but a client may send one.
-    points = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint32)
+    return np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint32)
+
+
+def _hashes(points: NDArray[np.uint32]) -> list[NDArray[np.uint32]]:
+    """The grams of each length in their order."""
+    found: list[NDArray[np.uint32]] = []
     for length in _LENGTHS:
-        num_grams = len(points) - length + 1
-        if num_grams < 1:
-            return
-        hashes = np.full(num_grams, length, dtype=np.uint32)
-        for offset in range(length):
-            hashes = (hashes * _PRIME) ^ points[offset : offset + num_grams]
-        yield _scattered(hashes), length
+        num_grams = max(len(points) - length + 1, 0)
+        hashes = points[:num_grams] ^ np.uint32(length * int(_PRIME))
+        for offset in range(1, length):
+            hashes *= _PRIME
+            hashes ^= points[offset : offset + num_grams]
+        found.append(hashes)
+    return found
 
 
-def _scattered(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _scattered(hashes: NDArray[np.uint32]) -> GramIds:
     """Sixteen bits that all bits of the hashes take part in (the finisher of MurmurHash3)."""
     mixed = hashes ^ (hashes >> np.uint32(16))
-    mixed = mixed * _MIX_1
+    mixed *= _MIX_1
     mixed ^= mixed >> np.uint32(13)
-    mixed = mixed * _MIX_2
-    return (mixed ^ (mixed >> np.uint32(16))) & np.uint32(NUM_GRAMS - 1)
+    mixed *= _MIX_2
+    return (mixed ^ (mixed >> np.uint32(16))).astype(np.uint16)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hilora import text_kernels
 from hilora.character_grams import NUM_GRAMS, GramCounts, GramIds, SampleGrams, counts_of_each
 from hilora.covariance import FloatArray
 from hilora.gram_table import gram_table
@@ -63,18 +64,30 @@ class LexicalRows:
         """Memory that they take."""
         return self.ids_LW.nbytes + self.counts_LW.nbytes + self.scales_L.nbytes + self.commons_L.nbytes
 
-    def products(self, squares_G: NDArray[np.float32], common: float, idx_C: NDArray[np.intp]) -> NDArray[np.float32]:
+    def products(
+        self, ids_G: GramIds, squares: NDArray[np.float32], common: float, idx_C: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
         """`< q, s_i - <s_i, c> c > / sqrt(1 - <s_i, c>^2)` of some of them, `[C]`.
 
         Args:
-            squares_G: `w_g^2` of the text's grams, 0 elsewhere.
+            ids_G: the text's grams, each once.
+            squares: their `w_g^2`.
             common: `< q, c >`.
             idx_C: their places.
         """
         # n_ig stands without w_g, so that the text brings both factors.
-        counts_CW = self.counts_LW[idx_C].astype(np.float32)
-        products_C = np.einsum("cw,cw->c", squares_G.take(self.ids_LW[idx_C]), counts_CW)
-        return products_C * self.scales_L[idx_C] - np.float32(common) * self.commons_L[idx_C]
+        sums_C = np.empty(len(idx_C))
+        if text_kernels.native is None:
+            with gram_table(ids_G, squares) as squares_G:
+                counts_CW = self.counts_LW[idx_C].astype(np.float32)
+                np.einsum("cw,cw->c", squares_G.take(self.ids_LW[idx_C]), counts_CW, out=sums_C, dtype=np.float64)
+        else:
+            width, places = self.ids_LW.shape[1], np.ascontiguousarray(idx_C, dtype=np.int64)
+            text_kernels.native.row_products(self.ids_LW, self.counts_LW, width, places, ids_G, squares, sums_C)
+        products_C = sums_C.astype(np.float32)
+        products_C *= self.scales_L[idx_C]
+        products_C -= np.float32(common) * self.commons_L[idx_C]
+        return products_C
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,13 +155,12 @@ class LexicalPool:
             return np.zeros(len(idx_C))
         common = float(self.common_G[ids_G].sum())
         is_added_C = idx_C >= len(self.rows)
-        with gram_table(ids_G, squares) as squares_G:
-            if self.added is None or not is_added_C.any():
-                scores_C = self.rows.products(squares_G, common, idx_C)
-            else:
-                scores_C = np.empty(len(idx_C), dtype=np.float32)
-                scores_C[~is_added_C] = self.rows.products(squares_G, common, idx_C[~is_added_C])
-                scores_C[is_added_C] = self.added.products(squares_G, common, idx_C[is_added_C] - len(self.rows))
+        if self.added is None or not is_added_C.any():
+            scores_C = self.rows.products(ids_G, squares, common, idx_C)
+        else:
+            scores_C = np.empty(len(idx_C), dtype=np.float32)
+            scores_C[~is_added_C] = self.rows.products(ids_G, squares, common, idx_C[~is_added_C])
+            scores_C[is_added_C] = self.added.products(ids_G, squares, common, idx_C[is_added_C] - len(self.rows))
         return (scores_C / np.sqrt(length)).astype(np.float64)
 
 

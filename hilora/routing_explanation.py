@@ -61,10 +61,11 @@ def explained_decision(
     budget_of = {budget.adapter_id: budget for budget in plan.budgets}
     chosen: list[CandidateScore] = []
     others: list[CandidateScore] = []
-    for place in descending(scores.posterior_C):
+    idx, posterior = scores.idx_C.tolist(), scores.posterior_C.tolist()
+    for place in descending(scores.posterior_C).tolist():
         if len(chosen) == len(budget_of) and len(others) >= num_runners_up:
             break
-        adapter_id, adapter_name = identity_of(int(scores.idx_C[place]))
+        adapter_id, adapter_name = identity_of(idx[place])
         budget = budget_of.get(adapter_id)
         if budget is None and len(others) >= num_runners_up:
             continue
@@ -74,7 +75,7 @@ def explained_decision(
                 adapter_name=adapter_name,
                 log_likelihood=float(scores.scores_C[place]),
                 log_likelihood_ratio=float(scores.ratios_C[place]),
-                posterior=float(scores.posterior_C[place]),
+                posterior=posterior[place],
                 num_rocs=budget.num_rocs if budget else 0,
                 weight=budget.weight if budget else 0.0,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from hilora.adapter import RocBasis
 from hilora.gaussian import CovarianceFamily
@@ -113,6 +114,7 @@ class RoutingSettings:
             raise ValueError("min_candidates and max_candidates must be at least 1")
 
     @classmethod
+    @cache
     def for_mode(cls, mode: RoutingMode) -> RoutingSettings:
         """The defaults of a mode.
 

@@ -1,14 +1,8 @@
 """Which two adapters together explain a text that none explains alone, and whose skill it asks for first.
 
-Words alone decide. With `w` the squared weight of each gram (`LexicalPool.weights_G`), `Q` the grams of the text and
-`m` those of a sample text,
-
-    e(m)    =  w(Q & m)^2 / (w(Q) w(m))                    how well one sample explains the text
-    e(m,n)  =  w(Q & (m | n))^2 / (w(Q) w(m | n))          how well two of different adapters do
-
-Both are squared cosines: what a sample says beyond the text counts against it as much as what it leaves out, so that an
-adapter for something longer is no half. A pair is taken if it explains enough of the text, clearly more than the best
-sample alone, and if its two skills are asked for one after the other, not interwoven.
+Words alone decide (`skill_contest`): what a sample says beyond the text counts against it as much as what it leaves
+out, so that an adapter for something longer is no half. A pair is taken if it explains enough of the text, clearly more
+than the best sample alone, and if its two skills are asked for one after the other, not interwoven.
 
 An adapter may itself have been made for a combination. Its samples contain the wording of a half, but reading with it
 brings the other half, too. Such adapters are known by the same measure: two others explain their samples better than
@@ -16,22 +10,20 @@ one, each brings something of its own, and the samples are longer than either's.
 
 Where the constants come from: docs/experiments.md, "two skills, one after the other".
 
-Shapes: C compared adapters, M their samples, G grams of a text, N grams of all those samples one after the other, W
-distinct grams of some samples.
+Shapes: C adapters, K compared ones, M samples, G grams of a text, A and B those that one of two samples has alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hilora.character_grams import GramIds, SampleGrams, gram_spots
+from hilora.character_grams import GramIds, GramSpots, SampleGrams, gram_spots
 from hilora.covariance import FloatArray
-from hilora.gram_table import gram_table
+from hilora.skill_contest import Contestant, gram_lengths, hold_contest
 
 MIN_EXPLAINED = 0.4
 """What two adapters explain of a text at least: new words for an old task stay far below."""
@@ -39,8 +31,6 @@ MIN_GAIN = 1.1
 """Times what the best one explains."""
 MIN_ORDER = 0.8
 """Share of the pairs of grams, one of each skill's own, that stand in one order."""
-_MAX_HALVES = 12
-"""Adapters that are compared in pairs: those that explain most alone."""
 _NUM_ASKED_SAMPLES = 5
 """Samples by which it is decided whether an adapter is a combination: each sign has to show in most of them."""
 _COMBINED_GAIN, _COMBINED_SHARE, _COMBINED_LENGTH = 1.2, 0.2, 1.1
@@ -61,24 +51,6 @@ class SkillPair:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class _Contest:
-    """Some adapters' best samples against one text, those that explain most first."""
-
-    places_C: NDArray[np.intp]
-    lengths_C: FloatArray
-    """`w(m)`."""
-    alone_C: FloatArray
-    """`e(m)`."""
-    joint_CC: FloatArray
-    """`e(m, n)`; 0 on the diagonal."""
-    least_own_CC: FloatArray
-    """Share of the text that both explain and one of the two does not: the smaller of the two shares."""
-    ids_W: GramIds
-    """The text's grams that some of the samples have."""
-    has_CW: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class PairMemory:
     """What was worked out about adapters by the weights and rivals of one fit, by their samples.
 
@@ -87,11 +59,23 @@ class PairMemory:
 
     is_combination: dict[SampleGrams, bool] = field(default_factory=dict[SampleGrams, bool])
     lengths: dict[SampleGrams, FloatArray] = field(default_factory=dict[SampleGrams, FloatArray])
-    """`w(m)` of each sample."""
+    """`gram_lengths` of each."""
 
     def asked(self) -> frozenset[SampleGrams]:
         """Adapters of which it was asked whether they are combinations."""
         return frozenset(self.is_combination)
+
+
+class _Remembered(dict[int, Contestant | None]):
+    """What a function says of places, asked once of each: without a call for those that were asked before."""
+
+    def __init__(self, say: Callable[[int], Contestant | None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def __missing__(self, place: int) -> Contestant | None:
+        found = self[place] = self._say(place)
+        return found
 
 
 class SkillPairs:
@@ -113,9 +97,10 @@ class SkillPairs:
         memory: PairMemory,
     ) -> None:
         self._grams_of = grams_of
-        self._squares_G = weights_G.astype(np.float64) ** 2
+        self._squares_G = weights_G * weights_G
         self._rivals_of = rivals_of
         self._memory = memory
+        self._contestant_of = _Remembered(self._contestant)
 
     def find(self, text: str, ids_G: GramIds, places_C: NDArray[np.intp]) -> SkillPair | None:
         """The pair for a text that no adapter explains; None if no two do either.
@@ -125,31 +110,32 @@ class SkillPairs:
             ids_G: its grams (`gram_ids`).
             places_C: the adapters that may be chosen.
         """
-        contest = self._contest(ids_G, places_C, least=MIN_EXPLAINED)
+        contest = hold_contest(
+            self._contestants(places_C), ids_G, self._squares_G, least=MIN_EXPLAINED, least_gain=MIN_GAIN
+        )
         if contest is None:
             return None
-        joint_CC = contest.joint_CC.copy()
-        explained, alone = float(joint_CC.max()), float(contest.alone_C.max())
+        joint_KK = contest.joint_KK.copy()
+        explained, alone = float(joint_KK.max()), float(contest.alone_K[0])
         if explained < MIN_EXPLAINED or explained <= MIN_GAIN * alone:
             return None
         while True:
-            pair = divmod(int(joint_CC.argmax()), len(joint_CC))
-            if joint_CC[pair] <= 0.0:
+            pair = divmod(int(joint_KK.argmax()), len(joint_KK))
+            if joint_KK[pair] <= 0.0:
                 return None
-            combined = [one for one in pair if self.is_combination(int(contest.places_C[one]))]
+            combined = [one for one in pair if self.is_combination(contest.contestants[one].place)]
             if not combined:
                 break
-            joint_CC[combined, :] = joint_CC[:, combined] = 0.0
-        spots = gram_spots(text)
-        in_order = self._share_in_order(contest, spots.ids_G, spots.centres_G, *pair)
+            joint_KK[combined, :] = joint_KK[:, combined] = 0.0
+        in_order = self._share_in_order(gram_spots(text), *(contest.best_sample(one) for one in pair))
         first, second = pair if in_order >= 0.5 else pair[::-1]
         if max(in_order, 1.0 - in_order) < MIN_ORDER:
             return None
         return SkillPair(
-            first=int(contest.places_C[first]),
-            second=int(contest.places_C[second]),
-            explained=float(joint_CC[pair]),
-            gain=float(joint_CC[pair]) / alone,
+            first=contest.contestants[first].place,
+            second=contest.contestants[second].place,
+            explained=float(joint_KK[pair]),
+            gain=float(joint_KK[pair]) / alone,
         )
 
     def is_combination(self, place: int) -> bool:
@@ -163,119 +149,53 @@ class SkillPairs:
         return found
 
     def _looks_combined(self, grams: SampleGrams, rivals: NDArray[np.intp]) -> bool:
+        contestants = self._contestants(rivals)
         asked = np.unique(np.linspace(0, grams.num_samples - 1, _NUM_ASKED_SAMPLES).astype(np.intp))
         against = np.zeros(3, dtype=np.intp)
         for ordinal in asked:
-            against += ~self._signs_of_two(grams.sample(int(ordinal)), rivals)
+            against += ~self._signs_of_two(grams.sample(int(ordinal)), contestants)
             if 2 * against.max() >= len(asked):  # what the other samples say changes nothing
                 return False
         return True
 
-    def _signs_of_two(self, ids_G: GramIds, rivals: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def _signs_of_two(self, ids_G: GramIds, rivals: Sequence[Contestant]) -> NDArray[np.bool_]:
         """Of a sample: do two others explain it better than one, does each bring something, is it longer than both?"""
-        contest = self._contest(ids_G, rivals)
+        contest = hold_contest(rivals, ids_G, self._squares_G)
         if contest is None:
             return np.zeros(3, dtype=np.bool_)
-        pair = divmod(int(contest.joint_CC.argmax()), len(contest.joint_CC))
-        longer = contest.lengths_C[list(pair)].max()
+        pair = divmod(int(contest.joint_KK.argmax()), len(contest.joint_KK))
+        longer = contest.lengths_K[list(pair)].max()
         return np.array(
             [
-                contest.joint_CC[pair] > _COMBINED_GAIN * contest.alone_C.max(),
-                contest.least_own_CC[pair] > _COMBINED_SHARE,
-                self._squares_G[ids_G].sum() > _COMBINED_LENGTH * longer,
+                contest.joint_KK[pair] > _COMBINED_GAIN * contest.alone_K[0],
+                contest.least_own_KK[pair] > _COMBINED_SHARE,
+                self._squares_G.take(ids_G).sum(dtype=np.float64) > _COMBINED_LENGTH * longer,
             ]
         )
 
-    def _contest(self, ids_G: GramIds, places_C: NDArray[np.intp], *, least: float = 0.0) -> _Contest | None:
-        """None where fewer than two adapters share anything with the text, or no two can explain `least` of it."""
-        known = [
-            (int(place), grams)
-            for place in places_C
-            if (grams := self._grams_of(int(place))) is not None and grams.num_samples
-        ]
-        squares_G = self._squares_G[ids_G]
-        length = float(squares_G.sum())
-        if len(known) < 2 or not length:
-            return None
-        ids_N = np.concatenate([grams.ids_N for _, grams in known])
-        sizes_M = np.concatenate([grams.lengths_M for _, grams in known])
-        ends_M = np.cumsum(sizes_M, dtype=np.intp)
-        with gram_table(ids_G, squares_G) as asked_G:
-            shared_M = _sums(asked_G.take(ids_N), sizes_M, ends_M)
-        if _most_of_two(shared_M, [grams.num_samples for _, grams in known]) < least * length:
-            # `e(m, n)` is at most the share of the text that both have together.
-            return None
-        lengths_M = np.concatenate([self._lengths(grams) for _, grams in known])
-        alone_M = shared_M**2 / (np.where(lengths_M > 0.0, lengths_M, 1.0) * length)
-        bounds = np.cumsum([0, *(grams.num_samples for _, grams in known)])
-        best_C = np.array([start + int(alone_M[start:stop].argmax()) for start, stop in pairwise(bounds.tolist())])
-        order = np.argsort(-alone_M[best_C], kind="stable")
-        kept = [int(one) for one in order if alone_M[best_C[one]] > 0.0][:_MAX_HALVES]
-        if len(kept) < 2:
-            return None
-        samples = best_C[kept]
-        ids_W, has_CW = _presence([ids_N[ends_M[one] - sizes_M[one] : ends_M[one]] for one in samples])
-        squares_W = self._squares_G[ids_W]
-        is_asked_W = ids_G.take(np.searchsorted(ids_G, ids_W), mode="clip") == ids_W
-        asked_CW = has_CW[:, is_asked_W].astype(np.float64)
-        both_asked_CC = (asked_CW * squares_W[is_asked_W]) @ asked_CW.T
-        both_CC = (has_CW * squares_W) @ has_CW.T.astype(np.float64)
-        shared_C, lengths_C = shared_M[samples], lengths_M[samples]
-        covered_CC = shared_C[:, None] + shared_C - both_asked_CC
-        joint_CC = covered_CC**2 / ((lengths_C[:, None] + lengths_C - both_CC) * length)
-        np.fill_diagonal(joint_CC, 0.0)
-        return _Contest(
-            places_C=np.array([known[one][0] for one in kept], dtype=np.intp),
-            lengths_C=lengths_C,
-            alone_C=alone_M[samples],
-            joint_CC=joint_CC,
-            least_own_CC=(np.minimum(shared_C[:, None], shared_C) - both_asked_CC) / length,
-            ids_W=ids_W[is_asked_W],
-            has_CW=has_CW[:, is_asked_W],
-        )
+    def _contestants(self, places: NDArray[np.intp]) -> list[Contestant]:
+        """Those whose samples are known."""
+        found = [self._contestant_of[place] for place in places.tolist()]
+        return [one for one in found if one is not None]
 
-    def _lengths(self, grams: SampleGrams) -> FloatArray:
-        """`w(m)` of an adapter's samples; worked out once."""
-        found = self._memory.lengths.get(grams)
-        if found is None:
-            ends_M = np.cumsum(grams.lengths_M, dtype=np.intp)
-            found = self._memory.lengths[grams] = _sums(self._squares_G.take(grams.ids_N), grams.lengths_M, ends_M)
-        return found
+    def _contestant(self, place: int) -> Contestant | None:
+        grams = self._grams_of(place)
+        if grams is None or not grams.num_samples:
+            return None
+        lengths_M = self._memory.lengths.get(grams)
+        if lengths_M is None:
+            lengths_M = self._memory.lengths[grams] = gram_lengths(grams, self._squares_G)
+        return Contestant(place=place, grams=grams, lengths_M=lengths_M)
 
-    def _share_in_order(
-        self, contest: _Contest, ids_G: GramIds, centres_G: FloatArray, first: int, second: int
-    ) -> float:
+    def _share_in_order(self, spots: GramSpots, first: GramIds, second: GramIds) -> float:
         """How surely the first one's own grams stand before the second one's: 1 always, 0 never, 0.5 interwoven."""
-        own = []
-        for one, other in ((first, second), (second, first)):
-            ids_W = contest.ids_W[contest.has_CW[one] & ~contest.has_CW[other]]
-            own.append((centres_G[np.searchsorted(ids_G, ids_W)], self._squares_G[ids_W]))
-        (centres_A, weights_A), (centres_B, weights_B) = own
+        has_first_G, has_second_G = np.isin(spots.ids_G, first), np.isin(spots.ids_G, second)
+        own_A, own_B = has_first_G & ~has_second_G, has_second_G & ~has_first_G
+        weights_G = self._squares_G.take(spots.ids_G).astype(np.float64)
+        weights_A, weights_B = weights_G[own_A], weights_G[own_B]
         total = float(weights_A.sum() * weights_B.sum())
         if not total:
             return 0.5
+        centres_A, centres_B = spots.centres_G[own_A], spots.centres_G[own_B]
         before_AB = (centres_A[:, None] < centres_B) + 0.5 * (centres_A[:, None] == centres_B)
         return float(weights_A @ before_AB @ weights_B) / total
-
-
-def _sums(values_N: FloatArray, sizes_M: NDArray[np.uint32], ends_M: NDArray[np.intp]) -> FloatArray:
-    """The sum of each text's values; 0 of an empty text."""
-    if not sizes_M[-1]:
-        values_N = np.append(values_N, 0.0)  # what empty texts at the end begin with
-    # An empty text begins where another one does: what is found there is not its own.
-    return np.where(sizes_M > 0, np.add.reduceat(values_N, (ends_M - sizes_M).astype(np.intp)), 0.0)
-
-
-def _most_of_two(shared_M: FloatArray, counts: Sequence[int]) -> float:
-    """The largest sum of what a sample of one adapter and one of another share with a text; two adapters at least."""
-    best = np.maximum.reduceat(shared_M, np.cumsum([0, *counts[:-1]]))
-    return float(np.partition(best, -2)[-2:].sum())
-
-
-def _presence(samples: Sequence[GramIds]) -> tuple[GramIds, NDArray[np.bool_]]:
-    """All grams of some samples, rising, and which sample has which."""
-    ids_W = np.unique(np.concatenate(samples))
-    has_CW = np.zeros((len(samples), len(ids_W)), dtype=np.bool_)
-    for row, ids in enumerate(samples):
-        has_CW[row, np.searchsorted(ids_W, ids)] = True
-    return ids_W, has_CW

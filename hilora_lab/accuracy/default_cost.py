@@ -2,6 +2,7 @@
 
     routing.decide_ms         a decision among `routing.num_adapters` adapters by the clock, median and 99th percentile
     routing.decide_cpu_ms     the same in processor time, which other processes lengthen less
+    routing.are_text_kernels_compiled   without them, decisions take twice as long
     routing.gaussian_ms       the same decisions by the embedding alone; gaussian_cpu_ms as above
     per_token.bN.SETTING      the default's time per token over a pinned adapter's, N requests at once, round by round:
                               `decode` of the middle step in which all decode, `whole` with prompts, `cpu` as `whole`
@@ -31,6 +32,7 @@ from hilora.routing_explanation import explicit_decision
 from hilora.routing_plan import GateParameters, RocBudget, RoutingPlan
 from hilora.routing_settings import RoutingSettings, ScoreRule
 from hilora.sequence_routing import AdapterProfile
+from hilora.text_kernels import are_text_kernels_compiled
 from hilora_lab.accuracy.accuracy_bench import REVISION, OnProgress, profile_of, tokenize_line
 from hilora_lab.accuracy.engine_scorer import FactorSource
 from hilora_lab.accuracy.planner import DEFAULT_STRATEGY, Planner
@@ -120,6 +122,7 @@ def measure_routing(encoder: Encodes, order: CostOrder, on_progress: OnProgress)
     return {
         "num_adapters": order.num_adapters,
         "num_texts": order.num_texts,
+        "are_text_kernels_compiled": are_text_kernels_compiled(),
         "decide_ms": _percentiles(stacked_NS[:, 0]),
         "decide_cpu_ms": _percentiles(stacked_NS[:, 1]),
         "gaussian_ms": _percentiles(gaussian_NS[:, 0]),

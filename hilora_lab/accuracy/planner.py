@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from hilora.character_grams import gram_ids
 from hilora.routing_plan import RoutingDecision
-from hilora.routing_settings import RoutingSettings
 from hilora.sequence_routing import AdapterProfile, SequenceRouter
 from hilora.strategies import RoutingQuestion
 from services.router.low_confidence import with_policy
@@ -103,7 +102,7 @@ class Planner:
             UnknownAdapter: `unknown_strategy`.
         """
         rules = rules_for(RoutingOptions(model=f"{AUTO_MODEL}:{strategy}"), PRODUCT_DEFAULTS)
-        settings: RoutingSettings = replace(rules.settings, **(changes or {}))
+        settings = replace(rules.settings, **changes) if changes else rules.settings
         router = self.router(without)
         question = RoutingQuestion(
             z_E=z_E,

@@ -84,8 +84,9 @@ def rules_for(options: RoutingOptions, defaults: RoutingDefaults) -> RoutingRule
         "roc_score": options.roc_score,
         "gate_scope": options.gate_scope,
     }
-    changes = {name: value for name, value in wishes.items() if value is not None}
-    return RoutingRules(strategy=strategy, settings=replace(strategy.settings, **changes))
+    settings = strategy.settings
+    changes = {name: value for name, value in wishes.items() if value is not None and value != getattr(settings, name)}
+    return RoutingRules(strategy=strategy, settings=replace(settings, **changes) if changes else settings)
 
 
 def _strategy_name(options: RoutingOptions) -> str | None:
