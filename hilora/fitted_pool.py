@@ -228,10 +228,8 @@ class FittedPool:
             log_posterior_C = combined_C - log_sum_exp(combined_C) + log_sum_exp(log_posterior_C)
         order = np.lexsort((idx_C, -log_posterior_C))
         if stack is not None:
-            is_wanted = np.arange(len(order)) < num_results
-            if len(also):
-                is_wanted |= np.isin(idx_C[order], also)
-            order = order[is_wanted]
+            wanted, others = order[:num_results], order[num_results:]
+            order = np.concatenate([wanted, others[np.isin(idx_C[others], also)]]) if len(also) else wanted
         idx_C, log_density_C, log_posterior_C = idx_C[order], log_density_C[order], log_posterior_C[order]
         return ScoredPool(
             idx_C=idx_C,

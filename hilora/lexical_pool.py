@@ -64,30 +64,43 @@ class LexicalRows:
         """Memory that they take."""
         return self.ids_LW.nbytes + self.counts_LW.nbytes + self.scales_L.nbytes + self.commons_L.nbytes
 
-    def products(
-        self, ids_G: GramIds, squares: NDArray[np.float32], common: float, idx_C: NDArray[np.intp]
-    ) -> NDArray[np.float32]:
-        """`< q, s_i - <s_i, c> c > / sqrt(1 - <s_i, c>^2)` of some of them, `[C]`.
+    def scores(
+        self, ids_G: GramIds, idx_C: NDArray[np.intp], weights_G: NDArray[np.float32], common_G: NDArray[np.float32]
+    ) -> FloatArray:
+        """The lexical score of some of them, `[C]`, in single precision.
 
         Args:
             ids_G: the text's grams, each once.
-            squares: their `w_g^2`.
-            common: `< q, c >`.
             idx_C: their places.
+            weights_G: `w_g` of every gram there is.
+            common_G: `c_g w_g` of every gram.
         """
+        scores_C = np.empty(len(idx_C))
+        if text_kernels.native is not None:
+            text_kernels.native.lexical_scores(
+                self.ids_LW,
+                self.counts_LW,
+                self.ids_LW.shape[1],
+                self.scales_L,
+                self.commons_L,
+                np.ascontiguousarray(idx_C, dtype=np.int64),
+                ids_G,
+                weights_G,
+                common_G,
+                scores_C,
+            )
+            return scores_C
+        weights = weights_G[ids_G]
+        squares = weights * weights
+        length = np.sqrt(squares.sum(dtype=np.float64)) or 1.0
+        common = common_G[ids_G].sum(dtype=np.float64)
         # n_ig stands without w_g, so that the text brings both factors.
-        sums_C = np.empty(len(idx_C))
-        if text_kernels.native is None:
-            with gram_table(ids_G, squares) as squares_G:
-                counts_CW = self.counts_LW[idx_C].astype(np.float32)
-                np.einsum("cw,cw->c", squares_G.take(self.ids_LW[idx_C]), counts_CW, out=sums_C, dtype=np.float64)
-        else:
-            width, places = self.ids_LW.shape[1], np.ascontiguousarray(idx_C, dtype=np.int64)
-            text_kernels.native.row_products(self.ids_LW, self.counts_LW, width, places, ids_G, squares, sums_C)
-        products_C = sums_C.astype(np.float32)
-        products_C *= self.scales_L[idx_C]
-        products_C -= np.float32(common) * self.commons_L[idx_C]
-        return products_C
+        with gram_table(ids_G, squares) as squares_G:
+            counts_CW = self.counts_LW[idx_C].astype(np.float32)
+            products_C = np.einsum("cw,cw->c", squares_G.take(self.ids_LW[idx_C]), counts_CW, dtype=np.float64)
+        scores_C[:] = (products_C * self.scales_L[idx_C] - common * self.commons_L[idx_C]) / np.sqrt(length)
+        # Single precision, so that rows that are equal have a spread of exactly 0.
+        return scores_C.astype(np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,20 +161,13 @@ class LexicalPool:
             ids_G: the text's grams (`gram_ids`).
             idx_C: the adapters' places.
         """
-        weights = self.weights_G[ids_G]
-        squares = weights * weights
-        length = float(np.sqrt(squares.sum()))
-        if not length:
-            return np.zeros(len(idx_C))
-        common = float(self.common_G[ids_G].sum())
         is_added_C = idx_C >= len(self.rows)
         if self.added is None or not is_added_C.any():
-            scores_C = self.rows.products(ids_G, squares, common, idx_C)
-        else:
-            scores_C = np.empty(len(idx_C), dtype=np.float32)
-            scores_C[~is_added_C] = self.rows.products(ids_G, squares, common, idx_C[~is_added_C])
-            scores_C[is_added_C] = self.added.products(ids_G, squares, common, idx_C[is_added_C] - len(self.rows))
-        return (scores_C / np.sqrt(length)).astype(np.float64)
+            return self.rows.scores(ids_G, idx_C, self.weights_G, self.common_G)
+        scores_C = np.empty(len(idx_C))
+        for rows, at_C, first in ((self.rows, ~is_added_C, 0), (self.added, is_added_C, len(self.rows))):
+            scores_C[at_C] = rows.scores(ids_G, idx_C[at_C] - first, self.weights_G, self.common_G)
+        return scores_C
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)

@@ -161,7 +161,7 @@ class WhitenedGaussians:
     def log_density(self, y: FloatArray, rest: FloatArray) -> FloatArray:
         """`ln N` of located texts under each adapter, `[..., L]`, in whitened units."""
         # Expanding the square leaves one matrix product; its quadratic part is shared within a group.
-        square = y**2 @ (1.0 / self.variances_GK).T + rest[..., None] / self.rest_variance_G
+        square = y**2 @ self.precisions.T + rest[..., None] / self.rest_variance_G
         return y @ self._slope.T - 0.5 * (square[..., self.group_L] + self._offset)
 
 

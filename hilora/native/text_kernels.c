@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -82,38 +83,50 @@ static PyObject *gram_ids(PyObject *self, PyObject *args) {
     return fits ? PyLong_FromSsize_t(num_ids) : NULL;
 }
 
-/* row_products(ids, counts, width, places, asked, weights, products): rows of grams, uint16 [L, W], and how often each
-   occurs, uint8 [L, W]; W; places of rows, int64 [C]; the text's grams, uint16 [G], and their weights, float32 [G].
-   products [C], float64: the sums of count times weight. */
-static PyObject *row_products(PyObject *self, PyObject *args) {
+/* lexical_scores(ids, counts, width, scales, commons, places, asked, weight_of, common_of, scores): rows of grams, uint16
+   [L, W], how often each occurs, uint8 [L, W], and W; two factors of each row, float32 [L]; places of rows, int64 [C];
+   the text's grams, uint16 [G]; two numbers of every gram, float32. Into scores, float64 [C]: see
+   hilora/lexical_pool.py. */
+static PyObject *lexical_scores(PyObject *self, PyObject *args) {
     (void)self;
-    Py_buffer ids, counts, places, asked, weights, products;
+    Py_buffer given[9];
     Py_ssize_t width;
-    if (!PyArg_ParseTuple(args, "y*y*ny*y*y*w*", &ids, &counts, &width, &places, &asked, &weights, &products)) return NULL;
-    const Py_ssize_t num_places = places.len / (Py_ssize_t)sizeof(int64_t);
-    const Py_ssize_t num_asked = asked.len / (Py_ssize_t)sizeof(uint16_t);
-    const Py_ssize_t num_rows = width > 0 ? counts.len / width : 0;
-    int fits = counts.len == num_rows * width && ids.len == 2 * counts.len && products.len == num_places * (Py_ssize_t)sizeof(double) &&
-               weights.len == num_asked * (Py_ssize_t)sizeof(float);
-    const int64_t *place = places.buf;
-    for (Py_ssize_t i = 0; fits && i < num_places; i++) fits = place[i] >= 0 && place[i] < num_rows;
+    if (!PyArg_ParseTuple(args, "y*y*ny*y*y*y*y*y*w*", &given[0], &given[1], &width, &given[2], &given[3], &given[4],
+                          &given[5], &given[6], &given[7], &given[8]))
+        return NULL;
+    const uint16_t *ids = given[0].buf, *asked = given[5].buf;
+    const uint8_t *counts = given[1].buf;
+    const float *scales = given[2].buf, *commons = given[3].buf, *weight_of = given[6].buf, *common_of = given[7].buf;
+    const int64_t *places = given[4].buf;
+    double *scores = given[8].buf;
+    const Py_ssize_t num_rows = width > 0 ? given[1].len / width : 0;
+    const Py_ssize_t num_places = given[4].len / (Py_ssize_t)sizeof *places;
+    const Py_ssize_t num_asked = given[5].len / (Py_ssize_t)sizeof *asked;
+    const Py_ssize_t table = NUM_GRAMS * (Py_ssize_t)sizeof(float);
+    int fits = given[1].len == num_rows * width && given[0].len == 2 * given[1].len &&
+               given[2].len == num_rows * (Py_ssize_t)sizeof *scales && given[3].len == given[2].len &&
+               given[6].len == table && given[7].len == table && given[8].len == num_places * (Py_ssize_t)sizeof *scores;
+    for (Py_ssize_t i = 0; fits && i < num_places; i++) fits = places[i] >= 0 && places[i] < num_rows;
     if (fits) {
-        double *product = products.buf;
-        ask(asked.buf, weights.buf, num_asked);
-        for (Py_ssize_t i = 0; i < num_places; i++) {
-            const Py_ssize_t start = place[i] * width;
-            product[i] = counted_weight((const uint16_t *)ids.buf + start, (const uint8_t *)counts.buf + start, width);
+        double squares = 0.0, common = 0.0;
+        for (Py_ssize_t i = 0; i < num_asked; i++) {
+            const float square = weight_of[asked[i]] * weight_of[asked[i]];
+            asked_weight[asked[i]] = square;
+            squares += square;
+            common += common_of[asked[i]];
         }
-        forget(asked.buf, num_asked);
+        const double length = squares > 0.0 ? sqrt(sqrt(squares)) : 1.0;
+        for (Py_ssize_t i = 0; i < num_places; i++) {
+            const Py_ssize_t row = places[i];
+            const double product = counted_weight(ids + row * width, counts + row * width, width);
+            /* Single precision, so that rows that are equal have a spread of exactly 0. */
+            scores[i] = (float)((product * scales[row] - common * commons[row]) / length);
+        }
+        forget(asked, num_asked);
     } else {
-        PyErr_SetString(PyExc_ValueError, "rows, places, weights and products do not belong together");
+        PyErr_SetString(PyExc_ValueError, "rows, places, tables and scores do not belong together");
     }
-    PyBuffer_Release(&ids);
-    PyBuffer_Release(&counts);
-    PyBuffer_Release(&places);
-    PyBuffer_Release(&asked);
-    PyBuffer_Release(&weights);
-    PyBuffer_Release(&products);
+    for (int i = 0; i < 9; i++) PyBuffer_Release(&given[i]);
     if (!fits) return NULL;
     Py_RETURN_NONE;
 }
@@ -278,7 +291,7 @@ static PyObject *contest(PyObject *self, PyObject *args) {
 
 static PyMethodDef functions[] = {
     {"gram_ids", gram_ids, METH_VARARGS, "The distinct grams of a text, rising."},
-    {"row_products", row_products, METH_VARARGS, "What a text's grams weigh in some adapters' rows."},
+    {"lexical_scores", lexical_scores, METH_VARARGS, "How much the wording of a text is that of some adapters."},
     {"contest", contest, METH_VARARGS, "Which two adapters' samples explain a text together, and how well."},
     {NULL, NULL, 0, NULL},
 };

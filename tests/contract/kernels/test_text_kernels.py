@@ -148,20 +148,32 @@ class TestBuffers:
         assert self.call_contest(self.ENTRANT) == 0
 
     @pytest.mark.parametrize(
-        ("width", "places", "num_weights", "num_products"),
-        [(4, [2], 2, 1), (4, [-1], 2, 1), (4, [0], 1, 1), (4, [0, 1], 2, 1), (0, [0], 2, 1), (3, [0], 2, 1)],
+        "changed",
+        [
+            {"places": [2]},
+            {"places": [-1]},
+            {"num_scores": 2},
+            {"width": 0},
+            {"width": 3},
+            {"num_factors": 1},
+            {"table": 9},
+        ],
     )
-    def test_rows_that_are_not_there(self, width, places, num_weights, num_products):
+    def test_rows_that_are_not_there(self, changed):
         assert native is not None
+        given = {"width": 4, "places": [1], "num_scores": 1, "num_factors": 2, "table": NUM_GRAMS} | changed
         with pytest.raises(ValueError, match="do not belong together"):
-            native.row_products(
+            native.lexical_scores(
                 np.zeros((2, 4), dtype=np.uint16),
                 np.zeros((2, 4), dtype=np.uint8),
-                width,
-                np.array(places),
+                given["width"],
+                np.ones(given["num_factors"], dtype=np.float32),
+                np.ones(given["num_factors"], dtype=np.float32),
+                np.array(given["places"]),
                 np.arange(2, dtype=np.uint16),
-                np.ones(num_weights, dtype=np.float32),
-                np.empty(num_products),
+                np.ones(given["table"], dtype=np.float32),
+                np.ones(given["table"], dtype=np.float32),
+                np.empty(given["num_scores"]),
             )
 
     def test_grams_that_have_no_room(self):
