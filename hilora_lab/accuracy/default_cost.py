@@ -2,7 +2,7 @@
 
     routing.decide_ms         a decision among `routing.num_adapters` adapters by the clock, median and 99th percentile
     routing.decide_cpu_ms     the same in processor time, which other processes lengthen less
-    routing.are_text_kernels_compiled   without them, decisions take twice as long
+    routing.are_text_kernels_compiled   without them, decisions take longer
     routing.gaussian_ms       the same decisions by the embedding alone; gaussian_cpu_ms as above
     per_token.bN.SETTING      the default's time per token over a pinned adapter's, N requests at once, round by round:
                               `decode` of the middle step in which all decode, `whole` with prompts, `cpu` as `whole`
