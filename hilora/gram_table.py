@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hilora.character_grams import NUM_GRAMS, GramIds
 
-NumberT = TypeVar("NumberT", bound=np.number[Any])
+NumberT = TypeVar("NumberT", bound=np.floating[Any])
 
 _kept = threading.local()
 
@@ -39,5 +39,5 @@ def gram_table(ids_G: GramIds, numbers_G: NDArray[NumberT]) -> Iterator[NDArray[
     try:
         yield table
     finally:
-        table[ids_G] = 0
+        table[ids_G] = 0.0
         tables[kind] = table

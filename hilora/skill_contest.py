@@ -79,14 +79,14 @@ def hold_contest(
     least: float = 0.0,
     least_gain: float = 0.0,
 ) -> Contest | None:
-    """The contest for a text; None where fewer than two share anything with it, or no two can explain enough.
+    """The contest for a text; None where fewer than two share anything with it, or no two explain enough.
 
     Args:
         contestants: in an order that decides between equal ones.
         ids_G: the text's grams (`gram_ids`).
         squares_G: `w` of every gram there is.
-        least: what two have to explain together, so that it matters how much each two do.
-        least_gain: and how many times what the best one explains.
+        least: what two have to explain more than together.
+        least_gain: and more than how many times what the best one explains.
     """
     if text_kernels.native is None:
         return _held(contestants, ids_G, squares_G, least, least_gain)

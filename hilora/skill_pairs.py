@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from hilora.covariance import FloatArray
 from hilora.skill_contest import Contestant, gram_lengths, hold_contest
 
 MIN_EXPLAINED = 0.4
-"""What two adapters explain of a text at least: new words for an old task stay far below."""
+"""What two adapters explain more than of a text: new words for an old task stay far below."""
 MIN_GAIN = 1.1
 """Times what the best one explains."""
 MIN_ORDER = 0.8
@@ -66,18 +67,6 @@ class PairMemory:
         return frozenset(self.is_combination)
 
 
-class _Remembered(dict[int, Contestant | None]):
-    """What a function says of places, asked once of each: without a call for those that were asked before."""
-
-    def __init__(self, say: Callable[[int], Contestant | None]) -> None:
-        super().__init__()
-        self._say = say
-
-    def __missing__(self, place: int) -> Contestant | None:
-        found = self[place] = self._say(place)
-        return found
-
-
 class SkillPairs:
     """Finds pairs in a fitted pool. Immutable but for what it remembers, and safe to share between threads.
 
@@ -100,7 +89,7 @@ class SkillPairs:
         self._squares_G = weights_G * weights_G
         self._rivals_of = rivals_of
         self._memory = memory
-        self._contestant_of = _Remembered(self._contestant)
+        self._contestant_of = cache(self._contestant)
 
     def find(self, text: str, ids_G: GramIds, places_C: NDArray[np.intp]) -> SkillPair | None:
         """The pair for a text that no adapter explains; None if no two do either.
@@ -116,9 +105,6 @@ class SkillPairs:
         if contest is None:
             return None
         joint_KK = contest.joint_KK.copy()
-        explained, alone = float(joint_KK.max()), float(contest.alone_K[0])
-        if explained < MIN_EXPLAINED or explained <= MIN_GAIN * alone:
-            return None
         while True:
             pair = divmod(int(joint_KK.argmax()), len(joint_KK))
             if joint_KK[pair] <= 0.0:
@@ -135,7 +121,7 @@ class SkillPairs:
             first=contest.contestants[first].place,
             second=contest.contestants[second].place,
             explained=float(joint_KK[pair]),
-            gain=float(joint_KK[pair]) / alone,
+            gain=float(joint_KK[pair] / contest.alone_K[0]),
         )
 
     def is_combination(self, place: int) -> bool:
@@ -175,7 +161,7 @@ class SkillPairs:
 
     def _contestants(self, places: NDArray[np.intp]) -> list[Contestant]:
         """Those whose samples are known."""
-        found = [self._contestant_of[place] for place in places.tolist()]
+        found = [self._contestant_of(place) for place in places.tolist()]
         return [one for one in found if one is not None]
 
     def _contestant(self, place: int) -> Contestant | None:

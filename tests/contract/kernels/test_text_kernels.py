@@ -87,12 +87,9 @@ def test_contests_end_the_same(pool, text, seed, least, gain):
         return hold_contest(contestants, asked, squares_G, least=least, least_gain=gain)
 
     found, expected = held(), in_numpy(held)
-    if expected is None:
-        # The kernel may go by a bound of what two explain, so it may say more than it is asked for, never less.
-        enough = 0.0 if found is None else max(least, gain * float(found.alone_K[0]))
-        assert found is None or found.joint_KK.max() <= enough * (1 + 1e-9)
+    if found is None or expected is None:
+        assert found is expected is None
         return
-    assert found is not None
     assert [one.place for one in found.contestants] == [one.place for one in expected.contestants]
     assert found.ordinals == expected.ordinals
     for name in ("alone_K", "lengths_K", "joint_KK", "least_own_KK"):
