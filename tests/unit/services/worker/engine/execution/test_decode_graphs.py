@@ -143,10 +143,16 @@ _PLANS = [
 ]
 
 
+@functools.cache
+def plain_answers() -> list[list[int]]:
+    """Those of an engine without graphs to all plans."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return Setup(monkeypatch, has_graphs=False).answers(_PLANS)
+
+
 def test_replayed_steps_answer_as_plain_ones_do(monkeypatch) -> None:
-    plain = Setup(monkeypatch, has_graphs=False).answers(_PLANS)
     captured = Setup(monkeypatch, has_graphs=True)
-    assert captured.answers(_PLANS) == plain
+    assert captured.answers(_PLANS) == plain_answers()
     assert captured.recorder.num_replays > 2
 
 
@@ -198,7 +204,6 @@ def test_graphs_of_replaced_arenas_are_not_replayed(monkeypatch) -> None:
 
 
 def test_a_model_that_cannot_be_captured_runs_without_graphs(monkeypatch) -> None:
-    plain = Setup(monkeypatch, has_graphs=False).answers(_PLANS)
     captured = Setup(monkeypatch, has_graphs=True)
     assert captured.graphs is not None
     attempts: list[object] = []
@@ -208,7 +213,7 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs(monkeypatch) -> Non
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     captured.graphs._recorder = refusing
-    assert captured.answers(_PLANS) == plain
+    assert captured.answers(_PLANS) == plain_answers()
     assert captured.graphs.num_graphs == 0
     # What could not be captured once is not tried again in every step.
     again = len(attempts)
