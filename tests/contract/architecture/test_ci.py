@@ -47,7 +47,9 @@ class Ci:
 
     def makes(self, *, failing: str) -> None:
         """Which target fails."""
-        self._program("bin/make", f'echo "$*" >> {self._calls}; case " $* " in *" {failing} "*) exit 2;; esac')
+        installs = '[ "$*" != install ] || { mkdir -p .venv && touch .venv/.installed; }'
+        fails = f'case " $* " in *" {failing} "*) exit 2;; esac'
+        self._program("bin/make", f'echo "$*" >> {self._calls}; {fails}; {installs}')
 
     def run(self, **environment: str) -> tuple[int, list[str], str]:
         """Exit status, the targets that were made, in order, and the complaints."""
@@ -129,7 +131,26 @@ class TestCi:
     def test_containers_are_run_when_asked_for(self, ci):
         status, targets, complaints = ci.run(HILORA_CI_CONTAINERS="1")
 
-        assert (status, targets[-1], complaints) == (0, "test-containers", "")
+        assert (status, complaints) == (0, "")
+        assert {"test", "test-containers"} <= set(targets)
+
+    def test_containers_wait_for_the_environment_and_for_nothing_else(self, ci):
+        """With `make test` they go on side by side: each of the two waits here for the other one."""
+        ci._program(
+            "bin/make",
+            'case "$*" in install) sleep 0.5; mkdir -p .venv && touch .venv/.installed;;'
+            " test) touch tested; until [ -e contained ]; do sleep 0.05; done;;"
+            " test-containers) [ -e .venv/.installed ] || exit 2; touch contained;"
+            " until [ -e tested ]; do sleep 0.05; done;; esac",
+        )
+
+        assert ci.run(HILORA_CI_CONTAINERS="1")[0] == 0
+
+    @pytest.mark.parametrize("failing", ["test", "test-containers"])
+    def test_what_goes_on_beside_a_failure_is_said_as_well(self, ci, failing):
+        ci.makes(failing=failing)
+
+        assert {"test", "test-containers"} <= set(ci.run(HILORA_CI_CONTAINERS="1")[1])
 
 
 class TestTools:

@@ -84,7 +84,7 @@ def test_the_kernel_is_compiled_here() -> None:
 @pytest.mark.parametrize("num_rocs", [1, 3, 8])
 @pytest.mark.parametrize(
     ("form", "num_tokens"),
-    # Triton's interpreter takes a second for a token; each is a program of its own, so that many are not other than few.
+    # Triton's interpreter takes a second for a token; each is a program of its own: many are nothing else than few.
     [*((form, number) for form in ("native", "packs") for number in (1, 5, 40)), *(("triton", n) for n in (1, 9))],
 )
 def test_decode_rows_equal_the_union_form(form, num_rocs, num_tokens, monkeypatch) -> None:
