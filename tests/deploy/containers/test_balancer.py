@@ -16,7 +16,6 @@ from tests.builders.ports import free_port
 
 NUM_REQUESTS = 300
 CLOSES_EACH = 7
-"""A prime, so that no client's every turn falls on it."""
 
 
 class _Closing(BaseHTTPRequestHandler):
@@ -28,12 +27,10 @@ class _Closing(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.num_seen += 1
-            number = server.num_seen
-        if number % CLOSES_EACH == 0 and not server.reads_first:
-            self.close_connection = True
-            return
-        self.rfile.read(int(self.headers["Content-Length"]))
-        if number % CLOSES_EACH == 0:
+            closes = server.num_seen % CLOSES_EACH == 0
+        if server.reads_first or not closes:
+            self.rfile.read(int(self.headers["Content-Length"]))
+        if closes:
             self.close_connection = True
             return
         self.send_response(200)
