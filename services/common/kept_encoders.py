@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ class KeptEncoders:
             self._folder.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._folder))
             try:
-                _write(partial, converted, converted.tokenizer)
-                _put_in_place(partial, place)
+                _write(partial / "new", converted, converted.tokenizer)
+                _put_in_place(partial / "new", place, partial / "old")
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             self._tidy(place)
@@ -85,13 +86,12 @@ class KeptEncoders:
         return self._folder / f"{encoder.name}-{_key(encoder)}"
 
     def _tidy(self, newest: Path) -> None:
-        now = time.time()
         places = [place for place in self._folder.iterdir() if place.is_dir() and place != newest]
-        kept = sorted((place for place in places if (place / _MANIFEST).is_file()), key=_age)
+        kept = sorted((place for place in places if (place / _MANIFEST).is_file()), key=lambda at: _age(at / _MANIFEST))
         for place in kept[_MOST_KEPT - 1 :]:
             shutil.rmtree(place, ignore_errors=True)
         for place in places:
-            if place.name.startswith(_PARTIAL) and now - place.stat().st_mtime > _ABANDONED_SECONDS:
+            if place.name.startswith(_PARTIAL) and _age(place) > _ABANDONED_SECONDS:
                 shutil.rmtree(place, ignore_errors=True)
 
 
@@ -99,8 +99,13 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]
 
 
-def _age(place: Path) -> float:
-    return -(place / _MANIFEST).stat().st_mtime
+def _age(path: Path) -> float:
+    """Seconds since its last change; none of what another process has just removed."""
+    now = time.time()
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _key(encoder: Path) -> str:
@@ -122,6 +127,8 @@ def _hash(file: Path) -> str:
 
 
 def _write(folder: Path, converted: ConvertedEncoder, tokenizer: BareTokenizer) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)  # whatever the mask of whoever keeps it: others may read it
     # In float32, as it was made: half of the digits would give other vectors.
     import_openvino().save_model(converted.graph, folder / _GRAPH, compress_to_fp16=False)
     (folder / _TOKENIZER).write_text(tokenizer.tokenizer.to_str(), encoding="utf-8")
@@ -137,16 +144,15 @@ def _write(folder: Path, converted: ConvertedEncoder, tokenizer: BareTokenizer) 
             os.fsync(stream.fileno())
 
 
-def _put_in_place(partial: Path, place: Path) -> None:
-    """Rename a whole folder into its place. Somebody else's, made meanwhile of the same files, is as good."""
-    partial.chmod(0o755)  # what mkdtemp makes is its owner's alone
-    if place.is_dir():
-        # A folder cannot replace one; what was there goes out of the way in one step, too.
-        partial_old = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=place.parent))
-        place.rename(partial_old / place.name)
-        shutil.rmtree(partial_old, ignore_errors=True)
+def _put_in_place(new: Path, place: Path, aside: Path) -> None:
+    """Rename a whole folder into its place, and what was there out of it: a folder cannot replace one.
+
+    Somebody else's, put there meanwhile and made of the same files, is as good.
+    """
+    with suppress(FileNotFoundError):  # nothing was there, or another process has just taken it away
+        place.rename(aside)
     try:
-        partial.rename(place)
+        new.rename(place)
     except OSError:
         if not place.is_dir():
             raise

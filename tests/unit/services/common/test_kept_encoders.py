@@ -140,16 +140,29 @@ class TestKeeping:
         KeptEncoders(tmp_path / "file").keep(encoder, converted)
         assert KeptEncoders(tmp_path / "file").find(encoder) is None
 
-    def test_processes_that_keep_at_once_leave_one_whole(self, encoder, converted, tmp_path):
+    def test_processes_that_keep_at_once_leave_one_whole(self, encoder, converted, filled, tmp_path, monkeypatch):
+        def write(folder: Path, *_):
+            shutil.copytree(place_of(filled), folder)
+
+        # All but what takes long, so that they meet in every order.
+        monkeypatch.setattr(kept_encoders, "_write", write)
+        said = []
+        monkeypatch.setattr(kept_encoders._log, "info", lambda *args, **named: said.append((args, named)))
         kept = KeptEncoders(tmp_path)
-        threads = [threading.Thread(target=kept.keep, args=(encoder, converted)) for _ in range(4)]
+
+        def keep_often():
+            for _ in range(25):
+                kept.keep(encoder, converted)
+
+        threads = [threading.Thread(target=keep_often) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
+        assert not said
         assert kept.find(encoder) is not None
-        assert len(list(tmp_path.iterdir())) == 1
+        assert [place.name for place in tmp_path.iterdir()] == [place_of(filled).name]
 
     def test_old_ones_and_abandoned_ones_are_removed(self, encoder, converted, folder):
         names = [f"old-{number}" for number in range(5)]
