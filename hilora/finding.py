@@ -72,9 +72,14 @@ class RefusalLog:
         self.num_omitted = 0
         """How many came after the list was full."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what is found from now on is counted and no longer told."""
+        return len(self.errors) >= self._max_errors
+
     def __call__(self, error: InvalidAdapter) -> None:
         """Note a reason."""
-        if len(self.errors) < self._max_errors:
-            self.errors.append(error)
-        else:
+        if self.is_full:
             self.num_omitted += 1
+        else:
+            self.errors.append(error)

@@ -166,7 +166,8 @@ class AdapterValidator:
         found.notes += [*outline.notes, *self._review(outline.adapter)]
         # What an expansion would make of the file is bounded by what the base could hold, before it is made.
         is_bounded = _num_elements(outline.adapter) <= rank_limit * sum(map(sum, modules.values()))
-        if not (has_values and has_sound_ranks and is_bounded):
+        # And where the list of what is wrong is full, reading the values as well would tell nobody anything.
+        if not (has_values and has_sound_ranks and is_bounded) or found.log.is_full:
             return
         tensors = self._reader.tensors(folder / WEIGHTS_FILE)
         # Whatever is wrong with names and shapes was said about the header already.

@@ -104,8 +104,12 @@ class Podman:
             )
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[None]:
-        """Podman's socket, and the health checks, for as long as the block runs."""
+    def serving(self, *, checks_health: bool = True) -> Iterator[None]:
+        """Podman's socket, and the health checks, for as long as the block runs.
+
+        Args:
+            checks_health: for containers that run; a build has none, and asking for them each second costs it.
+        """
         service = subprocess.Popen(
             [self._program, "system", "service", "--time=0", f"unix://{self.socket}"],
             env={**os.environ, **self.environment},
@@ -119,11 +123,13 @@ class Podman:
             while not self.socket.exists():
                 assert time.monotonic() < deadline, "podman's socket did not appear"
                 time.sleep(0.1)
-            checks.start()
+            if checks_health:
+                checks.start()
             yield
         finally:
             ended.set()
-            checks.join(timeout=30)
+            if checks_health:
+                checks.join(timeout=30)
             service.terminate()
             service.wait(timeout=20)
 

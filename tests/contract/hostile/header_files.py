@@ -56,10 +56,9 @@ def with_metadata(metadata: object, *, data: bytes = b"") -> bytes:
 
 
 def empty_tensors(count: int) -> bytes:
-    fields = {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}
-    return safetensors_bytes(
-        json.dumps(dict.fromkeys((f"t{n}" for n in range(count)), fields), separators=(",", ":")).encode()
-    )
+    # By hand: of a million, json takes five seconds.
+    tensors = ",".join(f'"t{n}":{{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}' for n in range(count))
+    return safetensors_bytes(f"{{{tensors}}}".encode())
 
 
 def torch_checkpoint() -> bytes:

@@ -169,10 +169,26 @@ class TestReport:
 
     def test_a_flood_is_counted(self):
         log = RefusalLog(max_errors=2)
+        fullness = []
         for number in range(5):
             log(InvalidAdapter(str(number)))
+            fullness.append(log.is_full)
+        assert fullness == [False, True, True, True, True]
         report = report_of(log, [])
         assert (len(report.findings), report.num_omitted) == (2, 3)
+
+    @pytest.mark.parametrize(("num_wrong", "is_read"), [(1, True), (600, False)])
+    def test_where_the_list_is_full_the_values_are_not_read_for_it(self, tmp_path, monkeypatch, num_wrong, is_read):
+        strange = {f"strange.{number}": torch.zeros(0) for number in range(num_wrong)}
+        folder = folder_of(tmp_path, tensors={**peft_tensors(random_adapter()), **strange})
+        read = []
+        whole = HardenedSafetensorsReader.tensors
+        monkeypatch.setattr(HardenedSafetensorsReader, "tensors", lambda *given: read.append(given) or whole(*given))
+
+        refusal = refused(folder)
+        assert refusal.code == "unexpected_tensor"
+        assert refusal.details[REPORT_KEY]["num_omitted"] == max(0, num_wrong - 500)
+        assert bool(read) is is_read
 
     @pytest.mark.parametrize("fields", [{}, {"findings": [{"code": "x"}], "num_omitted": 0}, {"findings": 3}])
     def test_something_else_is_no_report(self, fields):
