@@ -104,6 +104,20 @@ class TestCi:
             time.sleep(0.05)
         assert time.monotonic() < deadline
 
+    def test_files_of_tests_are_made_in_memory_and_removed(self, ci, tmp_path):
+        ci._program("bin/df", 'echo Avail; echo "$ROOM"')
+        ci._program(
+            "bin/make",
+            'case "$*" in install) mkdir -p .venv && touch .venv/.installed;;'
+            ' test) echo "$TMPDIR" >> at; ls -d "$TMPDIR";; esac',
+        )
+        for room in ("9000000", "7000000", ""):
+            assert ci.run(ROOM=room)[0] == 0
+
+        in_memory, *elsewhere = (tmp_path / "at").read_text().split()
+        assert in_memory.startswith("/dev/shm/") and not Path(in_memory).exists()
+        assert elsewhere == ["/tmp", "/tmp"]
+
     def test_without_containers_no_image_is_built(self, ci):
         ci.builds(succeeds=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from services.common.openvino_conversion import BareTokenizer, ConvertedEncoder,
 from services.common.openvino_encoder import EncoderPrecision, OpenVinoEncoder
 from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.router.settings import RouterSettings
+from tests.builders.encoders import small_encoder
 
 TEXTS = [
     "Sort the letters of this word.",
@@ -52,6 +54,11 @@ def encoders(tmp_path_factory) -> dict[str, SentenceTransformerEncoder]:
 @pytest.fixture(scope="module")
 def converted() -> ConvertedEncoder:
     return convert_encoder(SentenceTransformer(str(get_model_path()), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return small_encoder(tmp_path_factory.mktemp("encoders") / "small")
 
 
 @pytest.fixture(params=[*EncoderBackend, BFLOAT16])
@@ -200,8 +207,8 @@ class TestOpenVino:
         assert caught.value.code == "encoder_backend_unavailable"
 
     @pytest.mark.parametrize(("counts_prompt", "is_same"), [(True, True), (False, False)])
-    def test_a_models_own_prompt_is_read_or_the_model_is_refused(self, counts_prompt, is_same):
-        model = SentenceTransformer(str(get_model_path()), device="cpu")
+    def test_a_models_own_prompt_is_read_or_the_model_is_refused(self, small, counts_prompt, is_same):
+        model = SentenceTransformer(str(small), device="cpu")
         model.prompts, model.default_prompt_name = {"query": "Find what answers this: "}, "query"
         model[1].include_prompt = counts_prompt
         if not is_same:
@@ -215,8 +222,8 @@ class TestOpenVino:
         )
 
     @pytest.mark.parametrize("is_plain", [True, False])
-    def test_a_tokeniser_is_taken_bare_where_that_gives_the_same_tokens(self, is_plain):
-        model = SentenceTransformer(str(get_model_path()), device="cpu")
+    def test_a_tokeniser_is_taken_bare_where_that_gives_the_same_tokens(self, small, is_plain):
+        model = SentenceTransformer(str(small), device="cpu")
         if not is_plain:
             # What transformers do around the tokeniser, and it does not know of.
             whole = model.preprocess

