@@ -30,6 +30,8 @@ STAND_INS = {
     "docker.io/library/redis:7.4-bookworm": "redis.Dockerfile",
     "docker.io/library/haproxy:3.0": "haproxy.Dockerfile",
 }
+_SECONDS_UNTIL_CHECKED_AGAIN = 3.0
+"""Of a container that is not healthy yet: each check is four processes, which what starts has to wait for."""
 _CA_BUNDLE = Path(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"))
 
 
@@ -134,21 +136,22 @@ class Podman:
             service.wait(timeout=20)
 
     def _check_health(self, ended: threading.Event) -> None:
-        """Each second until a container is healthy, then as often as its image or the compose file says."""
+        """Every few seconds until a container is healthy, then as often as its image or the compose file says."""
         due_at: dict[str, float] = {}
         while not ended.wait(1.0):
             for line in self("ps", "--format", "{{.ID}} {{.Status}}", check=False).splitlines():
                 identity, _, status = line.partition(" ")
-                is_due = "(healthy)" not in status or time.monotonic() >= due_at.get(identity, 0.0)
-                if ended.is_set() or "Paused" in status or not is_due:
+                if ended.is_set() or "Paused" in status or time.monotonic() < due_at.get(identity, 0.0):
                     continue
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self("healthcheck", "run", identity, check=False, seconds=20)
-                if "(healthy)" in status:
-                    due_at[identity] = time.monotonic() + self._health_interval(identity)
+                is_healthy = "(healthy)" in status
+                due_at[identity] = time.monotonic() + (
+                    self._health_interval(identity) if is_healthy else _SECONDS_UNTIL_CHECKED_AGAIN
+                )
 
     def _health_interval(self, identity: str) -> float:
-        """Seconds between the health checks of a container; 0, for every second, where it is gone or tells none."""
+        """Seconds between the checks of a healthy container; 0, for every second, where it is gone or tells none."""
         with contextlib.suppress(AssertionError):
             return self.inspect(identity)["Config"].get("Healthcheck", {}).get("Interval", 0) / 1e9
         return 0.0
