@@ -164,9 +164,12 @@ class PlayedPods:
             if "valueFrom" in entry:
                 secret = entry.pop("valueFrom")["secretKeyRef"]
                 entry["value"] = self._secrets()[secret["name"]][secret["key"]]
-        for port in container.get("ports", []):
-            if port["containerPort"] in self._ports:
-                port |= {"hostIP": "127.0.0.1", "hostPort": self._ports[port["containerPort"]]}
+        # Podman publishes each port that is named, on all addresses of the machine: there some connection may have it.
+        container["ports"] = [
+            port | {"hostIP": "127.0.0.1", "hostPort": self._ports[port["containerPort"]]}
+            for port in container.get("ports", [])
+            if port["containerPort"] in self._ports
+        ]
 
     def _volume(self, pod: str, volume: Document) -> Document:
         if "ephemeral" in volume or "emptyDir" in volume:

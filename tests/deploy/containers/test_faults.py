@@ -14,6 +14,7 @@ import time
 import pytest
 
 from tests.builders.light_load import light_load
+from tests.builders.system import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -36,12 +37,21 @@ def killed(system, service):
 
 @contextlib.contextmanager
 def paused(system, service):
-    system.podman("pause", system.container(service))
+    container = system.container(service)
+    # runc gives up on a container in which processes begin and end meanwhile, as a health check does.
+    wait_until(
+        lambda: _is_paused(system.podman, container), timeout_seconds=30, what="it is paused", interval_seconds=1
+    )
     try:
         time.sleep(FAULT_SECONDS)
         yield
     finally:
-        system.podman("unpause", system.container(service))
+        system.podman("unpause", container)
+
+
+def _is_paused(podman, container):
+    podman("pause", container, check=False)
+    return podman.inspect(container)["State"]["Paused"]
 
 
 @contextlib.contextmanager
