@@ -156,10 +156,9 @@ class TestPage:
             (tmp_path / folder).mkdir(parents=True)
         (tmp_path / "docs" / "benchmarks.md").write_text(PAGE.read_text())
         for command in self.commands():
-            tiny = (
-                ["--shape", "tiny", "--rounds", "1", "--threads", "1", "--no-profile"] if command[1] == "engine" else []
-            )
-            if command[1] == "engine" and "--only" not in command:
+            is_engine = command[1] == "engine"
+            tiny = ["--shape", "tiny", "--rounds", "1", "--threads", "1", "--no-profile"] if is_engine else []
+            if is_engine and "--only" not in command:
                 # A whole run, and a quick one, is what the tests above look at.
                 tiny.extend(["--only", "hilora_vs_base_prefill"])
             result = CliRunner().invoke(app, [*command, *tiny])
